@@ -1,0 +1,1 @@
+"""Pure policy: grants, downscoping, claims. No I/O, no clock."""

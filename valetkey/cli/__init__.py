@@ -1,0 +1,1 @@
+"""The valetkey command: the only package that may import all programs."""

@@ -1,0 +1,1 @@
+"""Pure: chain, de-duplication, gaps. No I/O, no clock."""

@@ -1,0 +1,1 @@
+"""What the programs say to each other, and the few things that all of them do alike."""

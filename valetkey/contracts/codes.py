@@ -1,0 +1,247 @@
+"""Decision codes: what a refused caller is told, defined once.
+
+Every denial and every failure that a caller can see has one dotted code. A code fixes the HTTP
+status, the OAuth ``error`` (RFC 6749 §5.2 and its extensions) where a token endpoint would say
+it, and one line of help that is safe to show to anyone: it names what to do, never a secret.
+``docs/reference/codes.md`` and the README's table are generated from this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One way in which a call can be refused.
+
+    ``status`` is the HTTP status sent to the caller, ``oauth`` the ``error`` member that a token
+    endpoint answers with (empty where no token endpoint ever says it), ``retry_after`` the
+    seconds after which a repeat makes sense (``None``: repeating changes nothing).
+    """
+
+    name: str
+    status: int
+    help: str
+    oauth: str = ""
+    retry_after: int | None = None
+
+    @property
+    def family(self) -> str:
+        """The part before the dot: whose fault it is."""
+        return self.name.partition(".")[0]
+
+
+_ALL: dict[str, Code] = {}
+
+
+def _code(
+    name: str, status: int, help_: str, oauth: str = "", retry_after: int | None = None
+) -> Code:
+    code = Code(name, status, help_, oauth, retry_after)
+    assert name not in _ALL, name
+    _ALL[name] = code
+    return code
+
+
+# --- request: the caller sent bytes that no two readers would surely read alike -----------------
+REQUEST_MALFORMED: Final = _code(
+    "request.malformed", 400, "The request is not well-formed HTTP/1.1 (RFC 9112)."
+)
+REQUEST_VERSION: Final = _code(
+    "request.version_unsupported", 505, "Only HTTP/1.0 and HTTP/1.1 are spoken here."
+)
+REQUEST_HEAD_TOO_LARGE: Final = _code(
+    "request.head_too_large", 431, "Request line and headers exceed the limit of this listener."
+)
+REQUEST_TOO_MANY_HEADERS: Final = _code(
+    "request.too_many_headers", 431, "The request has more header fields than allowed."
+)
+REQUEST_AMBIGUOUS_FRAMING: Final = _code(
+    "request.ambiguous_framing",
+    400,
+    "Send exactly one of Content-Length or Transfer-Encoding: chunked, once (RFC 9112 §6).",
+)
+REQUEST_AMBIGUOUS_HOST: Final = _code(
+    "request.ambiguous_host",
+    400,
+    "Send exactly one valid Host that agrees with the request target.",
+)
+REQUEST_AMBIGUOUS_PATH: Final = _code(
+    "request.ambiguous_path",
+    400,
+    "The path has dot segments, empty segments, encoded delimiters, a double encoding or "
+    "characters outside RFC 3986: send it in its plain form.",
+)
+REQUEST_CONNECTION_HEADER: Final = _code(
+    "request.connection_header", 400, "Connection may not name an end-to-end header."
+)
+REQUEST_EXPECTATION: Final = _code(
+    "request.expectation_failed", 417, "The only expectation understood is 100-continue."
+)
+REQUEST_UPGRADE: Final = _code(
+    "request.upgrade_denied", 403, "This route does not allow protocol upgrades."
+)
+REQUEST_CONNECT: Final = _code(
+    "request.connect_denied", 405, "This listener is a reverse proxy; CONNECT is not served."
+)
+REQUEST_TIMEOUT: Final = _code(
+    "request.timeout", 408, "The request did not arrive within the time allowed."
+)
+REQUEST_BODY_MALFORMED: Final = _code(
+    "request.body_malformed", 400, "The chunked body is not well-formed (RFC 9112 §7.1)."
+)
+
+# --- target, route: the settings know no way for this call --------------------------------------
+TARGET_NO_MATCH: Final = _code(
+    "target.no_match", 403, "No target is configured for this listener, path prefix or Host."
+)
+ROUTE_NO_MATCH: Final = _code(
+    "route.no_match", 403, "No route of the target allows this method and path."
+)
+
+# --- identity, subject: who calls ---------------------------------------------------------------
+IDENTITY_UNAVAILABLE: Final = _code(
+    "identity.unavailable",
+    503,
+    "The sidecar has no usable workload identity (token file missing, empty or expired).",
+    retry_after=5,
+)
+SUBJECT_INVALID: Final = _code(
+    "subject.invalid",
+    403,
+    "The user's token that came with the call is not acceptable: malformed, expired, from an "
+    "unknown issuer or for another audience.",
+    oauth="invalid_request",
+)
+SUBJECT_REVOKED: Final = _code(
+    "subject.revoked", 403, "The subject's access was revoked.", oauth="invalid_grant"
+)
+ACTOR_INVALID: Final = _code(
+    "actor.invalid",
+    403,
+    "The workload's token is not acceptable to the broker: malformed, expired, from an unknown "
+    "issuer or for another audience.",
+    oauth="invalid_client",
+)
+ACTOR_NOT_ALLOWED: Final = _code(
+    "actor.not_allowed",
+    403,
+    "The user's token does not let this workload act for the user (may_act, RFC 8693 §4.4).",
+    oauth="invalid_request",
+)
+
+# --- grant: the policy says no ------------------------------------------------------------------
+GRANT_MISSING: Final = _code(
+    "grant.missing", 403, "No grant gives this workload access to the target.", "invalid_target"
+)
+GRANT_SCOPE: Final = _code(
+    "grant.scope",
+    403,
+    "A grant exists, but not for the scopes that the route needs.",
+    "invalid_scope",
+)
+GRANT_CONDITION: Final = _code(
+    "grant.condition",
+    403,
+    "A grant exists, but not for this method and path.",
+    "invalid_authorization_details",
+)
+
+# --- broker: the policy could not be asked ------------------------------------------------------
+BROKER_UNAVAILABLE: Final = _code(
+    "broker.unavailable",
+    503,
+    "The broker can't be reached and no valid credential is cached; try again.",
+    oauth="temporarily_unavailable",
+    retry_after=5,
+)
+BROKER_REFUSED: Final = _code(
+    "broker.refused", 403, "The broker refused the exchange.", oauth="invalid_request"
+)
+BROKER_BAD_RESPONSE: Final = _code(
+    "broker.bad_response",
+    502,
+    "The broker answered with something that is not a usable credential.",
+    retry_after=5,
+)
+
+# --- target: the way to the target --------------------------------------------------------------
+TARGET_ADDRESS_DENIED: Final = _code(
+    "target.address_denied",
+    403,
+    "The target's name resolves to an address that the settings do not allow.",
+)
+TARGET_UNREACHABLE: Final = _code(
+    "target.unreachable", 502, "No connection to the target could be made.", retry_after=1
+)
+TARGET_TLS: Final = _code(
+    "target.tls_failed", 502, "The target's certificate could not be verified."
+)
+TARGET_TIMEOUT: Final = _code(
+    "target.timeout", 504, "The target did not answer within the time allowed.", retry_after=1
+)
+TARGET_CLOSED: Final = _code(
+    "target.closed", 502, "The target closed the connection before it answered.", retry_after=1
+)
+TARGET_BAD_RESPONSE: Final = _code(
+    "target.bad_response", 502, "The target's answer is not well-formed HTTP/1.1 (RFC 9112)."
+)
+
+# --- audit, proxy: this sidecar itself ----------------------------------------------------------
+AUDIT_UNAVAILABLE: Final = _code(
+    "audit.unavailable",
+    503,
+    "The decision can't be put on record (spool full or disk failing), so the call may not leave.",
+    retry_after=5,
+)
+PROXY_DRAINING: Final = _code("proxy.draining", 503, "The sidecar is shutting down.", retry_after=1)
+PROXY_OVERLOADED: Final = _code(
+    "proxy.overloaded", 503, "The sidecar has no connection to spare; try again.", retry_after=1
+)
+PROXY_INTERNAL: Final = _code(
+    "proxy.internal", 500, "The sidecar failed on this call; the reason is in its log."
+)
+
+# --- service: the broker's and the collector's own endpoints ------------------------------------
+SERVICE_NOT_FOUND: Final = _code("service.not_found", 404, "There is no such endpoint.")
+SERVICE_METHOD: Final = _code(
+    "service.method_not_allowed", 405, "The endpoint does not take this method."
+)
+SERVICE_BAD_REQUEST: Final = _code(
+    "service.bad_request", 400, "The request can't be understood.", oauth="invalid_request"
+)
+SERVICE_UNAUTHENTICATED: Final = _code(
+    "service.unauthenticated",
+    401,
+    "Authenticate with a token of a trusted issuer.",
+    "invalid_client",
+)
+SERVICE_FORBIDDEN: Final = _code(
+    "service.forbidden", 403, "The authenticated caller may not do this.", "unauthorized_client"
+)
+SERVICE_TOO_LARGE: Final = _code("service.too_large", 413, "The request body is too large.")
+SERVICE_INTERNAL: Final = _code(
+    "service.internal",
+    500,
+    "The service failed on this request; the reason is in its log.",
+    oauth="server_error",
+)
+SERVICE_UNAVAILABLE: Final = _code(
+    "service.unavailable",
+    503,
+    "The service is not ready; try again.",
+    oauth="temporarily_unavailable",
+    retry_after=5,
+)
+
+
+def by_name(name: str) -> Code | None:
+    """The code of that dotted name, or ``None`` where none is defined."""
+    return _ALL.get(name)
+
+
+def all_codes() -> tuple[Code, ...]:
+    """Every code, in the order of definition."""
+    return tuple(_ALL.values())

@@ -1,0 +1,144 @@
+"""DPoP (RFC 9449): making proofs quickly, and reading them strictly.
+
+The sidecar makes one proof per request to a DPoP target and per exchange; the broker and the
+demo's resource server read them. A `ProofKey` is one ephemeral P-256 key per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from valetkey.contracts.jose import (
+    MAX_TOKEN_LENGTH,
+    TokenInvalid,
+    b64url,
+    b64url_decode,
+    thumbprint,
+)
+
+# RFC 9449 §11.1: acceptable only for a relatively brief period.
+PROOF_LIFETIME: Final = 60
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+_PRIVATE_MEMBERS: Final = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
+
+
+class ProofKey:
+    """An ephemeral P-256 key that signs DPoP proofs (ES256)."""
+
+    __slots__ = ("_header", "_key", "jwk", "thumbprint")
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        numbers = self._key.public_key().public_numbers()
+        self.jwk = {
+            "kty": "EC",
+            "crv": "P-256",
+            "x": b64url(numbers.x.to_bytes(32)),
+            "y": b64url(numbers.y.to_bytes(32)),
+        }
+        self.thumbprint = thumbprint(self.jwk)
+        header = {"typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk}
+        self._header = b64url(msgspec.json.encode(header)).encode() + b"."
+
+    def proof(
+        self, *, method: str, url: str, jti: str, now: int, ath: str = "", nonce: str = ""
+    ) -> str:
+        """A fresh proof. ``url`` is without query and fragment (RFC 9449 §4.2 ``htu``).
+
+        ``ath`` is `token_hash` of the access token sent with it, ``nonce`` the server's last one.
+        """
+        claims: dict[str, Any] = {"jti": jti, "htm": method, "htu": url, "iat": now}
+        if ath:
+            claims["ath"] = ath
+        if nonce:
+            claims["nonce"] = nonce
+        signing_input = self._header + b64url(msgspec.json.encode(claims)).encode()
+        r, s = decode_dss_signature(self._key.sign(signing_input, _ECDSA))
+        return f"{signing_input.decode()}.{b64url(r.to_bytes(32) + s.to_bytes(32))}"
+
+
+def token_hash(access_token: str) -> str:
+    """``ath``: base64url SHA-256 of the ASCII token (RFC 9449 §4.2)."""
+    return b64url(hashlib.sha256(access_token.encode()).digest())
+
+
+class NonceRequired(TokenInvalid):
+    """The proof lacks a nonce that this server gave (RFC 9449 §8, §9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedProof:
+    """A proof that held. ``jti`` still has to be checked against replay by the caller."""
+
+    thumbprint: str
+    jti: str
+    issued_at: float
+
+
+def verify_proof(
+    proof: str,
+    *,
+    method: str,
+    url: str,
+    now: float,
+    access_token: str = "",
+    nonce_is_ours: Callable[[str], bool] | None = None,
+) -> VerifiedProof:
+    """All checks of RFC 9449 §4.3 but replay. Raises `TokenInvalid` or `NonceRequired`.
+
+    ``url`` is this server's own URL of the endpoint, without query. ``nonce_is_ours`` decides on
+    a nonce (also on the empty one) where the server demands them.
+    """
+    if len(proof) > MAX_TOKEN_LENGTH:
+        raise TokenInvalid("proof longer than any we accept")
+    parts = proof.split(".")
+    if len(parts) != 3 or not all(parts):
+        raise TokenInvalid("proof is not a compact JWS")
+    try:
+        header = msgspec.json.decode(b64url_decode(parts[0]), type=dict[str, Any])
+        claims = msgspec.json.decode(b64url_decode(parts[1]), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TokenInvalid("proof is not made of JSON objects") from error
+    if header.get("typ") != "dpop+jwt":
+        raise TokenInvalid("typ is not dpop+jwt")
+    if header.get("alg") != "ES256":  # the one asymmetric algorithm that we advertise
+        raise TokenInvalid("alg is not ES256")
+    jwk = header.get("jwk")
+    if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
+        raise TokenInvalid("jwk is not a P-256 key")
+    if any(member in jwk for member in _PRIVATE_MEMBERS):
+        raise TokenInvalid("jwk holds a private key")
+    try:
+        key = jwt.PyJWK(jwk, algorithm="ES256")
+        good = key.Algorithm.verify(
+            f"{parts[0]}.{parts[1]}".encode(), key.key, b64url_decode(parts[2])
+        )
+    except (jwt.PyJWTError, ValueError) as error:
+        raise TokenInvalid("proof can't be checked") from error
+    if not good:
+        raise TokenInvalid("bad proof signature")
+    if claims.get("htm") != method or claims.get("htu") != url:
+        raise TokenInvalid("proof is for another method or URL")
+    jti, issued_at = claims.get("jti"), claims.get("iat")
+    if not isinstance(jti, str) or not 1 <= len(jti) <= 256:
+        raise TokenInvalid("jti is missing or too long")
+    if not isinstance(issued_at, int | float) or isinstance(issued_at, bool):
+        raise TokenInvalid("iat is missing")
+    if abs(now - issued_at) > PROOF_LIFETIME:
+        raise TokenInvalid("iat is too far from now")
+    if access_token and claims.get("ath") != token_hash(access_token):
+        raise TokenInvalid("ath is not the hash of the access token")
+    if nonce_is_ours is not None:
+        nonce = claims.get("nonce", "")
+        if not isinstance(nonce, str) or not nonce_is_ours(nonce):
+            raise NonceRequired("a fresh nonce of this server is needed")
+    return VerifiedProof(thumbprint(jwk), jti, issued_at)

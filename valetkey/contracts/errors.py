@@ -1,0 +1,42 @@
+"""Errors in families by whose fault they are.
+
+Adapters convert foreign exceptions into one of these at the boundary, ``from`` the original.
+``reason`` is for the record and the log; the caller only ever sees ``code``.
+"""
+
+from __future__ import annotations
+
+from valetkey.contracts.codes import Code
+
+
+class ValetkeyError(Exception):
+    """Base of all errors with a code. ``reason`` may hold details, but never a secret."""
+
+    def __init__(self, code: Code, reason: str = "") -> None:
+        super().__init__(f"{code.name}: {reason}" if reason else code.name)
+        self.code = code
+        self.reason = reason
+
+
+class CallerError(ValetkeyError):
+    """The caller sent something that can't be accepted."""
+
+
+class PolicyError(ValetkeyError):
+    """The policy says no."""
+
+
+class BrokerError(ValetkeyError):
+    """The broker could not be asked, or its answer can't be used."""
+
+
+class TargetError(ValetkeyError):
+    """The way to the target, or the target itself, failed."""
+
+
+class AuditError(ValetkeyError):
+    """The record can't be kept."""
+
+
+class ConfigError(Exception):
+    """Settings that can't be used: message with file, line and key path."""

@@ -1,0 +1,72 @@
+"""Token exchange on the wire: names and messages of RFC 8693, as sidecar and broker use them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+# RFC 8693 §2.1
+GRANT_TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105
+# RFC 8693 §3
+TOKEN_TYPE_ACCESS: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105
+TOKEN_TYPE_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105
+# RFC 7523 §2.2
+ASSERTION_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+# The one `type` of RFC 9396 details that the spine speaks: a call that the sidecar is about to
+# make. `locations` is the target's resource, `actions` the HTTP methods, `identifier` the route,
+# `path` the exact path (per-request) or the route's pattern.
+DETAILS_HTTP_CALL: Final = "valetkey_http_call"
+
+
+class HttpCallDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """RFC 9396 authorization details for calls over HTTP.
+
+    ``path`` is what the sidecar will send: a literal path when the credential is for one request,
+    otherwise the route's pattern (``/api/tickets/{id}``). ``exact`` says which of the two.
+    """
+
+    type: str
+    locations: tuple[str, ...]
+    actions: tuple[str, ...]
+    identifier: str
+    path: str
+    exact: bool = False
+
+
+class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A successful exchange (RFC 8693 §2.2.1). Unknown members are ignored (RFC 6749 §5.1)."""
+
+    access_token: str
+    issued_token_type: str
+    token_type: str
+    expires_in: int
+    scope: str = ""
+    authorization_details: list[dict[str, Any]] = []
+    # Ours: lets the sidecar put on record which policy decided, under which transaction.
+    policy_digest: str = ""
+    txn: str = ""
+    jti: str = ""
+    # Ours: who the broker found the subject and the acting workload to be, after verification.
+    sub: str = ""
+    act: dict[str, Any] = {}
+
+
+class TokenError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A refused exchange (RFC 6749 §5.2). ``code`` is the Valetkey code behind ``error``."""
+
+    error: str
+    error_description: str = ""
+    code: str = ""
+
+
+_CANONICAL: Final = msgspec.json.Encoder(order="deterministic")
+
+
+def canonical_details(details: Any) -> str:
+    """Authorization details as canonical JSON: sorted keys, no spaces, so that equal means equal.
+
+    Numbers in details are integers or absent, so RFC 8785's number formatting has no say here.
+    """
+    return _CANONICAL.encode(details).decode()

@@ -1,0 +1,1 @@
+"""The sidecar (policy enforcement point) beside one workload."""

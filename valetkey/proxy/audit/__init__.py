@@ -1,0 +1,1 @@
+"""The spool that survives SIGKILL, and the shipper that empties it."""

@@ -1,0 +1,1 @@
+"""Exchange client, cache, and one file per way to inject a credential."""
