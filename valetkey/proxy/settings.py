@@ -1,0 +1,189 @@
+"""The sidecar's settings file, as types. What each key means stands beside it.
+
+`valetkey.proxy.core.snapshot.compile_snapshot` turns a loaded `ProxySettings` into the immutable
+snapshot that decisions are made on; everything that needs more than one key to judge is refused
+there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from valetkey.contracts.settings import Duration, Settings, Size, duration, size
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]  # RFC 6749 §3.3
+Method = Annotated[str, Meta(pattern=r"^[A-Z][A-Z-]{0,31}$")]
+
+
+class IdentitySettings(Settings, frozen=True, kw_only=True):
+    """Where the workload's own identity comes from: a token file, re-read when it changes."""
+
+    file: Path
+
+
+class WorkloadSettings(Settings, frozen=True, kw_only=True):
+    """The workload beside this sidecar.
+
+    ``subject_header`` names the request header that may bring a user's token; then the user is
+    the subject and the workload the actor (RFC 8693 §1.1).
+    """
+
+    identity: IdentitySettings
+    subject_header: HeaderName = "X-Valetkey-Subject"
+
+
+class BrokerSettings(Settings, frozen=True, kw_only=True):
+    """The broker. Plain HTTP is accepted for loopback only."""
+
+    url: str
+    ca_file: Path | None = None
+    timeout: Duration = duration(5)
+
+
+class CollectorSettings(Settings, frozen=True, kw_only=True):
+    """The collector. Plain HTTP is accepted for loopback only."""
+
+    url: str
+    ca_file: Path | None = None
+    timeout: Duration = duration(10)
+    batch: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+
+
+class SpoolSettings(Settings, frozen=True, kw_only=True):
+    """Where events wait until the collector has them.
+
+    ``max_size`` bounds the disk; what happens at the bound is each route's ``spool_full``.
+    ``commit_every`` is the group commit: what a power loss can cost at most.
+    """
+
+    dir: Path
+    segment_size: Size = size(16 << 20)
+    max_size: Size = size(1 << 30)
+    commit_every: Duration = duration(0.005)
+
+
+class ListenerSettings(Settings, frozen=True, kw_only=True):
+    """One address that takes calls. ``target`` gives the whole listener to one target."""
+
+    bind: str
+    mode: Literal["reverse"] = "reverse"
+    target: Name | None = None
+
+
+class AdminSettings(Settings, frozen=True, kw_only=True):
+    """``/healthz``, ``/readyz``, ``/metrics``."""
+
+    bind: str = "127.0.0.1:7071"
+
+
+class CredentialSettings(Settings, frozen=True, kw_only=True):
+    """How the credential is put into the call.
+
+    ``bearer``: ``Authorization: Bearer``. ``dpop``: ``Authorization: DPoP`` with a proof per
+    request (RFC 9449). ``header``: the token alone in the header called ``name``.
+    """
+
+    kind: Literal["bearer", "dpop", "header"]
+    name: HeaderName | None = None
+
+
+class PoolSettings(Settings, frozen=True, kw_only=True):
+    """Connections to one target. Idle ones are closed after ``idle``."""
+
+    size: Annotated[int, Meta(ge=1, le=65_535)] = 256
+    idle: Duration = duration(30)
+
+
+class TargetSettings(Settings, frozen=True, kw_only=True):
+    """A system that calls go to.
+
+    ``prefix`` (one segment, stripped) and ``hosts`` choose the target on listeners that are not
+    given to one. ``allow_networks`` lists the CIDRs that its name may resolve to besides public
+    addresses. ``pass_headers`` lets through headers that are otherwise dropped as credentials.
+    """
+
+    url: str
+    audience: str
+    credential: CredentialSettings
+    prefix: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9._~-]+$")] | None = None
+    hosts: tuple[str, ...] = ()
+    ca_file: Path | None = None
+    allow_networks: tuple[str, ...] = ()
+    pass_headers: tuple[HeaderName, ...] = ()
+    pool: PoolSettings = PoolSettings()
+
+
+class MatchSettings(Settings, frozen=True, kw_only=True):
+    """Methods and a path: literal segments, ``{name}`` for one segment, a trailing ``{rest*}``."""
+
+    methods: Annotated[tuple[Method, ...], Meta(min_length=1)]
+    path: Annotated[str, Meta(pattern=r"^/")]
+
+
+class RouteSettings(Settings, frozen=True, kw_only=True):
+    """A match on one target, with the scopes that it needs.
+
+    ``per_request`` asks the broker for one credential per call, bound to its exact method and
+    path. ``audit: durable`` waits until the decision is on disk. ``spool_full`` is what happens
+    when the record can't be kept: ``deny``, or ``record_gap`` (the call goes on and the number
+    of unrecorded events is recorded later).
+    """
+
+    id: Name
+    target: Name
+    match: MatchSettings
+    scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
+    per_request: bool = False
+    audit: Literal["buffered", "durable"] = "buffered"
+    spool_full: Literal["deny", "record_gap"] = "deny"
+
+
+class LimitSettings(Settings, frozen=True, kw_only=True):
+    """Bounds on what one caller can make the sidecar hold.
+
+    Defaults follow common servers: nginx allows 4 × 8 KiB of head, Apache 100 header fields.
+    """
+
+    head_size: Size = size(32 << 10)
+    headers: Annotated[int, Meta(ge=1, le=1000)] = 100
+    connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    credentials: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class TimeoutSettings(Settings, frozen=True, kw_only=True):
+    """How long each step may take.
+
+    ``head``: from the first byte to the end of the request head. ``idle``: between requests of
+    one connection. ``connect``: to the target, TLS included. ``first_byte``: from the end of the
+    request to the response head. ``stall``: without any progress of a body. ``drain``: calls in
+    flight at SIGTERM.
+    """
+
+    head: Duration = duration(10)
+    idle: Duration = duration(75)
+    connect: Duration = duration(5)
+    first_byte: Duration = duration(60)
+    stall: Duration = duration(60)
+    drain: Duration = duration(15)
+
+
+class ProxySettings(Settings, frozen=True, kw_only=True):
+    """The whole file. ``instance`` names this sidecar in the record (default: the host's name)."""
+
+    workload: WorkloadSettings
+    broker: BrokerSettings
+    spool: SpoolSettings
+    listeners: Annotated[tuple[ListenerSettings, ...], Meta(min_length=1)]
+    targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
+    routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
+    collector: CollectorSettings | None = None
+    admin: AdminSettings = AdminSettings()
+    instance: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
