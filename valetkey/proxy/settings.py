@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from valetkey.contracts.settings import Duration, Settings, Size, duration, size
 
@@ -115,7 +115,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     ca_file: Path | None = None
     allow_networks: tuple[str, ...] = ()
     pass_headers: tuple[HeaderName, ...] = ()
-    pool: PoolSettings = PoolSettings()
+    pool: PoolSettings = field(default_factory=PoolSettings)
 
 
 class MatchSettings(Settings, frozen=True, kw_only=True):
@@ -182,8 +182,8 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
     routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
     collector: CollectorSettings | None = None
-    admin: AdminSettings = AdminSettings()
+    admin: AdminSettings = field(default_factory=AdminSettings)
     instance: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
-    limits: LimitSettings = LimitSettings()
-    timeouts: TimeoutSettings = TimeoutSettings()
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
