@@ -132,6 +132,79 @@ ACTOR_NOT_ALLOWED: Final = _code(
     oauth="invalid_request",
 )
 
+ACTOR_REPLAYED: Final = _code(
+    "actor.replayed",
+    403,
+    "This client assertion was used before: a self-signed assertion is good for one request.",
+    oauth="invalid_client",
+)
+ACTOR_MISMATCH: Final = _code(
+    "actor.mismatch",
+    403,
+    "For a user's token send the acting workload's own token as actor_token, valid and of the same "
+    "issuer and subject as the client assertion; for the workload itself send none.",
+    oauth="invalid_request",
+)
+
+# --- exchange: the parameters of a token request ------------------------------------------------
+EXCHANGE_GRANT_TYPE: Final = _code(
+    "exchange.grant_type",
+    400,
+    "The only grant_type is urn:ietf:params:oauth:grant-type:token-exchange (RFC 8693).",
+    "unsupported_grant_type",
+)
+EXCHANGE_TOKEN_TYPE: Final = _code(
+    "exchange.token_type",
+    400,
+    "Token types are urn:ietf:params:oauth:token-type:access_token and …:jwt, and a type comes "
+    "with its token.",
+    oauth="invalid_request",
+)
+EXCHANGE_TARGET: Final = _code(
+    "exchange.target",
+    400,
+    "Name one audience, and at most one resource: absolute, without fragment, of the same target "
+    "(RFC 8707).",
+    "invalid_target",
+)
+EXCHANGE_SCOPE: Final = _code(
+    "exchange.scope", 400, "Name the scopes, separated by spaces (RFC 6749 §3.3).", "invalid_scope"
+)
+EXCHANGE_DETAILS: Final = _code(
+    "exchange.details",
+    400,
+    "authorization_details is a JSON array of 1 to 16 valetkey_http_call objects without unknown "
+    "members, with locations naming the audience alone.",
+    "invalid_authorization_details",
+)
+
+# --- dpop: the proof at the token endpoint (RFC 9449) -------------------------------------------
+DPOP_MISSING: Final = _code(
+    "dpop.missing",
+    403,
+    "Send one DPoP proof: the target's tokens are bound to a key, or the client's token is one "
+    "that may be presented more than once.",
+    oauth="invalid_dpop_proof",
+)
+DPOP_INVALID: Final = _code(
+    "dpop.invalid",
+    403,
+    "The DPoP proof does not hold: form, key, signature, method, URL or time.",
+    oauth="invalid_dpop_proof",
+)
+DPOP_NONCE: Final = _code(
+    "dpop.nonce",
+    403,
+    "Repeat the request with a proof that carries the nonce of the DPoP-Nonce header.",
+    oauth="use_dpop_nonce",
+)
+DPOP_REPLAYED: Final = _code(
+    "dpop.replayed",
+    403,
+    "This DPoP proof was used before: make a fresh one for each request.",
+    oauth="invalid_dpop_proof",
+)
+
 # --- grant: the policy says no ------------------------------------------------------------------
 GRANT_MISSING: Final = _code(
     "grant.missing", 403, "No grant gives this workload access to the target.", "invalid_target"
@@ -221,6 +294,9 @@ SERVICE_UNAUTHENTICATED: Final = _code(
 SERVICE_FORBIDDEN: Final = _code(
     "service.forbidden", 403, "The authenticated caller may not do this.", "unauthorized_client"
 )
+SERVICE_MEDIA_TYPE: Final = _code(
+    "service.media_type", 415, "The request body is not of the media type of this endpoint."
+)
 SERVICE_TOO_LARGE: Final = _code("service.too_large", 413, "The request body is too large.")
 SERVICE_INTERNAL: Final = _code(
     "service.internal",
@@ -234,6 +310,23 @@ SERVICE_UNAVAILABLE: Final = _code(
     "The service is not ready; try again.",
     oauth="temporarily_unavailable",
     retry_after=5,
+)
+
+# --- audit: what the collector refuses to put on record -----------------------------------------
+AUDIT_BATCH_INVALID: Final = _code(
+    "audit.batch_invalid",
+    400,
+    "Send a JSON array of well-formed events of one source and one boot (CloudEvents 1.0.2).",
+)
+AUDIT_SOURCE_TAKEN: Final = _code(
+    "audit.source_taken",
+    403,
+    "Another identity writes this source: a source belongs to the workload that was seen first.",
+)
+AUDIT_CONFLICT: Final = _code(
+    "audit.conflict",
+    409,
+    "An event of this id is on record with other bytes: nothing of the batch was stored.",
 )
 
 

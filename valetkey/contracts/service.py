@@ -101,11 +101,16 @@ def _place(error: BaseException) -> str:
 
 
 def add_probes(
-    app: web.Application, registry: CollectorRegistry, ready: Callable[[], Awaitable[str]]
+    app: web.Application,
+    registry: CollectorRegistry,
+    ready: Callable[[], Awaitable[str]],
+    *,
+    details: Callable[[], dict[str, str]] | None = None,
 ) -> None:
     """``/healthz`` (the process answers), ``/readyz``, ``/metrics``.
 
     ``ready`` gives an empty string, or the reason why the service should get no traffic.
+    ``details`` are members for ``/readyz`` that are worth a look but keep no traffic away.
     """
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -113,9 +118,10 @@ def add_probes(
 
     async def readyz(_request: web.Request) -> web.Response:
         reason = await ready()
+        more = details() if details else {}
         if reason:
-            return web.json_response({"status": "unready", "reason": reason}, status=503)
-        return web.json_response({"status": "ready"})
+            return web.json_response({**more, "status": "unready", "reason": reason}, status=503)
+        return web.json_response({**more, "status": "ready"})
 
     async def metrics(_request: web.Request) -> web.Response:
         response = web.Response(body=generate_latest(registry))

@@ -1,0 +1,330 @@
+"""What tests need around a broker: issuers with real keys, settings on disk, a real server."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import yaml
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from valetkey.broker.app import Broker
+from valetkey.broker.settings import BrokerSettings
+from valetkey.contracts import oauth, settings
+from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.jose import b64url
+
+IDP = "https://idp.demo.example"  # projected tokens: reusable
+USERS = "https://users.demo.example"
+BOT = "spiffe://demo.example/ns/agents/sa/bot"
+SELF_SIGNED = "spiffe://demo.example/ns/batch/sa/report"
+READER = "spiffe://demo.example/ns/api/sa/tickets"
+TICKETS = "https://tickets.example.com"
+PAYMENTS = "https://payments.example.com"
+FILES = "https://files.example.com"
+
+GRANTS: list[dict[str, Any]] = [
+    {
+        "id": "bot-tickets",
+        "workload": BOT,
+        "issuer": IDP,
+        "target": "tickets",
+        "scopes": ["tickets:read", "tickets:list"],
+        "on_behalf_of": "users",
+    },
+    {
+        "id": "bot-payments",
+        "workload": "spiffe://demo.example/ns/*/sa/bot",
+        "issuer": IDP,
+        "target": "payments",
+        "scopes": ["payments:read"],
+    },
+    {
+        "id": "bot-files",
+        "workload": BOT,
+        "issuer": IDP,
+        "target": "files",
+        "scopes": ["files:read"],
+        "ttl": "30s",
+        "conditions": [
+            {"methods": ["GET", "HEAD"], "path": "/files/{id}"},
+            {"methods": ["GET"], "path": "/public/{rest*}"},
+        ],
+    },
+    {
+        "id": "report-tickets",
+        "workload": SELF_SIGNED,
+        "issuer": SELF_SIGNED,
+        "target": "tickets",
+        "scopes": ["tickets:read"],
+    },
+]
+
+
+class Clock:
+    """A clock that tests move; it never runs by itself."""
+
+    def __init__(self, now: float | None = None) -> None:
+        self.now = time.time() if now is None else now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Issuer:
+    """An identity provider with one P-256 key, for tokens that hold and tokens that do not."""
+
+    def __init__(self, name: str, kid: str = "k1") -> None:
+        self.name = name
+        self.kid = kid
+        self.key = ec.generate_private_key(ec.SECP256R1())
+
+    def jwks(self) -> dict[str, Any]:
+        public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key()))
+        return {"keys": [{**public, "kid": self.kid, "use": "sig", "alg": "ES256"}]}
+
+    def token(
+        self,
+        subject: str,
+        audience: Any,
+        *,
+        now: float,
+        ttl: float = 3600,
+        headers: dict[str, Any] | None = None,
+        drop: Iterable[str] = (),
+        **claims: Any,
+    ) -> str:
+        payload = {
+            "iss": self.name,
+            "sub": subject,
+            "aud": audience,
+            "iat": int(now),
+            "exp": int(now + ttl),
+            **claims,
+        }
+        for name in drop:
+            payload.pop(name, None)
+        return jwt.encode(
+            payload, self.key, algorithm="ES256", headers={"kid": self.kid, **(headers or {})}
+        )
+
+
+@dataclass
+class World:
+    """A directory with everything a broker reads, and the keys that tests sign with."""
+
+    root: Path
+    url: str
+    clock: Clock = field(default_factory=Clock)
+    idp: Issuer = field(default_factory=lambda: Issuer(IDP))
+    users: Issuer = field(default_factory=lambda: Issuer(USERS))
+    own: Issuer = field(default_factory=lambda: Issuer(SELF_SIGNED))
+    overrides: dict[str, Any] = field(default_factory=dict)
+    proof_key: ProofKey = field(default_factory=ProofKey)
+    _numbers: Iterable[int] = field(default_factory=itertools.count)
+
+    def write(self) -> Path:
+        """Write all files; gives the settings file."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name, issuer in (("idp", self.idp), ("users", self.users), ("own", self.own)):
+            (self.root / f"{name}.json").write_text(json.dumps(issuer.jwks()))
+        master = self.root / "master.key"
+        if not master.exists():
+            master.write_bytes(secrets.token_bytes(48))
+            master.chmod(0o600)
+        grants = self.root / "grants.yaml"
+        if not grants.exists():
+            self.write_grants(GRANTS)
+        config = self.root / "broker.yaml"
+        config.write_text(yaml.safe_dump(self.document()))
+        return config
+
+    def write_grants(self, grants: Any) -> None:
+        """Replace the grants file in one step, as a careful operator does."""
+        new = self.root / "grants.yaml.new"
+        new.write_text(yaml.safe_dump({"grants": grants}))
+        new.rename(self.root / "grants.yaml")
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "issuer": self.url,
+            "bind": "127.0.0.1:0",
+            "database": f"sqlite+aiosqlite:///{self.root / 'broker.db'}",
+            "master_key_file": str(self.root / "master.key"),
+            "grants_file": str(self.root / "grants.yaml"),
+            "issuers": [
+                {
+                    "issuer": IDP,
+                    "audience": self.url,
+                    "use": "workload",
+                    "jwks_file": str(self.root / "idp.json"),
+                    "audience_list": True,
+                    "reusable": True,
+                },
+                {
+                    "issuer": SELF_SIGNED,
+                    "audience": self.url,
+                    "use": "workload",
+                    "jwks_file": str(self.root / "own.json"),
+                },
+                {
+                    "issuer": USERS,
+                    "audience": self.url,
+                    "use": "user",
+                    "jwks_file": str(self.root / "users.json"),
+                },
+            ],
+            "targets": {
+                "tickets": {"audience": TICKETS, "credential": "bearer"},
+                "payments": {"audience": PAYMENTS, "credential": "dpop", "ttl": "60s"},
+                "files": {
+                    "audience": FILES,
+                    "credential": "bearer",
+                    "resource": "https://files.example.com/v1",
+                },
+            },
+            "resource_servers": [{"issuer": IDP, "subject": READER, "audiences": [TICKETS]}],
+            "log_level": "warning",
+            **self.overrides,
+        }
+
+    def settings(self) -> BrokerSettings:
+        return settings.load(BrokerSettings, self.write(), program="broker", environ={})
+
+    # --- tokens and proofs ---------------------------------------------------------------------
+    def workload(self, subject: str = BOT, **more: Any) -> str:
+        return self.idp.token(subject, [self.url], now=self.clock(), **more)
+
+    def assertion(self, **more: Any) -> str:
+        claims = {"ttl": 60, "jti": secrets.token_urlsafe(16), **more}
+        return self.own.token(SELF_SIGNED, claims.pop("aud", self.url), now=self.clock(), **claims)
+
+    def user(self, subject: str = "alice", **more: Any) -> str:
+        return self.users.token(subject, self.url, now=self.clock(), **more)
+
+    def proof(self, *, nonce: str = "", path: str = "/token", **more: Any) -> str:
+        values: dict[str, Any] = {
+            "method": "POST",
+            "url": self.url + path,
+            "jti": secrets.token_urlsafe(16),
+            "now": int(self.clock()),
+            "nonce": nonce,
+            **more,
+        }
+        return self.proof_key.proof(**values)
+
+    def form(self, token: str, **changes: Any) -> dict[str, Any]:
+        """The parameters of a good exchange for tickets; ``None`` drops a parameter."""
+        form = {
+            "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": token,
+            "subject_token": token,
+            "subject_token_type": oauth.TOKEN_TYPE_JWT,
+            "audience": TICKETS,
+            "scope": "tickets:read",
+            **changes,
+        }
+        return {name: value for name, value in form.items() if value is not None}
+
+    def user_form(self, token: str, user: str, **changes: Any) -> dict[str, Any]:
+        return self.form(
+            token,
+            **{
+                "subject_token": user,
+                "actor_token": token,
+                "actor_token_type": oauth.TOKEN_TYPE_JWT,
+                **changes,
+            },
+        )
+
+
+def details(path: str, *methods: str, audience: str = FILES, **more: Any) -> str:
+    """An ``authorization_details`` parameter with one entry."""
+    entry = {
+        "type": oauth.DETAILS_HTTP_CALL,
+        "locations": [audience],
+        "actions": list(methods),
+        "identifier": "route-1",
+        "path": path,
+        **more,
+    }
+    return json.dumps([{name: value for name, value in entry.items() if value is not None}])
+
+
+@dataclass
+class Served:
+    """A broker that listens, with a client to it."""
+
+    world: World
+    broker: Broker
+    client: aiohttp.ClientSession
+
+    async def post(
+        self, form: Any, *, path: str = "/token", proofs: Iterable[str] = (), **more: Any
+    ) -> tuple[int, dict[str, Any], Any]:
+        headers = [("DPoP", proof) for proof in proofs] + list(more.pop("headers", []))
+        async with self.client.post(
+            self.world.url + path, data=form, headers=headers, **more
+        ) as response:
+            return response.status, await response.json(), response.headers
+
+    async def nonce(self) -> str:
+        """A current nonce, got the way a client gets it."""
+        status, body, headers = await self.post(
+            self.world.form(self.world.workload()), proofs=[self.world.proof()]
+        )
+        assert (status, body["error"]) == (400, "use_dpop_nonce"), body
+        return headers["DPoP-Nonce"]
+
+    async def exchange(
+        self, form: dict[str, Any], *, path: str = "/token"
+    ) -> tuple[int, dict[str, Any], Any]:
+        """Post with a fresh proof that carries the current nonce."""
+        proof = self.world.proof(nonce=await self.nonce(), path=path)
+        return await self.post(form, path=path, proofs=[proof])
+
+    async def get(self, path: str) -> tuple[int, Any, Any]:
+        async with self.client.get(self.world.url + path) as response:
+            return response.status, await response.read(), response.headers
+
+
+@asynccontextmanager
+async def serving(world: World) -> AsyncIterator[Served]:
+    """Run a broker for ``world`` on its URL's port."""
+    port = int(world.url.rpartition(":")[2])
+    broker = await Broker.open(world.settings(), clock=world.clock)
+    runner = web.AppRunner(broker.app, access_log=None)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        # Several DPoP headers and raw bodies must reach the server as they are.
+        async with aiohttp.ClientSession() as client:
+            yield Served(world, broker, client)
+    finally:
+        await runner.cleanup()
+        await broker.close()
+
+
+def mutate(compact: str, part: int, index: int, flip: int) -> str:
+    """Another token: one byte of one decoded part changed, canonically encoded again."""
+    import base64
+
+    parts = compact.split(".")
+    raw = bytearray(base64.urlsafe_b64decode(parts[part] + "=" * (-len(parts[part]) % 4)))
+    raw[index % len(raw)] ^= flip
+    parts[part] = b64url(bytes(raw))
+    return ".".join(parts)

@@ -1,0 +1,92 @@
+"""``POST /introspect`` (RFC 7662): whether a token of ours still counts, for whom it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from aiohttp import web
+
+from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.issuers.jwt import JwtIssuer, OwnToken
+from valetkey.broker.settings import ResourceServerSettings
+from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.trust.clients import Client, ClientAuthenticator
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.logs import Log
+
+PATH: Final = "/introspect"
+# RFC 7662 §2.2, RFC 9449 §6.2, RFC 9396 §9.2, RFC 8693 §4
+_ANSWERED: Final = (
+    "scope",
+    "client_id",
+    "exp",
+    "iat",
+    "sub",
+    "aud",
+    "iss",
+    "jti",
+    "act",
+    "cnf",
+    "txn",
+    "authorization_details",
+)
+
+
+class IntrospectEndpoint:
+    """``resource_servers`` say which callers may ask about which audiences' tokens."""
+
+    def __init__(
+        self,
+        clients: ClientAuthenticator,
+        issuer: JwtIssuer,
+        revocations: Revocations,
+        resource_servers: Iterable[ResourceServerSettings],
+        *,
+        url: str,
+    ) -> None:
+        self._clients = clients
+        self._issuer = issuer
+        self._revocations = revocations
+        self._url = url
+        self._audiences: dict[tuple[str, str], frozenset[str]] = {}
+        for server in resource_servers:
+            caller = (server.issuer, server.subject)
+            known = self._audiences.get(caller, frozenset())
+            self._audiences[caller] = known | frozenset(server.audiences)
+        self._log = Log("broker.introspect")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        proofs = request.headers.getall("DPoP", ())
+        try:
+            form = await read_form(request)
+            token = form.required("token")
+            client = await self._clients.authenticate(form, proofs, url=self._url)
+        except CallerError as error:
+            self._log.info("introspection_refused", code=error.code.name, reason=error.reason)
+            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
+            return error_answer(error.code, nonce=nonce)
+        nonce = self._clients.nonce() if proofs else ""
+        return json_answer(self._describe(token, client), nonce=nonce)
+
+    def _describe(self, token: str, client: Client) -> dict[str, Any]:
+        own = self._issuer.recognise(token)
+        if (
+            own is None
+            or self._revocations.is_revoked(own.jti, own.txn)
+            or not self._concerns(own, client)
+        ):
+            # RFC 7662 §2.2: nothing else, whatever the reason.
+            return {"active": False}
+        answer: dict[str, Any] = {"active": True}
+        answer |= {name: own.claims[name] for name in _ANSWERED if name in own.claims}
+        answer["token_type"] = "DPoP" if "cnf" in own.claims else "Bearer"
+        return answer
+
+    def _concerns(self, own: OwnToken, client: Client) -> bool:
+        """RFC 7662 §4: a caller must not fish for tokens that are none of its business."""
+        claims = client.assertion.claims
+        caller = (claims.issuer, claims.subject)
+        return caller == (own.client_issuer, own.client_id) or own.claims.get(
+            "aud"
+        ) in self._audiences.get(caller, ())

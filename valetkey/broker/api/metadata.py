@@ -1,0 +1,51 @@
+"""``/.well-known/oauth-authorization-server`` (RFC 8414)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from valetkey.broker.api import introspect, jwks, revoke, token
+from valetkey.contracts.issuer import IssuerSettings
+from valetkey.contracts.oauth import DETAILS_HTTP_CALL, GRANT_TOKEN_EXCHANGE
+
+PATH: Final = "/.well-known/oauth-authorization-server"
+_AUTHENTICATION: Final = ["private_key_jwt"]
+
+
+class MetadataEndpoint:
+    """The document never changes while the process runs, so it is made once."""
+
+    def __init__(self, *, issuer: str, issuers: Iterable[IssuerSettings]) -> None:
+        algorithms = sorted(
+            {
+                algorithm
+                for trusted in issuers
+                if trusted.use == "workload"
+                for algorithm in trusted.algorithms
+            }
+        )
+        document: dict[str, object] = {
+            "issuer": issuer,  # RFC 8414 §3.3: what the client built the URL from
+            "token_endpoint": issuer + token.PATH,
+            "jwks_uri": issuer + jwks.PATH,
+            "introspection_endpoint": issuer + introspect.PATH,
+            "revocation_endpoint": issuer + revoke.PATH,
+            "grant_types_supported": [GRANT_TOKEN_EXCHANGE],
+            "response_types_supported": [],  # required; there is no authorization endpoint
+            "dpop_signing_alg_values_supported": ["ES256"],  # RFC 9449 §5.1
+            "authorization_details_types_supported": [DETAILS_HTTP_CALL],  # RFC 9396 §10
+        }
+        for endpoint in ("token", "introspection", "revocation"):
+            document[f"{endpoint}_endpoint_auth_methods_supported"] = _AUTHENTICATION
+            document[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = algorithms
+        self._body = msgspec.json.encode(document)
+
+    async def handle(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._body,
+            headers={"Content-Type": "application/json", "Cache-Control": "public, max-age=3600"},
+        )

@@ -1,0 +1,72 @@
+"""``POST /revoke`` (RFC 7009): the client gives a token back, and all that descends from it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.issuers.jwt import JwtIssuer
+from valetkey.broker.metrics import Metrics
+from valetkey.broker.settings import MAX_TTL
+from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.trust.clients import Client, ClientAuthenticator
+from valetkey.broker.trust.tokens import Clock
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.logs import Log
+
+PATH: Final = "/revoke"
+
+
+class RevokeEndpoint:
+    """Revokes the token and its transaction (RFC 7009 §2.1, cascading)."""
+
+    def __init__(
+        self,
+        clients: ClientAuthenticator,
+        issuer: JwtIssuer,
+        revocations: Revocations,
+        metrics: Metrics,
+        *,
+        url: str,
+        clock: Clock,
+    ) -> None:
+        self._clients = clients
+        self._issuer = issuer
+        self._revocations = revocations
+        self._metrics = metrics
+        self._url = url
+        self._clock = clock
+        self._log = Log("broker.revoke")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        proofs = request.headers.getall("DPoP", ())
+        try:
+            form = await read_form(request)
+            token = form.required("token")
+            client = await self._clients.authenticate(form, proofs, url=self._url)
+            await self._revoke(token, client)
+        except CallerError as error:
+            self._log.info("revocation_refused", code=error.code.name, reason=error.reason)
+            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
+            return error_answer(error.code, nonce=nonce)
+        return json_answer({}, nonce=self._clients.nonce() if proofs else "")
+
+    async def _revoke(self, token: str, client: Client) -> None:
+        own = self._issuer.recognise(token)
+        if own is None:
+            return  # RFC 7009 §2.2: unknown, expired or foreign is 200: nothing is left to do
+        claims = client.assertion.claims
+        if (claims.issuer, claims.subject) != (own.client_issuer, own.client_id):
+            # RFC 7009 §2.1: refused, and the client is told.
+            raise CallerError(codes.SERVICE_FORBIDDEN, "the token was issued to another client")
+        await self._revocations.revoke(
+            jti=own.jti,
+            txn=own.txn,
+            expires=own.expires,
+            descendants=self._clock() + MAX_TTL,
+        )
+        self._metrics.revocations.inc()
+        self._log.info("token_revoked", jti=own.jti, workload=claims.subject, issuer=claims.issuer)

@@ -1,0 +1,99 @@
+"""``POST /token``: token exchange (RFC 8693)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.core.exchange import ExchangeFacts, Issue, Refuse, decide
+from valetkey.broker.core.request import Form, parse_exchange
+from valetkey.broker.issuers.jwt import JwtIssuer
+from valetkey.broker.metrics import Metrics
+from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.tokens import Clock
+from valetkey.contracts.errors import CallerError, PolicyError
+from valetkey.contracts.logs import Log
+from valetkey.contracts.oauth import TokenResponse
+
+PATH: Final = "/token"
+
+
+class TokenEndpoint:
+    """Authenticates, resolves the parties, asks the policy, mints. ``url`` is its own URL."""
+
+    def __init__(
+        self,
+        clients: ClientAuthenticator,
+        parties: PartyResolver,
+        policies: PolicyFile,
+        issuer: JwtIssuer,
+        metrics: Metrics,
+        *,
+        url: str,
+        clock: Clock,
+    ) -> None:
+        self._clients = clients
+        self._parties = parties
+        self._policies = policies
+        self._issuer = issuer
+        self._metrics = metrics
+        self._url = url
+        self._clock = clock
+        self._log = Log("broker.token")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        began = time.perf_counter()
+        proofs = request.headers.getall("DPoP", ())
+        try:
+            response = await self._exchange(await read_form(request), proofs)
+        except (CallerError, PolicyError) as error:
+            self._metrics.refused(error.code, time.perf_counter() - began)
+            self._log.info("exchange_refused", code=error.code.name, reason=error.reason)
+            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
+            return error_answer(error.code, nonce=nonce)
+        self._metrics.issued(time.perf_counter() - began)
+        return json_answer(response, nonce=self._clients.nonce() if proofs else "")
+
+    async def _exchange(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+        asked = parse_exchange(form)
+        client = await self._clients.authenticate(form, proofs, url=self._url)
+        acting, user = await self._parties.resolve(asked, client)
+        facts = ExchangeFacts(asked, acting, user, client.proof)
+        decision = decide(facts, self._policies.current, now=self._clock())
+        if isinstance(decision, Refuse):
+            family = CallerError if decision.code.family != "grant" else PolicyError
+            raise family(
+                decision.code, f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
+            )
+        return self._answer(decision, asked.issued_token_type)
+
+    def _answer(self, issue: Issue, issued_token_type: str) -> TokenResponse:
+        token = self._issuer.mint(issue)
+        self._log.info(
+            "exchange_issued",
+            jti=token.jti,
+            workload=issue.client.subject,
+            issuer=issue.client.issuer,
+            target=issue.target,
+            grant=" ".join(issue.grant_ids),
+            seconds=issue.expires_in,
+        )
+        return TokenResponse(
+            access_token=token.compact.reveal(),
+            issued_token_type=issued_token_type,
+            token_type="DPoP" if issue.thumbprint else "Bearer",  # RFC 9449 §5
+            expires_in=issue.expires_in,
+            scope=" ".join(issue.scopes),
+            authorization_details=list(issue.details),  # RFC 9396 §7
+            policy_digest=issue.policy_digest,
+            txn=token.txn,
+            jti=token.jti,
+            sub=issue.subject,
+            act=dict(issue.act or {}),
+        )

@@ -1,0 +1,71 @@
+"""OAuth over HTTP: reading forms strictly, answering in JSON that nobody caches."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import parse_qsl
+
+import msgspec
+from aiohttp import web
+
+from valetkey.broker.core.request import Form
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.oauth import TokenError
+
+MAX_BODY: Final = 64 * 1024
+_MAX_FIELDS: Final = 32
+_FORM: Final = "application/x-www-form-urlencoded"
+_NONCE_HEADER: Final = "DPoP-Nonce"
+
+
+async def read_form(request: web.Request) -> Form:
+    """The body as form fields (RFC 6749 §3.2, appendix B). Raises `CallerError`."""
+    if request.content_type != _FORM or request.charset not in {None, "utf-8", "UTF-8"}:
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "not a urlencoded form")
+    if request.query_string:  # parameters in a URL end up in logs; RFC 6749 §2.3.1
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "parameters in the query")
+    if "Authorization" in request.headers:  # RFC 6749 §2.3: one way to authenticate
+        raise CallerError(codes.SERVICE_UNAUTHENTICATED, "an Authorization header")
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise CallerError(codes.SERVICE_TOO_LARGE, "body over the cap") from error
+    try:
+        fields = parse_qsl(
+            body.decode("ascii"),  # appendix B: what is not ASCII comes percent-encoded
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=_MAX_FIELDS,
+        )
+    except ValueError as error:
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "the form can't be read") from error
+    return Form(fields)
+
+
+def json_answer(document: object, *, nonce: str = "", status: int = 200) -> web.Response:
+    """RFC 6749 §5.1: no-store. ``nonce`` goes into the ``DPoP-Nonce`` header (RFC 9449 §8.2)."""
+    headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
+    if nonce:
+        headers[_NONCE_HEADER] = nonce
+    return web.Response(status=status, body=msgspec.json.encode(document), headers=headers)
+
+
+def error_answer(code: Code, *, nonce: str = "") -> web.Response:
+    """RFC 6749 §5.2: 400, or 401 for a client that did not authenticate.
+
+    What is no fault of the request (too large for us, not ready) keeps its HTTP status.
+    """
+    error = code.oauth or "invalid_request"
+    if error == "invalid_client":
+        status = 401
+    elif code.status in {413, 500, 503}:
+        status = code.status
+    else:
+        status = 400
+    answer = json_answer(TokenError(error, code.help, code.name), nonce=nonce, status=status)
+    if code.retry_after is not None:
+        answer.headers["Retry-After"] = str(code.retry_after)
+    return answer

@@ -1,0 +1,231 @@
+"""The broker, put together: one `Broker` from settings, and how it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import uvloop
+from aiohttp import web
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.api.wire import MAX_BODY
+from valetkey.broker.core.nonces import Nonces
+from valetkey.broker.core.replay import ReplayMemory
+from valetkey.broker.core.rotation import Schedule
+from valetkey.broker.issuers.jwt import JwtIssuer
+from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.metrics import Metrics
+from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.settings import BrokerSettings, longest_ttl
+from valetkey.broker.store.assertions import UsedAssertions
+from valetkey.broker.store.database import open_database
+from valetkey.broker.store.keys import SigningKeyStore
+from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.tokens import TokenVerifier
+from valetkey.contracts import logs, service, settings
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.issuer import TrustedIssuers
+from valetkey.contracts.logs import Log
+from valetkey.contracts.service import TlsSettings
+
+# How often the grants file is looked at and the key schedule is asked.
+_TICK: Final = 1.0
+_TICKS_PER_SWEEP: Final = 60
+
+
+class Broker:
+    """All parts of one broker. Made by `open`, ended by `close`; in between, `app` is served."""
+
+    def __init__(
+        self,
+        config: BrokerSettings,
+        engine: AsyncEngine,
+        ring: KeyRing,
+        policies: PolicyFile,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._log = Log("broker")
+        self.ring = ring
+        self.policies = policies
+        self.revocations = Revocations(engine, clock=clock)
+        self._assertions = UsedAssertions(engine, clock=clock)
+        proofs = ReplayMemory(config.limits.replay_proofs)
+        metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
+        tokens = TokenVerifier(
+            TrustedIssuers(config.issuers), clock=clock, capacity=config.limits.verified_tokens
+        )
+        clients = ClientAuthenticator(
+            tokens, self._assertions, proofs, Nonces(secrets.token_bytes(32)), clock=clock
+        )
+        parties = PartyResolver(tokens, self.revocations, issuer=config.issuer)
+        issuer = JwtIssuer(
+            ring,
+            issuer=config.issuer,
+            clock=clock,
+            random_id=lambda: secrets.token_urlsafe(16),
+        )
+        self.app = web.Application(client_max_size=MAX_BODY, middlewares=[service.problems])
+        router = self.app.router
+        url = config.issuer
+        router.add_post(
+            token.PATH,
+            token.TokenEndpoint(
+                clients, parties, policies, issuer, metrics, url=url + token.PATH, clock=clock
+            ).handle,
+        )
+        router.add_post(
+            introspect.PATH,
+            introspect.IntrospectEndpoint(
+                clients,
+                issuer,
+                self.revocations,
+                config.resource_servers,
+                url=url + introspect.PATH,
+            ).handle,
+        )
+        router.add_post(
+            revoke.PATH,
+            revoke.RevokeEndpoint(
+                clients, issuer, self.revocations, metrics, url=url + revoke.PATH, clock=clock
+            ).handle,
+        )
+        router.add_get(
+            jwks.PATH,
+            jwks.JwksEndpoint(ring, publish_before=config.keys.publish_before).handle,
+        )
+        router.add_get(
+            metadata.PATH,
+            metadata.MetadataEndpoint(issuer=config.issuer, issuers=config.issuers).handle,
+        )
+        service.add_probes(self.app, metrics.registry, self._ready, details=self._details)
+
+    @classmethod
+    async def open(cls, config: BrokerSettings, *, clock: Callable[[], float]) -> Broker:
+        """Read everything that a start depends on. Raises `ConfigError`.
+
+        ``clock`` gives seconds since the epoch.
+        """
+        metrics = Metrics()
+        sealer = await asyncio.to_thread(Sealer.from_file, config.master_key_file)
+        targets = config.compiled_targets()
+        policies = PolicyFile(
+            config.grants_file, targets, issuers=config.workload_issuers(), metrics=metrics
+        )
+        await policies.load()
+        engine = await open_database(config.database)
+        try:
+            ring = KeyRing(
+                SigningKeyStore(engine),
+                sealer,
+                Schedule(
+                    rotate_every=config.keys.rotate_every,
+                    publish_before=config.keys.publish_before,
+                    overlap=config.keys.overlap,
+                ),
+                longest_ttl=longest_ttl(targets),
+                clock=clock,
+            )
+            await ring.load()
+            broker = cls(config, engine, ring, policies, metrics, clock=clock)
+            await broker.revocations.load()
+        except BaseException:
+            await engine.dispose()
+            raise
+        broker._housekeeping = asyncio.create_task(broker._keep_house(), name="housekeeping")
+        return broker
+
+    async def close(self) -> None:
+        """End the background work and the database."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeping
+        await self._engine.dispose()
+
+    async def sweep(self) -> None:
+        """Forget revocations and assertions that have expired."""
+        await self.revocations.sweep()
+        await self._assertions.sweep()
+
+    async def _keep_house(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(_TICK)
+            ticks += 1
+            await self.policies.reload()
+            try:
+                await self.ring.rotate()
+                if ticks % _TICKS_PER_SWEEP == 0:
+                    await self.sweep()
+            except SQLAlchemyError as error:
+                # The keys in memory go on signing; the next tick tries again.
+                self._log.error("housekeeping_failed", error_type=type(error).__name__)
+
+    async def _ready(self) -> str:
+        if self._housekeeping is not None and self._housekeeping.done():
+            return "the housekeeping task has ended"
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except SQLAlchemyError:
+            return "the database does not answer"
+        return ""
+
+    def _details(self) -> dict[str, str]:
+        stale = "stale: the file is bad, the last good one is in force (the log says why)"
+        return {
+            "grants": stale if self.policies.error else "ok",
+            "policy": self.policies.current.digest,
+        }
+
+
+def run(config: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `ConfigError` before the first request is taken."""
+    loaded = settings.load(BrokerSettings, config, program="broker", environ=os.environ)
+    logs.configure(loaded.log_level)
+    os.umask(0o077)  # the database holds sealed keys: nobody else reads even those
+    uvloop.run(_serve(loaded))
+
+
+async def _serve(config: BrokerSettings) -> None:
+    log = Log("broker")
+    broker = await Broker.open(config, clock=time.time)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(broker.policies.reload(force=True))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    try:
+        await service.serve(
+            broker.app,
+            config.bind,
+            tls=config.tls if isinstance(config.tls, TlsSettings) else None,
+            announce=lambda port: log.info("listening", port=port),
+        )
+    except OSError as error:
+        raise ConfigError(f"bind {config.bind}: {error.strerror}") from error
+    finally:
+        await broker.close()
+    log.info("stopped")

@@ -1,0 +1,133 @@
+"""Patterns for workloads and paths, and the one question that policy asks of each.
+
+Invariants:
+
+- A workload pattern is exact, or has one ``*`` that stands for exactly one segment (segments are
+  split at ``/`` and ``:``, so that it fits SPIFFE IDs and ``system:serviceaccount:ns:name``).
+- A path pattern includes another only if it includes *every* path that the other one matches.
+  What can't be shown to be included is not included.
+- Paths compare byte by byte, undecoded and case-sensitive. Paths that two servers might read
+  differently (dot segments, encoded delimiters, double encoding) are no paths here at all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+# Linux PATH_MAX is 4096; the sidecar's own request-line limit is larger, a policy path is not.
+MAX_PATH: Final = 2048
+
+# The SPIFFE-ID path segment character set; Kubernetes names are a subset.
+_ID_SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
+_ID_SEPARATORS: Final = re.compile(r"[/:]")
+# RFC 3986 §3.3 pchar
+_PATH_SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*")
+_VARIABLE: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
+_REST: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\*\}")
+# %2f %5c %00 change where a segment ends for some readers, %25XX invites a second decode.
+_ENCODED_TRAP: Final = re.compile(r"%(?:2f|5c|00|25[0-9a-f]{2})", re.IGNORECASE)
+
+
+class PatternInvalid(ValueError):  # noqa: N818 - reads as what it is
+    """Text that is no pattern, or no plain path."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadPattern:
+    """An exact subject, or everything between ``prefix`` and ``suffix`` that is one segment."""
+
+    text: str
+    prefix: str
+    suffix: str
+    exact: bool
+
+    @classmethod
+    def parse(cls, text: str) -> WorkloadPattern:
+        """Raises `PatternInvalid`."""
+        if not text or text.strip() != text:
+            raise PatternInvalid("a workload is a non-empty identifier without outer spaces")
+        if "*" not in text:
+            return cls(text, text, "", exact=True)
+        if text.count("*") > 1 or "*" not in _ID_SEPARATORS.split(text):
+            raise PatternInvalid("only one * is allowed, and it must be a whole segment")
+        prefix, _, suffix = text.partition("*")
+        if not prefix:
+            raise PatternInvalid("the first segment can't be a *")
+        return cls(text, prefix, suffix, exact=False)
+
+    def matches(self, subject: str) -> bool:
+        """Whether ``subject`` is one of the workloads meant."""
+        if self.exact:
+            return subject == self.text
+        if not subject.startswith(self.prefix) or not subject.endswith(self.suffix):
+            return False
+        middle = subject[len(self.prefix) : len(subject) - len(self.suffix)]
+        return (
+            len(self.prefix) + len(self.suffix) < len(subject)
+            and _ID_SEGMENT.fullmatch(middle) is not None
+            and middle not in {".", ".."}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PathPattern:
+    """A path as segments: a literal, or ``None`` for one non-empty segment of any content.
+
+    With ``rest`` anything may follow the segments after one more slash, nothing included.
+    A literal path is a pattern without variables.
+    """
+
+    segments: tuple[str | None, ...]
+    rest: bool
+
+    @classmethod
+    def parse(cls, text: str) -> PathPattern:
+        """``/api/tickets/{id}``, ``/v1/{rest*}``. Raises `PatternInvalid`."""
+        *parts, last = _split(text)
+        rest = _REST.fullmatch(last) is not None
+        if not rest:
+            parts.append(last)
+        return cls(
+            tuple(None if _VARIABLE.fullmatch(part) else _literal(part) for part in parts), rest
+        )
+
+    @classmethod
+    def literal(cls, text: str) -> PathPattern:
+        """A path that stands for itself. Raises `PatternInvalid`."""
+        return cls(tuple(_literal(part) for part in _split(text)), rest=False)
+
+    def includes(self, other: PathPattern) -> bool:
+        """Whether every path that ``other`` matches is matched here too."""
+        ours, theirs = self.segments, other.segments
+        if self.rest:
+            # {rest*} needs the slash before it: the other must go on after our segments.
+            if len(theirs) + other.rest < len(ours) + 1:
+                return False
+        elif other.rest or len(theirs) != len(ours):
+            return False
+        return all(
+            mine == yours if mine is not None else yours != ""
+            for mine, yours in zip(ours, theirs, strict=False)
+        )
+
+
+def _split(text: str) -> list[str]:
+    if not text.startswith("/") or len(text) > MAX_PATH:
+        raise PatternInvalid("a path begins with / and is at most 2048 characters long")
+    parts = text[1:].split("/")
+    if "" in parts[:-1]:
+        raise PatternInvalid("a path has no empty segments")
+    return parts
+
+
+def _literal(segment: str) -> str:
+    if not _PATH_SEGMENT.fullmatch(segment):
+        raise PatternInvalid("a segment has characters outside RFC 3986")
+    if _ENCODED_TRAP.search(segment):
+        raise PatternInvalid("a segment has an encoded delimiter or a double encoding")
+    if unquote_to_bytes(segment.partition(";")[0]) in {b".", b".."}:
+        raise PatternInvalid("a path has no dot segments")
+    return segment

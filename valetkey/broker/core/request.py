@@ -1,0 +1,178 @@
+"""A token request, from decoded form fields to typed parameters (RFC 8693 §2.1, RFC 9396).
+
+Invariants:
+
+- Whatever is not understood is refused here, before any token in the request is looked at. The
+  one exception is unknown *parameters*, which RFC 6749 §3.2 tells servers to ignore.
+- The result holds nothing that was not checked for form; what a token says is checked elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call
+from valetkey.broker.core.patterns import PatternInvalid
+from valetkey.broker.core.resources import ResourceInvalid, parse_resource
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.oauth import (
+    DETAILS_HTTP_CALL,
+    GRANT_TOKEN_EXCHANGE,
+    TOKEN_TYPE_ACCESS,
+    TOKEN_TYPE_JWT,
+    HttpCallDetails,
+)
+from valetkey.contracts.secret import Secret
+
+# Decoded fields of a form, in order; RFC 6749 §3.2: an empty value counts as left out.
+Fields = Sequence[tuple[str, str]]
+
+MAX_DETAILS: Final = 16
+_MAX_SCOPES: Final = 64
+_MAX_IDENTIFIER: Final = 256
+_TOKEN_TYPES: Final = frozenset({TOKEN_TYPE_ACCESS, TOKEN_TYPE_JWT})
+# RFC 8693 §2.1 and RFC 8707 §2 allow more than one; all others come once (RFC 6749 §3.2).
+_REPEATABLE: Final = frozenset({"audience", "resource"})
+_DETAILS: Final = msgspec.json.Decoder(list[HttpCallDetails])
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRequest:
+    """A token exchange as asked for. ``actor_token`` is empty when none was sent.
+
+    ``details`` are plain data, as they will be echoed; ``calls`` are the same, compiled.
+    """
+
+    subject_token: Secret
+    actor_token: Secret
+    issued_token_type: str
+    audience: str
+    resource: str
+    scopes: tuple[str, ...]
+    details: tuple[dict[str, Any], ...]
+    calls: tuple[Call, ...]
+
+
+class Form:
+    """Form fields of which each came at most once, except those that may repeat."""
+
+    __slots__ = ("_many", "_once")
+
+    def __init__(self, fields: Fields) -> None:
+        once: dict[str, str] = {}
+        many: dict[str, list[str]] = {}
+        for name, value in fields:
+            if name in _REPEATABLE:
+                if value:
+                    many.setdefault(name, []).append(value)
+            elif name in once:
+                raise CallerError(codes.SERVICE_BAD_REQUEST, "a parameter came twice")
+            else:
+                once[name] = value
+        self._once: Mapping[str, str] = once
+        self._many: Mapping[str, list[str]] = many
+
+    def get(self, name: str) -> str:
+        """The value, or the empty string where it was left out or empty."""
+        return self._once.get(name, "")
+
+    def required(self, name: str) -> str:
+        value = self.get(name)
+        if not value:
+            raise CallerError(codes.SERVICE_BAD_REQUEST, f"{name} is missing")
+        return value
+
+    def all(self, name: str) -> Sequence[str]:
+        return self._many.get(name, ())
+
+
+def parse_exchange(form: Form) -> ExchangeRequest:
+    """Raises `CallerError` with the code that says which parameter is wrong."""
+    if form.required("grant_type") != GRANT_TOKEN_EXCHANGE:
+        raise CallerError(codes.EXCHANGE_GRANT_TYPE, "another grant_type")
+    subject_token = form.required("subject_token")
+    if form.required("subject_token_type") not in _TOKEN_TYPES:
+        raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "subject_token_type")
+    actor_token, actor_token_type = form.get("actor_token"), form.get("actor_token_type")
+    # RFC 8693 §2.1: the type is required with the token and must not come without it.
+    if bool(actor_token) != bool(actor_token_type):
+        raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "actor_token and its type come together")
+    if actor_token_type and actor_token_type not in _TOKEN_TYPES:
+        raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "actor_token_type")
+    requested = form.get("requested_token_type") or TOKEN_TYPE_ACCESS
+    if requested not in _TOKEN_TYPES:
+        raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "requested_token_type")
+    audience = _audience(form.all("audience"))
+    details = _details(form.get("authorization_details"), audience)
+    return ExchangeRequest(
+        subject_token=Secret(subject_token),
+        actor_token=Secret(actor_token),
+        issued_token_type=requested,
+        audience=audience,
+        resource=_resource(form.all("resource")),
+        scopes=_scopes(form.get("scope")),
+        details=tuple(msgspec.to_builtins(detail) for detail in details),
+        calls=_calls(details),
+    )
+
+
+def _audience(values: Sequence[str]) -> str:
+    if not values:
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "audience is missing")
+    if len(values) > 1:
+        raise CallerError(codes.EXCHANGE_TARGET, "more than one audience")
+    return values[0]
+
+
+def _resource(values: Sequence[str]) -> str:
+    if not values:
+        return ""
+    if len(values) > 1:  # one resource per minted token, RFC 8707 §2.2 and standards
+        raise CallerError(codes.EXCHANGE_TARGET, "more than one resource")
+    try:
+        parse_resource(values[0])
+    except ResourceInvalid as error:
+        raise CallerError(codes.EXCHANGE_TARGET, str(error)) from error
+    return values[0]
+
+
+def _scopes(text: str) -> tuple[str, ...]:
+    # RFC 6749 §3.3: scope-token *( SP scope-token ); one space, no other white space.
+    scopes = text.split(" ")
+    if len(scopes) > _MAX_SCOPES or not all(SCOPE_TOKEN.fullmatch(scope) for scope in scopes):
+        raise CallerError(codes.EXCHANGE_SCOPE, "scope is missing or malformed")
+    return tuple(dict.fromkeys(scopes))
+
+
+def _details(text: str, audience: str) -> list[HttpCallDetails]:
+    if not text:
+        return []
+    try:
+        details = _DETAILS.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        # RFC 9396 §5: unknown types and fields are refused, never passed over.
+        raise CallerError(codes.EXCHANGE_DETAILS, "not a list of our type") from error
+    if not 1 <= len(details) <= MAX_DETAILS:
+        raise CallerError(codes.EXCHANGE_DETAILS, "no entries, or too many")
+    for detail in details:
+        if detail.type != DETAILS_HTTP_CALL:
+            raise CallerError(codes.EXCHANGE_DETAILS, "unknown type")
+        if detail.locations != (audience,):
+            raise CallerError(codes.EXCHANGE_DETAILS, "locations is not the audience alone")
+        if not detail.actions or not all(METHOD.fullmatch(method) for method in detail.actions):
+            raise CallerError(codes.EXCHANGE_DETAILS, "actions are not HTTP methods")
+        if not 1 <= len(detail.identifier) <= _MAX_IDENTIFIER:
+            raise CallerError(codes.EXCHANGE_DETAILS, "identifier is empty or too long")
+    return details
+
+
+def _calls(details: Sequence[HttpCallDetails]) -> tuple[Call, ...]:
+    try:
+        return tuple(call for detail in details for call in Call.all_of(detail))
+    except PatternInvalid as error:
+        raise CallerError(codes.EXCHANGE_DETAILS, f"path: {error}") from error

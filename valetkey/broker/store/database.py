@@ -1,0 +1,66 @@
+"""The database: one engine, migrated before anything else uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from valetkey.contracts.errors import ConfigError
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_DRIVER: Final = "sqlite+aiosqlite"
+
+
+async def open_database(url: str) -> AsyncEngine:
+    """Connect and migrate to the newest schema. Raises `ConfigError`."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError("database is not an SQLAlchemy URL") from error
+    if parsed.drivername != _DRIVER or not parsed.database or parsed.database == ":memory:":
+        # In memory, a restart would bring revoked tokens back to life.
+        raise ConfigError(f"database must be {_DRIVER}:///FILE")
+    engine = create_async_engine(parsed)
+    event.listen(engine.sync_engine, "connect", _pragmas)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate, "head")
+    except (DatabaseError, CommandError, OSError) as error:
+        await engine.dispose()
+        # The database's own message may quote what it read; its type says enough.
+        raise ConfigError(
+            f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
+        ) from error
+    return engine
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    """Bring the schema up or down to ``revision`` (``head``, ``base`` or an id)."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    if revision == "base":
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
+    connection.commit()
+
+
+def _pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # FULL: a revocation that was acknowledged survives power loss.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA busy_timeout=5000")
+    finally:
+        cursor.close()

@@ -1,0 +1,77 @@
+"""Private keys at rest: AES-256-GCM under a key that is derived from the master key file.
+
+Invariants:
+
+- The master key file is readable by its owner alone and holds at least 32 bytes.
+- A sealed value opens only under the master key and for the ``kid`` it was sealed for (AAD):
+  rows can't be swapped in the database.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from valetkey.contracts.errors import ConfigError
+
+MIN_MASTER_KEY: Final = 32
+_MAX_MASTER_KEY: Final = 4096
+_NONCE: Final = 12  # NIST SP 800-38D §8.2.2: 96 random bits; a few keys a day are far from 2^32
+_INFO: Final = b"valetkey broker signing keys v1"
+
+
+class SealBroken(Exception):  # noqa: N818 - reads as what it is
+    """The sealed value does not open: another master key, or it was changed."""
+
+
+class Sealer:
+    """Seals and opens private keys."""
+
+    __slots__ = ("_aead",)
+
+    def __init__(self, master_key: bytes) -> None:
+        if len(master_key) < MIN_MASTER_KEY:
+            raise ConfigError(f"the master key is shorter than {MIN_MASTER_KEY} bytes")
+        derived = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_INFO)
+        self._aead = AESGCM(derived.derive(master_key))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Sealer:
+        """Raises `ConfigError` for a file that is missing, too short, or readable by others."""
+        try:
+            # Checked on the open file, so that nothing can be swapped in between.
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                master_key = file.read(_MAX_MASTER_KEY + 1)
+        except OSError as error:
+            raise ConfigError(f"{path}: master key can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: master key is not a regular file")
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(
+                f"{path}: master key is open to group or others (mode "
+                f"{stat.S_IMODE(status.st_mode):04o}): chmod 0600"
+            )
+        if not MIN_MASTER_KEY <= len(master_key) <= _MAX_MASTER_KEY:
+            raise ConfigError(
+                f"{path}: a master key has between {MIN_MASTER_KEY} and {_MAX_MASTER_KEY} bytes"
+            )
+        return cls(master_key)
+
+    def seal(self, private_key: bytes, *, kid: str) -> bytes:
+        nonce = os.urandom(_NONCE)
+        return nonce + self._aead.encrypt(nonce, private_key, kid.encode())
+
+    def open(self, sealed: bytes, *, kid: str) -> bytes:
+        """Raises `SealBroken`."""
+        try:
+            return self._aead.decrypt(sealed[:_NONCE], sealed[_NONCE:], kid.encode())
+        except (InvalidTag, ValueError) as error:
+            raise SealBroken(kid) from error

@@ -1,0 +1,150 @@
+"""Who calls: a workload's token as client assertion, and the DPoP proof beside it.
+
+Rules (docs/adr/0004):
+
+- A self-signed assertion lives at most 60 s, has one string as ``aud``, and its ``jti`` is used
+  once, also over a restart (the store remembers it).
+- A token of an issuer marked ``reusable`` is presented many times; it counts only with a DPoP
+  proof, whose fresh nonce and single-use ``jti`` make each request one of its own.
+- Nothing is used up before everything that can be checked without using it up held: a client that
+  is told ``use_dpop_nonce`` may repeat the request with the same assertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from valetkey.broker.core.nonces import Nonces
+from valetkey.broker.core.replay import ReplayMemory, Use
+from valetkey.broker.core.request import Form
+from valetkey.broker.trust.tokens import Clock, TokenVerifier, VerifiedToken
+from valetkey.contracts import codes, dpop, jose
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.jose import TokenInvalid
+from valetkey.contracts.oauth import ASSERTION_JWT_BEARER
+
+# RFC 7523bis and standards §1
+ASSERTION_LIFETIME: Final = 60
+_MAX_JTI: Final = 256
+
+
+class AssertionMemory(Protocol):
+    """Remembers the ``jti`` of assertions durably."""
+
+    async def use(self, issuer: str, jti: str, *, expires: float) -> bool:
+        """Whether this is the first use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """An authenticated client. ``proof`` is the proof key's thumbprint, or empty.
+
+    ``assertion`` is the verified token, so that the same string needs no second verification.
+    """
+
+    assertion: VerifiedToken
+    compact: str
+    proof: str
+
+    def __repr__(self) -> str:
+        return f"Client({self.assertion.claims.issuer}, {self.assertion.claims.subject})"
+
+
+class ClientAuthenticator:
+    """Authenticates the callers of every endpoint that needs it."""
+
+    def __init__(
+        self,
+        tokens: TokenVerifier,
+        assertions: AssertionMemory,
+        proofs: ReplayMemory,
+        nonces: Nonces,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._tokens = tokens
+        self._assertions = assertions
+        self._proofs = proofs
+        self._nonces = nonces
+        self._clock = clock
+
+    def nonce(self) -> str:
+        """The nonce to send with an answer."""
+        return self._nonces.current(self._clock())
+
+    async def authenticate(self, form: Form, proofs: Sequence[str], *, url: str) -> Client:
+        """``proofs`` are all values of the DPoP header, ``url`` is this endpoint's own URL.
+
+        Raises `CallerError`.
+        """
+        compact = form.get("client_assertion")
+        if not compact or form.get("client_assertion_type") != ASSERTION_JWT_BEARER:
+            raise CallerError(codes.SERVICE_UNAUTHENTICATED, "no client assertion of our type")
+        if form.get("client_secret"):  # RFC 6749 §2.3: one method per request
+            raise CallerError(codes.SERVICE_UNAUTHENTICATED, "two ways to authenticate at once")
+        try:
+            assertion = await self._tokens.verify(compact, use="workload")
+            jti = "" if assertion.issuer.reusable else self._single_use(assertion)
+        except TokenInvalid as error:
+            raise CallerError(codes.ACTOR_INVALID, str(error)) from error
+        # RFC 7521 §4.2: client_id may be left out, but must not contradict.
+        if form.get("client_id") not in {"", assertion.claims.subject}:
+            raise CallerError(codes.ACTOR_INVALID, "client_id is not the assertion's subject")
+        proof = self._check_proof(proofs, url)
+        if assertion.issuer.reusable and proof is None:
+            raise CallerError(codes.DPOP_MISSING, "a reusable token without a proof")
+        if proof is not None:
+            self._use_up(proof)
+        if jti and not await self._assertions.use(
+            assertion.claims.issuer, jti, expires=assertion.expires + jose.LEEWAY
+        ):
+            raise CallerError(codes.ACTOR_REPLAYED, "assertion replayed")
+        return Client(assertion, compact, proof.thumbprint if proof else "")
+
+    def _single_use(self, assertion: VerifiedToken) -> str:
+        """The checks that only a self-signed assertion has to pass; gives its ``jti``."""
+        claims = assertion.claims.claims
+        now = self._clock()
+        begins = claims.get("iat", now)
+        if not isinstance(begins, int | float) or assertion.expires - begins > ASSERTION_LIFETIME:
+            raise TokenInvalid("the assertion lives longer than 60 s")
+        if assertion.expires - now > ASSERTION_LIFETIME + jose.LEEWAY:
+            raise TokenInvalid("the assertion expires too far from now")
+        jti: Any = claims.get("jti")
+        if not isinstance(jti, str) or not 1 <= len(jti) <= _MAX_JTI:
+            raise TokenInvalid("jti is missing or too long")
+        return jti
+
+    def _check_proof(self, proofs: Sequence[str], url: str) -> dpop.VerifiedProof | None:
+        if not proofs:
+            return None
+        if len(proofs) > 1:  # RFC 9449 §4.3 check 1
+            raise CallerError(codes.DPOP_INVALID, "more than one DPoP header")
+        now = self._clock()
+        try:
+            return dpop.verify_proof(
+                proofs[0],
+                method="POST",
+                url=url,
+                now=now,
+                nonce_is_ours=lambda nonce: self._nonces.is_ours(nonce, now),
+            )
+        except dpop.NonceRequired as error:
+            raise CallerError(codes.DPOP_NONCE, str(error)) from error
+        except TokenInvalid as error:
+            raise CallerError(codes.DPOP_INVALID, str(error)) from error
+
+    def _use_up(self, proof: dpop.VerifiedProof) -> None:
+        """RFC 9449 §11.1: each proof once, within the time in which its ``iat`` is acceptable."""
+        use = self._proofs.use(
+            proof.thumbprint,
+            proof.jti,
+            expires=proof.issued_at + dpop.PROOF_LIFETIME,
+            now=self._clock(),
+        )
+        if use is Use.REPLAYED:
+            raise CallerError(codes.DPOP_REPLAYED, "proof replayed")
+        if use is Use.NO_ROOM:
+            raise CallerError(codes.SERVICE_UNAVAILABLE, "the replay memory is full")

@@ -1,0 +1,83 @@
+"""Subject and actor of an exchange: whose tokens they are, and whether they still count.
+
+The actor is always the authenticated client itself. The subject is a user (then an actor token of
+the client must stand beside it, RFC 8693 §2.1) or the client itself (then none may).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from valetkey.broker.core.exchange import Party, User
+from valetkey.broker.core.request import ExchangeRequest
+from valetkey.broker.trust.clients import Client
+from valetkey.broker.trust.tokens import TokenVerifier, VerifiedToken
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.jose import TokenInvalid
+
+
+class Revoked(Protocol):
+    """Answers whether one of our own tokens was revoked."""
+
+    def is_revoked(self, jti: str, txn: str) -> bool: ...
+
+
+class PartyResolver:
+    """``issuer`` is the broker's own identifier: only its own tokens can be revoked here."""
+
+    def __init__(self, tokens: TokenVerifier, revoked: Revoked, *, issuer: str) -> None:
+        self._tokens = tokens
+        self._revoked = revoked
+        self._issuer = issuer
+
+    async def resolve(self, request: ExchangeRequest, client: Client) -> tuple[Party, User | None]:
+        """The acting client, and the user it acts for. Raises `CallerError`."""
+        own = client.assertion
+        subject = await self._subject(request.subject_token.reveal(), client)
+        actor_token = request.actor_token.reveal()
+        if subject.issuer.use == "user":
+            expires = await self._check_actor(actor_token, client)
+            acting = Party(own.claims.issuer, own.claims.subject, expires)
+            return acting, self._user(subject)
+        if not subject.is_same_party(own):
+            raise CallerError(codes.SUBJECT_INVALID, "the subject is another workload")
+        if actor_token:
+            raise CallerError(codes.ACTOR_MISMATCH, "an actor for a workload's own token")
+        expires = min(own.expires, subject.expires)
+        return Party(own.claims.issuer, own.claims.subject, expires), None
+
+    async def _subject(self, compact: str, client: Client) -> VerifiedToken:
+        if compact == client.compact:
+            return client.assertion
+        try:
+            return await self._tokens.verify(compact, use=None)
+        except TokenInvalid as error:
+            # RFC 8693 §2.2.2: an unacceptable subject or actor token is an invalid_request.
+            raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
+
+    async def _check_actor(self, compact: str, client: Client) -> float:
+        """The earlier expiry of assertion and actor token."""
+        if not compact:
+            raise CallerError(codes.ACTOR_MISMATCH, "a user's token without an actor")
+        if compact == client.compact:
+            return client.assertion.expires
+        try:
+            actor = await self._tokens.verify(compact, use="workload")
+        except TokenInvalid as error:
+            raise CallerError(codes.ACTOR_MISMATCH, str(error)) from error
+        if not actor.is_same_party(client.assertion):
+            raise CallerError(codes.ACTOR_MISMATCH, "the actor is not the client")
+        return min(actor.expires, client.assertion.expires)
+
+    def _user(self, token: VerifiedToken) -> User:
+        claims = token.claims
+        txn = ""
+        if claims.issuer == self._issuer:
+            jti = claims.claims.get("jti")
+            txn = claims.claims.get("txn", "")
+            if not isinstance(jti, str) or not isinstance(txn, str):
+                raise CallerError(codes.SUBJECT_INVALID, "jti or txn is missing")
+            if self._revoked.is_revoked(jti, txn):
+                raise CallerError(codes.SUBJECT_REVOKED, "the subject token was revoked")
+        return User(claims.issuer, claims.subject, token.expires, claims.claims, txn)
