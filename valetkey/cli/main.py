@@ -1,0 +1,80 @@
+"""The ``valetkey`` command.
+
+Every import that costs time stands inside the command that needs it: ``valetkey proxy`` loads
+nothing of the broker, the collector or SQL.
+
+Exit status: 0 done and good, 1 done and not good (a record that does not hold, a demo step that
+failed), 2 could not be done (usage, settings, files).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from valetkey import __version__
+from valetkey.cli.audit.commands import audit
+from valetkey.cli.check import PROGRAMS, check_file
+from valetkey.contracts.errors import ConfigError
+
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="valetkey")
+def main() -> None:
+    """Valetkey: every outbound call leaves with a credential that fits it and nothing else."""
+
+
+def _program(name: str, help_: str) -> click.Command:
+    @click.command(name, help=help_)
+    @click.option(
+        "--config",
+        type=_FILE,
+        envvar="VALETKEY_CONFIG",
+        required=True,
+        help="Settings file (YAML). [env: VALETKEY_CONFIG]",
+    )
+    def run(config: Path) -> None:
+        try:
+            importlib.import_module(f"valetkey.{name}.app").run(config)
+        except ConfigError as error:
+            fail(str(error))
+
+    return run
+
+
+main.add_command(_program("proxy", "Run the sidecar."))
+main.add_command(_program("broker", "Run the broker."))
+main.add_command(_program("collector", "Run the collector."))
+main.add_command(audit)
+
+
+@main.command()
+@click.argument("program", type=click.Choice(PROGRAMS))
+@click.argument("file", type=_FILE)
+def check(program: str, file: Path) -> None:
+    """Validate a settings FILE of a PROGRAM, VALETKEY_* variables included."""
+    try:
+        check_file(program, file, environ=os.environ)
+    except ConfigError as error:
+        fail(str(error))
+    click.echo("ok")
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave everything running and print the URLs.")
+def demo(keep: bool) -> None:
+    """Run the whole story on this machine: broker, collector, sidecar, agent, target."""
+    sys.exit(importlib.import_module("valetkey.cli.demo.main").run(keep=keep))
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit status 2."""
+    click.echo(f"valetkey: {message}", err=True)
+    sys.exit(2)

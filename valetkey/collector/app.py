@@ -1,0 +1,88 @@
+"""The collector, put together: settings in, a service out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
+
+from valetkey.collector.api.authenticate import Authenticator
+from valetkey.collector.api.ingest import Ingest
+from valetkey.collector.api.read import Read
+from valetkey.collector.metrics import Metrics, make_metrics
+from valetkey.collector.settings import CollectorSettings, database_file
+from valetkey.collector.store import queries
+from valetkey.collector.store.database import Database, open_database
+from valetkey.collector.store.writer import Writer
+from valetkey.contracts import logs, service, settings
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.logs import Log
+from valetkey.contracts.service import TlsSettings
+
+
+def build_app(loaded: CollectorSettings, database: Database) -> web.Application:
+    """The service over an open database."""
+    metrics = make_metrics()
+    authenticator = Authenticator(loaded)
+    ingest = Ingest(authenticator, Writer(database), metrics)
+    read = Read(authenticator, database)
+    app = web.Application(middlewares=[service.problems], client_max_size=loaded.max_batch_bytes)
+    app.router.add_post("/v1/events", ingest.post)
+    app.router.add_get("/v1/events", read.events, allow_head=False)
+    app.router.add_get("/v1/sources", read.sources, allow_head=False)
+    app.router.add_get("/v1/gaps", read.gaps, allow_head=False)
+
+    async def ready() -> str:
+        try:
+            async with database.reader.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except DatabaseError:
+            return "the database does not answer"
+        return ""
+
+    service.add_probes(app, metrics.registry, ready)
+
+    async def lifetime(_app: web.Application) -> AsyncIterator[None]:
+        await _count(database, metrics)
+        yield
+        await database.close()
+
+    app.cleanup_ctx.append(lifetime)
+    return app
+
+
+async def _count(database: Database, metrics: Metrics) -> None:
+    """Gauges say what is in the database, not what this process saw."""
+    async with database.reader.connect() as connection:
+        metrics.gaps.set(await connection.scalar(queries.open_gaps()) or 0)
+        metrics.breaks.set(await connection.scalar(queries.all_breaks()) or 0)
+
+
+def run(config: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Settings that can't be used: one line, exit status 2."""
+    try:
+        loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
+        logs.configure(loaded.log_level)
+        database = open_database(database_file(loaded.database))
+        uvloop.run(_serve(loaded, database))
+    except ConfigError as error:
+        print(f"valetkey-collector: {error}", file=sys.stderr)  # noqa: T201 - to whoever started it
+        raise SystemExit(2) from None
+
+
+async def _serve(loaded: CollectorSettings, database: Database) -> None:
+    def announce(port: int) -> None:
+        Log("collector").info("listening", port=port)
+
+    app = build_app(loaded, database)
+    tls = loaded.tls if isinstance(loaded.tls, TlsSettings) else None
+    try:
+        await service.serve(app, loaded.bind, tls=tls, announce=announce)
+    except OSError as error:
+        raise ConfigError(f"bind {loaded.bind}: {error.strerror}") from error

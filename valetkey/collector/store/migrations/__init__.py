@@ -1,0 +1,1 @@
+"""Alembic's home: run by `store.database`, never by hand."""

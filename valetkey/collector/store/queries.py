@@ -1,0 +1,211 @@
+"""What can be asked of the record, as statements: for the service, and offline for the command.
+
+Every list is paged or capped, so that no question can make the collector hold the whole log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from sqlalchemy import Select, and_, case, func, literal, select, tuple_
+
+from valetkey.collector.store.schema import (
+    BOOTS,
+    BREAKS,
+    CONFLICTS,
+    DECLARATIONS,
+    EVENTS,
+    GAPS,
+    HOLES,
+    SOURCES,
+)
+
+MAX_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Equality on members; an empty one asks for nothing."""
+
+    type: str = ""
+    workload: str = ""
+    route: str = ""
+    target: str = ""
+    decision: str = ""
+    code: str = ""
+    source: str = ""
+    boot: str = ""
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        return frozenset(field.name for field in fields(cls))
+
+
+_EVENT: Final = (
+    EVENTS.c.cursor,
+    EVENTS.c.boot_id,
+    SOURCES.c.source,
+    BOOTS.c.boot,
+    EVENTS.c.seq,
+    EVENTS.c.hash,
+    EVENTS.c.received,
+    EVENTS.c.raw,
+)
+
+
+def page(filters: Filters, *, after: int, limit: int) -> Select[Any]:
+    """Events in order of arrival behind the cursor ``after``."""
+    return _matching(filters).where(EVENTS.c.cursor > after).order_by(EVENTS.c.cursor).limit(limit)
+
+
+def newest(filters: Filters, *, limit: int) -> Select[Any]:
+    """The last events that match, newest first."""
+    return _matching(filters).order_by(EVENTS.c.cursor.desc()).limit(limit)
+
+
+def chain(source: str, boot: str, *, after: int, limit: int) -> Select[Any]:
+    """Events of one boot in order of the chain behind the sequence number ``after``."""
+    return (
+        _matching(Filters(source=source, boot=boot))
+        .where(EVENTS.c.seq > after)
+        .order_by(EVENTS.c.seq)
+        .limit(limit)
+    )
+
+
+def outcomes(decisions: list[tuple[int, int]]) -> Select[Any]:
+    """The outcomes of these decisions, each given by boot key and sequence number."""
+    return (
+        select(EVENTS.c.boot_id, EVENTS.c.answers, EVENTS.c.raw)
+        # The constant condition lets SQLite use the partial index.
+        .where(EVENTS.c.answers > 0)
+        .where(tuple_(EVENTS.c.boot_id, EVENTS.c.answers).in_(decisions))
+        .order_by(EVENTS.c.cursor)
+    )
+
+
+def sources() -> Select[Any]:
+    """Every boot of every source, in order of first sight, with what is known of it."""
+
+    def count(table: Any, *conditions: Any) -> Any:
+        return (
+            select(func.count())
+            .select_from(table)
+            .where(table.c.boot_id == BOOTS.c.id, *conditions)
+            .scalar_subquery()
+        )
+
+    lost = (
+        select(func.coalesce(func.sum(DECLARATIONS.c.lost), 0))
+        .where(DECLARATIONS.c.boot_id == BOOTS.c.id)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            SOURCES.c.source,
+            SOURCES.c.issuer,
+            SOURCES.c.subject,
+            BOOTS.c.boot,
+            BOOTS.c.count,
+            BOOTS.c.acked,
+            BOOTS.c.high,
+            BOOTS.c.head_seq,
+            BOOTS.c.head_hash,
+            BOOTS.c.first_seen,
+            BOOTS.c.last_seen,
+            BOOTS.c.last_time,
+            count(GAPS, GAPS.c.closed.is_(None)).label("gaps"),
+            count(BREAKS).label("breaks"),
+            lost.label("lost"),
+        )
+        .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
+        .order_by(SOURCES.c.id, BOOTS.c.id)
+    )
+
+
+def gaps(filters: Filters) -> Select[Any]:
+    """Gaps, open ones first. ``missing`` is what of the gap is still awaited."""
+    missing = (
+        select(func.coalesce(func.sum(HOLES.c.last - HOLES.c.first + 1), 0))
+        .where(HOLES.c.gap_id == GAPS.c.id)
+        .scalar_subquery()
+    )
+    state = case(
+        (GAPS.c.closed.is_(None), literal("open")),
+        (GAPS.c.lost > 0, literal("declared")),
+        else_=literal("filled"),
+    )
+    columns = (
+        GAPS.c.first,
+        GAPS.c.last,
+        GAPS.c.opened,
+        GAPS.c.closed,
+        GAPS.c.lost,
+        missing.label("missing"),
+        state.label("state"),
+    )
+    return _of_boots(GAPS, columns, filters).order_by(GAPS.c.closed.is_not(None), GAPS.c.id.desc())
+
+
+def declarations(filters: Filters) -> Select[Any]:
+    table = DECLARATIONS.c
+    columns = (table.first, table.last, table.lost, table.reason, table.event, table.seen)
+    return _of_boots(DECLARATIONS, columns, filters).order_by(table.id.desc())
+
+
+def breaks(filters: Filters) -> Select[Any]:
+    table = BREAKS.c
+    columns = (table.seq, table.reason, table.seen)
+    return _of_boots(BREAKS, columns, filters).order_by(table.id.desc())
+
+
+def conflicts(filters: Filters) -> Select[Any]:
+    query = select(*(column for column in CONFLICTS.c if column.name != "id"))
+    if filters.source:
+        query = query.where(CONFLICTS.c.source == filters.source)
+    if filters.boot:
+        query = query.where(CONFLICTS.c.boot == filters.boot)
+    return query.order_by(CONFLICTS.c.id.desc()).limit(MAX_PAGE)
+
+
+def open_gaps() -> Select[Any]:
+    return select(func.count()).select_from(GAPS).where(GAPS.c.closed.is_(None))
+
+
+def all_breaks() -> Select[Any]:
+    return select(func.count()).select_from(BREAKS)
+
+
+def _matching(filters: Filters) -> Select[Any]:
+    query = (
+        select(*_EVENT)
+        .join(BOOTS, BOOTS.c.id == EVENTS.c.boot_id)
+        .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
+    )
+    for name in ("type", "workload", "route", "target", "decision"):
+        value = getattr(filters, name)
+        if value:
+            query = query.where(EVENTS.c[name] == value)
+    if filters.code:
+        # The constant condition lets SQLite use the partial index.
+        query = query.where(and_(EVENTS.c.code == filters.code, EVENTS.c.code != literal("")))
+    return _of(query, filters)
+
+
+def _of(query: Select[Any], filters: Filters) -> Select[Any]:
+    if filters.source:
+        query = query.where(SOURCES.c.source == filters.source)
+    if filters.boot:
+        query = query.where(BOOTS.c.boot == filters.boot)
+    return query
+
+
+def _of_boots(table: Any, columns: tuple[Any, ...], filters: Filters) -> Select[Any]:
+    query = (
+        select(SOURCES.c.source, BOOTS.c.boot, *columns)
+        .select_from(table)
+        .join(BOOTS, BOOTS.c.id == table.c.boot_id)
+        .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
+    )
+    return _of(query, filters).limit(MAX_PAGE)
