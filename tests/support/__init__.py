@@ -1,0 +1,1 @@
+"""What tests share: an issuer, real processes, canaries."""
