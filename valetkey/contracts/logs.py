@@ -63,12 +63,16 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             # The type and place only: exception texts of libraries can carry what they parsed.
             line["error_type"] = record.exc_info[0].__name__
-            trace = record.exc_info[2]
-            while trace and trace.tb_next:
-                trace = trace.tb_next
-            if trace:
-                line["line"] = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+            line["line"] = place_of(record.exc_info[1])
         return msgspec.json.encode(line).decode()
+
+
+def place_of(error: BaseException | None) -> str:
+    """``file:line`` where an exception was raised: what a log may say of it besides its type."""
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from valetkey.contracts import codes, problem
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import ConfigError, ValetkeyError
-from valetkey.contracts.logs import Log
+from valetkey.contracts.logs import Log, place_of
 from valetkey.contracts.settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -88,16 +88,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             "handler_failed",
             path=request.path,
             error_type=type(error).__name__,
-            line=_place(error),
+            line=place_of(error),
         )
         return problem_response(codes.SERVICE_INTERNAL)
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
 
 
 def add_probes(

@@ -1,0 +1,19 @@
+"""``python -m valetkey.proxy --config FILE``: the sidecar without the command line's imports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from valetkey.proxy.app import run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m valetkey.proxy")
+    parser.add_argument("--config", type=Path, required=True, help="settings file (YAML)")
+    return run(parser.parse_args().config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

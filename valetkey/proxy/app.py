@@ -1,0 +1,254 @@
+"""One sidecar: built from its settings, run until told to stop, reloaded in place.
+
+Start order: spool and identity before listeners, so that no call can come before it can be
+decided and recorded. Stop order: listeners, calls under way, the rest of the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from valetkey import __version__
+from valetkey.contracts import logs, settings
+from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import AuditError, ConfigError
+from valetkey.contracts.events import INSTANCE
+from valetkey.contracts.logs import Log
+from valetkey.proxy.admin import Admin
+from valetkey.proxy.audit.recorder import Recorder
+from valetkey.proxy.audit.shipper import Shipper
+from valetkey.proxy.audit.spool import Spool
+from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
+from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.credentials.exchange import ExchangeClient
+from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.intercept.reverse import listen
+from valetkey.proxy.metrics import Metrics
+from valetkey.proxy.pep import EnforcementPoint
+from valetkey.proxy.settings import ProxySettings
+
+_HEARTBEAT: Final = 30.0
+_WATCH: Final = 1.0
+# Sections that a running sidecar can't change: they belong to what was opened at the start.
+_FIXED: Final = ("workload", "broker", "collector", "spool", "listeners", "admin", "instance")
+
+
+class Sidecar:
+    """Everything of one process. `start`, then `stop`."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+        self._log = Log("sidecar")
+        self._stamp = _stamp(config)
+        current = self._load()
+        logs.configure(current.log_level)
+        self.settings = current
+        instance = current.instance or socket.gethostname()
+        if not INSTANCE.fullmatch(instance):
+            raise ConfigError(f"instance: the host's name {instance!r} can't be used, set one")
+        self._proof_key = ProofKey()
+        snapshot = compile_snapshot(current, thumbprint=self._proof_key.thumbprint)
+        self.metrics = Metrics()
+        self.identity = FileIdentity(current.workload.identity.file)
+        self.identity.refresh()
+        self._exchange = ExchangeClient(
+            current.broker.url.rstrip("/") + "/token",
+            self.identity,
+            self._proof_key,
+            ca_file=current.broker.ca_file,
+            timeout=current.broker.timeout,
+        )
+        self.cache = CredentialCache(current.limits.credentials)
+        self.spool = Spool(
+            current.spool.dir,
+            segment_size=current.spool.segment_size,
+            max_size=current.spool.max_size,
+            commit_every=current.spool.commit_every,
+        )
+        self._recorder = Recorder(self.spool, instance)
+        self.pep = EnforcementPoint(
+            snapshot,
+            self.identity,
+            self.cache,
+            self._exchange,
+            self._proof_key,
+            self.spool,
+            self._recorder,
+            self.metrics,
+        )
+        self._shipper = (
+            Shipper(current.collector, self.spool, self._recorder, self.identity, self.metrics)
+            if current.collector is not None
+            else None
+        )
+        self._admin = Admin(
+            current.admin.bind, self.metrics, ready=self._ready, health=self._health
+        )
+        self._rejected = ""
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._export_gauges()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take calls. Raises `ConfigError` for what can't be opened."""
+        self.spool.start()
+        self._recorder.booted(self.pep.snapshot.policy_digest)
+        for listener in self.settings.listeners:
+            self._servers.append(await listen(listener, self.pep))
+        await self._admin.start()
+        work = [self.identity.watch(), self.pep.sweep(), self._watch(), self._beat()]
+        if self._shipper is not None:
+            work.append(self._shipper.run())
+        self._tasks = [asyncio.ensure_future(item) for item in work]
+        self._log.info("ready", version=__version__, boot=self.spool.boot, pid=os.getpid())
+
+    async def stop(self) -> None:
+        """Stop taking calls, finish those under way, bring the record home."""
+        drain = self.settings.timeouts.drain
+        for server in self._servers:
+            server.close()
+        await self.pep.drain(drain)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._shipper is not None:
+            await self._shipper.drain(min(drain, 5.0))
+            await self._shipper.close()
+        await self.cache.close()
+        await self._exchange.close()
+        await self._admin.stop()
+        await self.spool.stop()
+        self._log.info("stopped", seq=self.spool.seq)
+
+    # --- settings -----------------------------------------------------------------------------
+
+    def _load(self) -> ProxySettings:
+        return settings.load(ProxySettings, self._config, program="proxy", environ=os.environ)
+
+    def reload(self) -> None:
+        """Apply the file as it is now, or keep what is in force and say why. Blocking."""
+        try:
+            snapshot = self._compile_reload()
+        except ConfigError as error:
+            self._rejected = str(error)
+            self.metrics.reloads["rejected"] += 1
+            self._log.error("reload_rejected", reason=error)
+            return
+        self._rejected = ""
+        self.metrics.reloads["applied"] += 1
+        self.settings = snapshot.settings
+        self.pep.apply(snapshot)
+        self._log.info("reload_applied", count=len(snapshot.routes))
+
+    def _compile_reload(self) -> Snapshot:
+        new = self._load()
+        for section in _FIXED:
+            if getattr(new, section) != getattr(self.settings, section):
+                raise ConfigError(f"{self._config}: {section}: a change needs a restart")
+        return compile_snapshot(new, thumbprint=self._proof_key.thumbprint)
+
+    async def _watch(self) -> None:
+        """Reload when the file changes."""
+        while True:
+            await asyncio.sleep(_WATCH)
+            stamp = await asyncio.to_thread(_stamp, self._config)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self.reload()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_HEARTBEAT)
+            try:
+                self._recorder.heartbeat()
+            except AuditError as error:
+                self._log.warning("heartbeat_unrecorded", reason=error.reason)
+
+    # --- what operators see -------------------------------------------------------------------
+
+    async def _ready(self) -> str:
+        if self.pep.draining:
+            return "draining"
+        if self.identity.principal() is None:
+            return f"no workload identity: {self.identity.problem}"
+        return f"audit: {self.spool.problem}" if self.spool.problem else ""
+
+    def _health(self) -> dict[str, str]:
+        return {"boot": self.spool.boot, "rejected_config": self._rejected}
+
+    def _export_gauges(self) -> None:
+        cache, spool, pep, recorder = self.cache, self.spool, self.pep, self._recorder
+        shipper = self._shipper
+        self.metrics.counters |= {
+            "valetkey_cache_hits_total": ("Credentials from the cache.", lambda: cache.hits),
+            "valetkey_cache_misses_total": ("Calls that waited.", lambda: cache.misses),
+            "valetkey_cache_refreshes_total": ("Refreshes ahead.", lambda: cache.refreshes),
+            "valetkey_cache_evictions_total": ("After a 401.", lambda: cache.evictions),
+            "valetkey_events_written_total": ("Events spooled.", lambda: recorder.written),
+            "valetkey_events_lost_total": ("Events not recorded.", lambda: recorder.lost),
+            "valetkey_events_shipped_total": ("Events sent.", lambda: self.metrics.shipped),
+            "valetkey_ship_failures_total": (
+                "Batches that failed.",
+                lambda: self.metrics.ship_failures,
+            ),
+        }
+        self.metrics.gauges |= {
+            "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
+            "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),
+            "valetkey_connections": ("Workload connections.", lambda: pep.connections),
+            "valetkey_spool_bytes": ("Segments on disk.", lambda: spool.disk),
+            "valetkey_spool_events": (
+                "Events of this boot not yet acknowledged.",
+                lambda: spool.seq - (shipper.acked if shipper is not None else 0),
+            ),
+            "valetkey_spool_age_seconds": (
+                "Since everything was last acknowledged.",
+                lambda: shipper.age if shipper is not None else 0.0,
+            ),
+        }
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def run(config: Path) -> int:
+    """Run a sidecar until SIGTERM or SIGINT. Returns the exit code; 2 for unusable settings."""
+    try:
+        sidecar = Sidecar(config)
+        uvloop.run(_main(sidecar))
+    except ConfigError as error:
+        print(f"valetkey proxy: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
+        return 2
+    return 0
+
+
+async def _main(sidecar: Sidecar) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
+    # What was built by now lives as long as the process: the collector need not look at it.
+    gc.collect()
+    gc.freeze()
+    try:
+        await sidecar.start()
+        await stop.wait()
+    finally:
+        await sidecar.stop()

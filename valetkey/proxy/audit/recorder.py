@@ -1,0 +1,317 @@
+"""Writing the two events of a call: decision and outcome.
+
+Each event is rendered at once, from a template per route and method, as the final CloudEvents
+text; nothing is left to do later in a burst. Everything that is put into a template is either
+made here, checked by the path's and names' grammars (no quote, no backslash, no control), or
+encoded as JSON by `_text`.
+
+Never in an event: tokens, query values, header values, bodies.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from valetkey import __version__
+from valetkey.contracts import events
+from valetkey.contracts.codes import Code
+from valetkey.proxy.audit.spool import Spool
+
+if TYPE_CHECKING:
+    from valetkey.proxy.core.credential import Credential
+    from valetkey.proxy.core.decision import Deny
+    from valetkey.proxy.core.snapshot import Route
+    from valetkey.proxy.http1.call import Call
+
+_MAX_TEXT: Final = 512
+_MAX_PATH: Final = 1024
+
+_METADATA: Final = {
+    "version": events.OCSF_VERSION,
+    "product": {"name": "valetkey", "vendor_name": "valetkey", "version": __version__},
+    "profiles": ["security_control"],
+}
+
+
+class Recorder:
+    """Events of one sidecar boot into its spool."""
+
+    def __init__(self, spool: Spool, instance: str) -> None:
+        self._spool = spool
+        self._source = events.SOURCE_PREFIX + instance
+        self._decisions: dict[tuple[Route, str], bytes] = {}
+        self._outcomes: dict[tuple[Route, str], bytes] = {}
+        self._second = 0
+        self._stamp = b""
+        self.written = 0
+        self.lost = 0
+        """Events of calls that went on unrecorded (``spool_full: record_gap``), in all."""
+        self._unrecorded = 0
+
+    def forget_routes(self) -> None:
+        """Drop templates of an older snapshot."""
+        self._decisions.clear()
+        self._outcomes.clear()
+
+    # --- decision -----------------------------------------------------------------------------
+
+    def permitted(self, call: Call, credential: Credential, dropped: tuple[str, ...]) -> int:
+        """Record that a call may leave. Returns the event's sequence. Raises `AuditError`."""
+        permit = call.permit
+        assert permit is not None
+        if self._unrecorded:
+            self._record_gap()
+        method = call.head.method
+        template = self._decisions.get((permit.route, method))
+        if template is None:
+            template = self._decision_template(permit.route, method)
+        spool = self._spool
+        seq = spool.seq + 1
+        ns = time.time_ns()
+        trace = call.head.block.traceparent
+        address, port = call.inbound.peer
+        who, reference = credential.rendered or _render(credential)
+        extra = b',"dropped":' + msgspec.json.encode(dropped) if dropped else b""
+        raw = template % (
+            seq, self._time(ns), seq, spool.link,
+            b',"traceparent":"%b"' % trace if trace else b"",
+            ns // 1_000_000,
+            who,
+            seq,
+            _path(permit.path),
+            address.encode(), port,
+            reference, extra,
+        )  # fmt: skip
+        spool.append(raw, decision=True)
+        spool.open_calls += 1
+        self.written += 1
+        return seq
+
+    def denied(self, call: Call, deny: Deny, workload: str) -> int:
+        """Record that a call may not leave. Raises `AuditError`."""
+        head = call.head
+        dropped: tuple[str, ...] = ()
+        if deny.target is not None and not head.block.listed:
+            dropped = head.block.forward(deny.target.headers)[1]
+        unmapped: dict[str, Any] = {"code": deny.code.name, "reason": deny.reason[:_MAX_TEXT]}
+        if deny.route is not None:
+            unmapped["scopes"] = deny.route.scopes
+        if dropped:
+            unmapped["dropped"] = dropped
+        data = self._data(head.method, allowed=False) | {
+            "actor": {"user": {"uid": workload}, "app_uid": workload},
+            "api": {
+                "operation": head.method,
+                "service": {"name": deny.target.name if deny.target else ""},
+                "request": {"uid": events.event_id(self._spool.boot, self._spool.seq + 1)},
+            },
+            "http_request": {
+                "http_method": head.method,
+                "url": {"path": head.path[:_MAX_PATH]},
+            },
+            "src_endpoint": {"ip": call.inbound.peer[0], "port": call.inbound.peer[1]},
+            "policy": {"uid": deny.route.id if deny.route else ""},
+            "unmapped": unmapped,
+        }
+        seq = self._write(
+            events.TYPE_DECISION, data, trace=head.block.traceparent.decode(), decision=True
+        )
+        self._spool.open_calls += 1
+        return seq
+
+    def _decision_template(self, route: Route, method: str) -> bytes:
+        data = self._data(method, allowed=True)
+        head = (
+            msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%d')
+        )
+        rest = (
+            b',%%b,"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%d"}},'
+            b'"http_request":{"http_method":%b,"url":{"path":%%b}},'
+            b'"src_endpoint":{"ip":"%%b","port":%%d},'
+            b'"policy":{"uid":%b},"unmapped":{"code":"","scopes":%b,"credential":%b%%b%%b}}}'
+        ) % (
+            _text(method), _text(route.target.name), self._spool.boot.encode(), _text(method),
+            _text(route.id), msgspec.json.encode(route.scopes).replace(b"%", b"%%"),
+            _text(route.target.settings.credential.kind),
+        )  # fmt: skip
+        template = self._envelope(events.TYPE_DECISION) + b"{" + head + rest
+        self._decisions[(route, method)] = template
+        return template
+
+    # --- outcome ------------------------------------------------------------------------------
+
+    def outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
+        """Record how a call ended; its decision is named. Raises `AuditError`."""
+        route = call.permit.route if call.permit is not None else None
+        spool = self._spool
+        spool.open_calls -= 1
+        method = call.head.method
+        template = self._outcomes.get((route, method)) if route is not None else None
+        if template is None:
+            template = self._outcome_template(route, method)
+        seq = spool.seq + 1
+        ns = time.time_ns()
+        decision = call.decision_seq
+        trace = call.head.block.traceparent
+        raw = template % (
+            seq, self._time(ns), seq, spool.link,
+            b',"traceparent":"%b"' % trace if trace else b"",
+            ns // 1_000_000,
+            decision,
+            call.status,
+            decision,
+            outcome.encode(), code.name.encode() if code is not None else b"",
+            int((time.perf_counter() - call.started) * 1e6), int(added * 1e6),
+            call.sent, call.received, call.attempts,
+        )  # fmt: skip
+        spool.append(raw, decision=False)
+        self.written += 1
+
+    def _outcome_template(self, route: Route | None, method: str) -> bytes:
+        boot = self._spool.boot.encode()
+        data = self._data(method, allowed=route is not None)
+        head = (
+            msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%d')
+        )
+        rest = (
+            b',"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%d"}},'
+            b'"http_response":{"code":%%d},"policy":{"uid":%b},'
+            b'"unmapped":{"decision":"%b-%%d","outcome":"%%b","code":"%%b","duration_us":%%d,'
+            b'"added_us":%%d,"sent":%%d,"received":%%d,"attempts":%%d}}}'
+        ) % (
+            _text(method), _text(route.target.name if route else ""), boot,
+            _text(route.id if route else ""), boot,
+        )  # fmt: skip
+        template = self._envelope(events.TYPE_OUTCOME) + b"{" + head + rest
+        if route is not None:
+            self._outcomes[(route, method)] = template
+        return template
+
+    # --- the sidecar's own events -------------------------------------------------------------
+
+    def booted(self, policy_digest: str) -> None:
+        """Record the start, and where the boot before ended, so that a cut tail shows."""
+        unmapped: dict[str, Any] = {"policy_digest": policy_digest, "version": __version__}
+        previous = self._spool.previous
+        if previous is not None:
+            unmapped |= {
+                "previous_boot": previous.boot,
+                "previous_seq": previous.seq,
+                "previous_hash": previous.hash,
+                "torn_tail": previous.torn,
+            }
+        self._write(events.TYPE_BOOT, {"unmapped": unmapped}, decision=True)
+
+    def heartbeat(self) -> None:
+        """Record that the sidecar is alive: the chain's end is never older than this."""
+        self._write(
+            events.TYPE_HEARTBEAT,
+            {"unmapped": {"open_calls": self._spool.open_calls, "lost": self.lost}},
+            decision=True,
+        )
+
+    def declare_lost(self, boot: str, first: int, last: int, reason: str) -> None:
+        """Record that events of a boot can't be delivered any more."""
+        data = {
+            "unmapped": {
+                "boot": boot, "first": first, "last": last, "lost": last - first + 1,
+                "reason": reason[:_MAX_TEXT],
+            }
+        }  # fmt: skip
+        self._write(events.TYPE_GAP, data, decision=True)
+
+    def unrecorded(self) -> None:
+        """A call goes on although its decision could not be recorded; counted, recorded later."""
+        self._unrecorded += 2
+        self.lost += 2
+
+    def _record_gap(self) -> None:
+        count = self._unrecorded
+        data = {
+            "unmapped": {
+                "boot": self._spool.boot, "first": 0, "last": 0, "lost": count,
+                "reason": "the spool was full; spool_full: record_gap let the calls go on",
+            }
+        }  # fmt: skip
+        self._write(events.TYPE_GAP, data, decision=True)
+        self._unrecorded = 0
+
+    # --- rendering ----------------------------------------------------------------------------
+
+    def _write(self, kind: str, data: dict[str, Any], *, decision: bool, trace: str = "") -> int:
+        ns = time.time_ns()
+        if data.get("time") == 0:
+            data["time"] = ns // 1_000_000
+        spool = self._spool
+        seq = spool.seq + 1
+        raw = self._envelope(kind) % (
+            seq, self._time(ns), seq, spool.link,
+            b',"traceparent":"%b"' % trace.encode() if trace else b"",
+        ) + msgspec.json.encode(data) + b"}"  # fmt: skip
+        spool.append(raw, decision=decision)
+        self.written += 1
+        return seq
+
+    def _envelope(self, kind: str) -> bytes:
+        """CloudEvents 1.0.2 attributes up to ``data``: sequence, time, sequence, link, trace."""
+        boot = self._spool.boot.encode()
+        return (
+            b'{"specversion":"1.0","id":"%b-%%d","source":%b,"type":%b,"time":"%%b",'
+            b'"datacontenttype":"application/json","boot":"%b","sequence":"%%d",'
+            b'"prevhash":"%%b"%%b,"data":' % (boot, _text(self._source), _text(kind), boot)
+        )
+
+    @staticmethod
+    def _data(method: str, *, allowed: bool) -> dict[str, Any]:
+        activity = events.OCSF_ACTIVITY.get(method, events.OCSF_ACTIVITY_OTHER)
+        return {
+            "category_uid": 6,
+            "class_uid": events.OCSF_CLASS_API_ACTIVITY,
+            "activity_id": activity,
+            "type_uid": events.OCSF_CLASS_API_ACTIVITY * 100 + activity,
+            "time": 0,
+            "severity_id": 1,
+            "status_id": 1 if allowed else 2,
+            "action_id": events.OCSF_ACTION_ALLOWED if allowed else events.OCSF_ACTION_DENIED,
+            "disposition_id": (
+                events.OCSF_DISPOSITION_ALLOWED if allowed else events.OCSF_DISPOSITION_BLOCKED
+            ),
+            "metadata": _METADATA,
+        }
+
+    def _time(self, ns: int) -> bytes:
+        """RFC 3339 with microseconds; the part down to the second is made once a second."""
+        second, rest = divmod(ns, 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%06dZ" % (self._stamp, rest // 1000)
+
+
+def _render(credential: Credential) -> tuple[bytes, bytes]:
+    """The two pieces of a decision event that belong to a credential, rendered once."""
+    encode = msgspec.json.encode
+    who = b'"actor":{"user":{"uid":%b},"app_uid":%b}' % (
+        encode(credential.subject),
+        encode(credential.actor),
+    )
+    reference = b',"jti":%b,"txn":%b,"policy_digest":%b' % (
+        encode(credential.jti),
+        encode(credential.txn),
+        encode(credential.policy_digest),
+    )
+    credential.rendered = (who, reference)
+    return who, reference
+
+
+def _text(value: str) -> bytes:
+    """A JSON string that may stand in a template."""
+    return msgspec.json.encode(value).replace(b"%", b"%%")
+
+
+def _path(path: str) -> bytes:
+    """A path as JSON string. A path that was decided on holds nothing to escape (core.path)."""
+    return b'"%b"' % path[:_MAX_PATH].encode()

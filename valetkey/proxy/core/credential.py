@@ -1,0 +1,45 @@
+"""A credential as the sidecar holds it: for one cache key, until one moment, ready to inject."""
+
+from __future__ import annotations
+
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.cache_policy import CacheKey
+
+
+class Credential:
+    """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
+
+    __slots__ = (
+        "actor", "expires_at", "jti", "key", "line", "policy_digest", "refresh_at", "rendered",
+        "subject", "token", "txn",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: CacheKey,
+        token: Secret,
+        line: bytes,
+        *,
+        expires_at: float,
+        refresh_at: float,
+        subject: str,
+        actor: str,
+        jti: str,
+        txn: str,
+        policy_digest: str,
+    ) -> None:
+        self.key = key
+        self.token = token
+        self.line = line
+        self.expires_at = expires_at
+        self.refresh_at = refresh_at
+        self.subject = subject
+        self.actor = actor
+        self.jti = jti
+        self.txn = txn
+        self.policy_digest = policy_digest
+        self.rendered: tuple[bytes, bytes] | None = None
+        """Its parts of a decision event, rendered by the recorder at first use."""
+
+    def __repr__(self) -> str:
+        return f"Credential(jti={self.jti!r})"

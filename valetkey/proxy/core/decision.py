@@ -1,0 +1,222 @@
+"""May this call leave? The one place that says yes.
+
+    decide(facts, snapshot, principal) -> Deny | NeedsCredential
+    NeedsCredential.admit(credential, now) -> Permit | Deny
+
+A `Permit` can only be made in this module, and the function that opens the way to a target takes
+one: no permit, no upstream. There is no default, zero value or exception that means yes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.cache_policy import CacheKey
+from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.headers import CREDENTIAL_PARAMETERS
+from valetkey.proxy.core.path import check_query, drop_parameters, split_path
+from valetkey.proxy.core.snapshot import Route, Snapshot, Target
+
+
+class RequestFacts:
+    """What of a request counts for the decision, whatever protocol brought it."""
+
+    __slots__ = ("authority", "listener_target", "method", "path", "query", "subject_token")
+
+    def __init__(
+        self,
+        method: str,
+        authority: str,
+        path: str,
+        query: str | None = None,
+        subject_token: Secret | None = None,
+        listener_target: str | None = None,
+    ) -> None:
+        self.method = method
+        self.authority = authority  # host, lower case, with :port if it was given
+        self.path = path  # as received, without query
+        self.query = query  # None: no question mark at all
+        self.subject_token = subject_token
+        self.listener_target = listener_target
+
+
+class Principal:
+    """The workload that this sidecar speaks for, as of now.
+
+    Keys for its own calls are made once per route: they only change with principal or snapshot,
+    and then there is a new `Principal`.
+    """
+
+    __slots__ = ("_keys", "epoch", "subject", "tenant")
+
+    def __init__(self, tenant: str, subject: str, epoch: int = 0) -> None:
+        self.tenant = tenant
+        self.subject = subject
+        self.epoch = epoch
+        self._keys: dict[Route, CacheKey] = {}
+
+    def key(self, route: Route, policy_digest: str) -> CacheKey:
+        """The key of the workload's own credential for a route."""
+        key = self._keys.get(route)
+        if key is None:
+            key = self._keys[route] = self._make(route, policy_digest, self.subject, ())
+        return key
+
+    def key_for_user(self, route: Route, policy_digest: str, token: Secret) -> CacheKey:
+        """The key of a credential for a user: by digest, since nobody here verified the token."""
+        digest = hashlib.sha256(token.reveal().encode()).hexdigest()
+        return self._make(route, policy_digest, f"token:{digest}", (self.subject,))
+
+    def _make(
+        self, route: Route, policy_digest: str, subject: str, actors: tuple[str, ...]
+    ) -> CacheKey:
+        target = route.target
+        return CacheKey(
+            tenant=self.tenant,
+            subject=subject,
+            actors=actors,
+            audience=target.audience,
+            resource=target.url,
+            details=route.details,
+            scopes=route.scope,
+            endpoint=target.endpoint,
+            thumbprint=target.thumbprint,
+            policy_digest=policy_digest,
+            epoch=self.epoch,
+        )
+
+
+class Deny:
+    """The call may not leave. ``reason`` is for the record, ``code`` for the caller."""
+
+    __slots__ = ("code", "reason", "route", "target")
+
+    def __init__(
+        self,
+        code: Code,
+        reason: str = "",
+        target: Target | None = None,
+        route: Route | None = None,
+    ) -> None:
+        self.code = code
+        self.reason = reason
+        self.target = target
+        self.route = route
+
+
+_MINT: Final = object()
+
+
+class Permit:
+    """This one call may go to this target with this credential. Only this module makes one."""
+
+    __slots__ = ("credential", "dropped", "path", "request_target", "route", "target")
+
+    def __init__(
+        self,
+        mint: object,
+        route: Route,
+        credential: Credential,
+        path: str,
+        request_target: str,
+        dropped: tuple[str, ...],
+    ) -> None:
+        if mint is not _MINT:
+            raise TypeError("a Permit is made by the decision alone")
+        self.route = route
+        self.target = route.target
+        self.credential = credential
+        self.path = path
+        self.request_target = request_target
+        self.dropped = dropped
+
+
+class NeedsCredential:
+    """A route allows the call; a credential for ``key`` decides whether it leaves."""
+
+    __slots__ = ("dropped", "facts", "key", "path", "request_target", "route")
+
+    def __init__(
+        self,
+        facts: RequestFacts,
+        route: Route,
+        key: CacheKey,
+        path: str,
+        request_target: str,
+        dropped: tuple[str, ...],
+    ) -> None:
+        self.facts = facts
+        self.route = route
+        self.key = key
+        self.path = path
+        self.request_target = request_target
+        self.dropped = dropped
+
+    def admit(self, credential: Credential, now: float, *, fresh: bool = False) -> Permit | Deny:
+        """Decide again, with a credential. ``now`` is on the credential's monotonic clock.
+
+        ``fresh`` says that the credential was fetched for this very call: it then serves it even
+        if its lifetime, less skew, has already run out.
+        """
+        if credential.key is not self.key and credential.key != self.key:
+            return Deny(
+                codes.PROXY_INTERNAL, "a credential for another key", self.route.target, self.route
+            )
+        if now >= credential.expires_at and not fresh:
+            return Deny(
+                codes.BROKER_UNAVAILABLE,
+                "the cached credential has expired",
+                self.route.target,
+                self.route,
+            )
+        return Permit(_MINT, self.route, credential, self.path, self.request_target, self.dropped)
+
+
+def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> NeedsCredential | Deny:
+    """Find target and route of a call, and the credential that it needs."""
+    path = facts.path
+    try:
+        segments = split_path(path)
+    except CallerError as error:
+        return Deny(error.code, error.reason)
+    target, start = snapshot.find_target(facts.listener_target, facts.authority, segments)
+    if target is None:
+        return Deny(codes.TARGET_NO_MATCH, "no target for this listener, prefix or host")
+    route = target.routes.match(facts.method, segments, start)
+    if route is None:
+        return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target)
+    if ";" in path and target.routes.match(facts.method, _bare(segments), start) is not route:
+        # Servlet containers cut path parameters before they map the path (RFC 3986 §3.3).
+        return Deny(
+            codes.REQUEST_AMBIGUOUS_PATH, "path parameters lead to another route", target, route
+        )
+    if start:
+        path = path[len(target.prefix) :]
+    request_target = path
+    dropped: tuple[str, ...] = ()
+    query = facts.query
+    if query is not None:
+        try:
+            check_query(query)
+        except CallerError as error:
+            return Deny(error.code, error.reason, target, route)
+        query, names = drop_parameters(query, CREDENTIAL_PARAMETERS)
+        dropped = tuple(names)
+        request_target = f"{path}?{query}"
+    key = (
+        principal.key(route, snapshot.policy_digest)
+        if facts.subject_token is None
+        else principal.key_for_user(route, snapshot.policy_digest, facts.subject_token)
+    )
+    if route.per_request:
+        key = key._replace(details=route.exact_details(facts.method, path))
+    return NeedsCredential(facts, route, key, path, request_target, dropped)
+
+
+def _bare(segments: list[str]) -> list[str]:
+    return [segment.partition(";")[0] for segment in segments]

@@ -1,0 +1,89 @@
+"""The path of a call: refused where two readers could differ, otherwise split for matching.
+
+What is decided on and what is forwarded are the same bytes. Matching sees each segment decoded
+once, as the target will see it; a path in which decoding could be done differently (dot segments,
+encoded delimiters, a second decoding that changes something, invalid UTF-8, a backslash, an
+empty segment) is refused instead of being repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+
+# RFC 3986 §3.3 without percent-encoding: segments of pchar, none of them empty but the last, none
+# a dot segment (also not with a path parameter behind it, `..;x`, which some servers strip).
+_PLAIN: Final = re.compile(r"(?:/(?!\.{1,2}(?:[/;]|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+)*(?:/)?")
+_ENCODED: Final = re.compile(r"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+)*(?:/)?")
+# RFC 3986 §3.4 plus what browsers and libraries send unencoded; never a space, control or `#`.
+_QUERY: Final = re.compile(r"[\x21\x22\x24-\x7e]*")
+# What a decoded segment may not hold: separators of some system, controls (C0, DEL, C1).
+_HIDDEN: Final = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+
+MAX_SEGMENTS: Final = 128
+
+
+def split_path(path: str) -> list[str]:
+    """The decoded segments of an origin-form path (no query). Raises `CallerError`."""
+    if "%" not in path:
+        if not path or _PLAIN.fullmatch(path) is None:
+            raise _ambiguous("not a plain RFC 3986 path")
+        segments = path.split("/")
+    else:
+        if _ENCODED.fullmatch(path) is None:
+            raise _ambiguous("not an RFC 3986 path")
+        segments = [_decode(segment) for segment in path.split("/")]
+    del segments[0]
+    if len(segments) > MAX_SEGMENTS:
+        raise _ambiguous("more segments than any route can have")
+    return segments
+
+
+def check_query(query: str) -> None:
+    """Refuse bytes that do not belong into a query. Raises `CallerError`."""
+    if _QUERY.fullmatch(query) is None:
+        raise CallerError(codes.REQUEST_MALFORMED, "the query holds characters outside RFC 3986")
+
+
+def drop_parameters(query: str, names: frozenset[str]) -> tuple[str, list[str]]:
+    """The query without credential parameters (RFC 6750 §2.3), and the names that were dropped.
+
+    Names are compared decoded and case-insensitively, for `;` as separator too, since a target
+    may read it so.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    for part in query.split("&"):
+        found = [name for piece in part.split(";") if (name := _parameter_name(piece)) in names]
+        if found:
+            dropped.extend(found)
+        else:
+            kept.append(part)
+    return "&".join(kept), dropped
+
+
+def _parameter_name(part: str) -> str:
+    name = part.partition("=")[0].replace("+", " ")
+    return unquote_to_bytes(name).decode("latin-1").strip().lower()
+
+
+def _decode(segment: str) -> str:
+    try:
+        text = unquote_to_bytes(segment).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _ambiguous("a segment is not UTF-8") from error
+    if _HIDDEN.search(text):
+        raise _ambiguous("an encoded delimiter or control character")
+    if text.partition(";")[0] in {".", ".."}:
+        raise _ambiguous("an encoded dot segment")
+    if unquote_to_bytes(text) != text.encode():
+        raise _ambiguous("decoding it twice would change it")
+    return text
+
+
+def _ambiguous(reason: str) -> CallerError:
+    return CallerError(codes.REQUEST_AMBIGUOUS_PATH, reason)

@@ -1,0 +1,242 @@
+"""Settings compiled into what decisions are made on: immutable, complete, or not made at all.
+
+Whatever needs more than one key of the settings to judge is refused here, with the key path.
+A reload makes a new snapshot; calls in flight finish on the one they began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
+from valetkey.proxy.core.addresses import Network, parse_networks
+from valetkey.proxy.core.headers import HOP_BY_HOP, HeaderPolicy, normal
+from valetkey.proxy.core.routing import PatternError, RouteTree
+from valetkey.proxy.settings import ProxySettings, RouteSettings, TargetSettings
+
+_HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
+_PORTS: Final = {"http": 80, "https": 443}
+_FRAMING: Final = frozenset({"host", "content-length", "via", "expect", "cookie"})
+
+
+class Target:
+    """A system that calls go to. Identity is by object: one per snapshot."""
+
+    __slots__ = (
+        "allowed", "audience", "authority", "endpoint", "headers", "host", "inject", "name",
+        "port", "prefix", "routes", "settings", "thumbprint", "tls", "url",
+    )  # fmt: skip
+
+    def __init__(
+        self, name: str, settings: TargetSettings, *, endpoint: str, thumbprint: str, subject: str
+    ) -> None:
+        where = f"targets.{name}"
+        self.name = name
+        self.settings = settings
+        self.tls, self.host, self.port = split_origin(settings.url, f"{where}.url")
+        default = _PORTS["https" if self.tls else "http"]
+        self.authority = self.host if self.port == default else f"{self.host}:{self.port}"
+        self.url = f"{'https' if self.tls else 'http'}://{self.authority}"
+        self.audience = settings.audience
+        self.prefix = settings.prefix or ""
+        self.endpoint = endpoint
+        self.inject = _injected_header(settings, where)
+        self.thumbprint = thumbprint if settings.credential.kind == "dpop" else ""
+        self.headers = HeaderPolicy.of(
+            injected=self.inject, subject_header=subject, passed=settings.pass_headers
+        )
+        self.routes: RouteTree[Route] = RouteTree()
+        try:
+            self.allowed: tuple[Network, ...] = parse_networks(settings.allow_networks)
+        except ValueError as error:
+            raise ConfigError(f"{where}.allow_networks: {error}") from error
+        if settings.ca_file is not None and not self.tls:
+            raise ConfigError(f"{where}.ca_file: the target's url is not https")
+
+
+class Route:
+    """A match on one target, with the scopes that it needs."""
+
+    __slots__ = (
+        "details", "durable", "id", "methods", "pattern", "per_request", "record_gap", "scope",
+        "scopes", "target",
+    )  # fmt: skip
+
+    def __init__(self, settings: RouteSettings, target: Target) -> None:
+        self.id = settings.id
+        self.target = target
+        self.methods = settings.match.methods
+        self.pattern = settings.match.path
+        self.scopes = tuple(sorted(set(settings.scopes)))
+        self.scope = " ".join(self.scopes)
+        self.per_request = settings.per_request
+        self.durable = settings.audit == "durable"
+        self.record_gap = settings.spool_full == "record_gap"
+        self.details = self._details(sorted(set(self.methods)), self.pattern, exact=False)
+
+    def exact_details(self, method: str, path: str) -> str:
+        """Authorization details that name one request (RFC 9396), canonical."""
+        return self._details([method], path, exact=True)
+
+    def _details(self, methods: Sequence[str], path: str, *, exact: bool) -> str:
+        return canonical_details(
+            [
+                HttpCallDetails(
+                    type=DETAILS_HTTP_CALL,
+                    locations=(self.target.audience,),
+                    actions=tuple(methods),
+                    identifier=self.id,
+                    path=path,
+                    exact=exact,
+                )
+            ]
+        )
+
+
+class Snapshot:
+    """Everything that a decision depends on besides the request, the principal and the time."""
+
+    __slots__ = ("_hosts", "_prefixes", "policy_digest", "routes", "settings", "targets")
+
+    def __init__(
+        self, settings: ProxySettings, targets: dict[str, Target], routes: tuple[Route, ...]
+    ) -> None:
+        self.settings = settings
+        self.targets = targets
+        self.routes = routes
+        self.policy_digest = _digest(settings)
+        self._prefixes: dict[str, Target] = {}
+        self._hosts: dict[str, Target] = {}
+        for target in targets.values():
+            if target.prefix:
+                self._claim(self._prefixes, target.prefix[1:], target, "prefix")
+            for host in target.settings.hosts:
+                self._claim(self._hosts, host.lower(), target, "hosts")
+
+    def find_target(
+        self, listener_target: str | None, authority: str, segments: Sequence[str]
+    ) -> tuple[Target | None, int]:
+        """The target of a call, and how many leading segments were its prefix.
+
+        In this order: the listener's own target, the path prefix, the Host.
+        """
+        if listener_target is not None:
+            return self.targets.get(listener_target), 0
+        # A bare `/tickets` has no path behind the prefix and is left to Host.
+        if len(segments) > 1:
+            target = self._prefixes.get(segments[0])
+            if target is not None:
+                return target, 1
+        return self._hosts.get(authority), 0
+
+    @staticmethod
+    def _claim(table: dict[str, Target], name: str, target: Target, what: str) -> None:
+        other = table.setdefault(name, target)
+        if other is not target:
+            raise ConfigError(
+                f"targets.{target.name}.{what}: {name!r} already leads to {other.name!r}"
+            )
+
+
+def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
+    """Settings as a snapshot. ``thumbprint`` is of this process's proof key.
+
+    Raises `ConfigError` with the key path of what can't be used.
+    """
+    broker_tls, broker_host, _ = split_origin(settings.broker.url, "broker.url")
+    _require_tls(broker_tls, broker_host, "broker.url")
+    if settings.collector is not None:
+        tls, host, _ = split_origin(settings.collector.url, "collector.url")
+        _require_tls(tls, host, "collector.url")
+    endpoint = settings.broker.url.rstrip("/") + "/token"
+    targets = {
+        name: Target(
+            name,
+            target,
+            endpoint=endpoint,
+            thumbprint=thumbprint,
+            subject=settings.workload.subject_header,
+        )
+        for name, target in settings.targets.items()
+    }
+    routes = tuple(_compile_routes(settings, targets))
+    for index, listener in enumerate(settings.listeners):
+        if listener.target is not None and listener.target not in targets:
+            raise ConfigError(f"listeners.{index}.target: no target {listener.target!r}")
+    return Snapshot(settings, targets, routes)
+
+
+def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list[Route]:
+    routes: list[Route] = []
+    seen: set[str] = set()
+    for index, item in enumerate(settings.routes):
+        where = f"routes.{index}"
+        if item.id in seen:
+            raise ConfigError(f"{where}.id: {item.id!r} is taken")
+        seen.add(item.id)
+        target = targets.get(item.target)
+        if target is None:
+            raise ConfigError(f"{where}.target: no target {item.target!r}")
+        route = Route(item, target)
+        try:
+            target.routes.add(route.methods, route.pattern, route)
+        except PatternError as error:
+            raise ConfigError(f"{where}.match: {error}") from error
+        routes.append(route)
+    return routes
+
+
+def split_origin(url: str, where: str) -> tuple[bool, str, int]:
+    """``(tls, host, port)`` of an origin URL. Raises `ConfigError`: no path, query, userinfo."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    if parts.scheme not in _PORTS or not _HOST.fullmatch(host):
+        raise ConfigError(f"{where}: not an http(s) origin: {url!r}")
+    if parts.username is not None or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ConfigError(f"{where}: an origin has no userinfo, path, query or fragment: {url!r}")
+    return parts.scheme == "https", host, port or _PORTS[parts.scheme]
+
+
+def _require_tls(tls: bool, host: str, where: str) -> None:
+    """Tokens travel on this connection: in the clear only inside this host."""
+    if not tls and host not in {"127.0.0.1", "localhost", "[::1]"}:
+        raise ConfigError(f"{where}: plain http is accepted for loopback only")
+
+
+def _injected_header(settings: TargetSettings, where: str) -> str | None:
+    kind, name = settings.credential.kind, settings.credential.name
+    if kind != "header":
+        if name is not None:
+            raise ConfigError(f"{where}.credential.name: only kind header has a name")
+        return None
+    if name is None:
+        raise ConfigError(f"{where}.credential.name: kind header needs the header's name")
+    if normal(name) in HOP_BY_HOP or normal(name) in _FRAMING:
+        raise ConfigError(f"{where}.credential.name: {name!r} can't carry a credential")
+    return name
+
+
+def _digest(settings: ProxySettings) -> str:
+    """SHA-256 over what decides: targets, routes, workload. Timeouts and ports are not policy."""
+    policy = {
+        "targets": {
+            name: [target.url, target.audience, target.credential, target.prefix, target.hosts]
+            for name, target in settings.targets.items()
+        },
+        "routes": settings.routes,
+        "subject_header": settings.workload.subject_header,
+    }
+    return hashlib.sha256(msgspec.json.encode(policy, order="deterministic")).hexdigest()

@@ -1,0 +1,131 @@
+"""Credentials by key: one exchange in flight per key, for however many callers.
+
+The contract (design.md, "Cache"):
+
+- A credential is used until its own expiry and not a moment longer; from 80 % of its life on it
+  is refreshed in the background, once. If that fails because the broker is away, the old one
+  serves until it expires; if the broker says no, the old one is dropped at once.
+- Only a policy's no is remembered, for a second; never the broker's absence, and nothing that
+  failed is ever remembered as a yes.
+- A target's 401 evicts a credential only if it is still the one in the cache.
+- Bounded, least recently used out first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from cachetools import TLRUCache, TTLCache
+
+from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
+from valetkey.contracts.logs import Log
+from valetkey.proxy.core.cache_policy import CacheKey
+from valetkey.proxy.core.credential import Credential
+
+Fetch = Callable[[], Awaitable[Credential]]
+
+DENIAL_LIFETIME: Final = 1.0
+_RETRY_REFRESH: Final = 1.0
+
+
+class CredentialCache:
+    """The cache and its flights."""
+
+    def __init__(self, capacity: int) -> None:
+        self._entries: TLRUCache[CacheKey, Credential] = TLRUCache(
+            capacity, ttu=lambda _key, credential, _now: credential.expires_at, timer=time.monotonic
+        )
+        self._denials: TTLCache[CacheKey, ValetkeyError] = TTLCache(
+            capacity, ttl=DENIAL_LIFETIME, timer=time.monotonic
+        )
+        self._flights: dict[CacheKey, asyncio.Task[Credential]] = {}
+        self._log = Log("cache")
+        self.hits = 0
+        self.misses = 0
+        self.refreshes = 0
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)
+
+    def get(self, key: CacheKey) -> Credential | None:
+        """A credential that has not expired; see `refresh` for one that is past its best."""
+        try:
+            credential = self._entries[key]
+        except KeyError:
+            return None
+        self.hits += 1
+        return credential
+
+    def refresh(self, credential: Credential, now: float, fetch: Fetch) -> None:
+        """Fetch a successor in the background; at most once a second while that fails."""
+        credential.refresh_at = now + _RETRY_REFRESH
+        if credential.key not in self._flights:
+            self.refreshes += 1
+            self._start(credential.key, fetch)
+
+    async def obtain(self, key: CacheKey, fetch: Fetch) -> Credential:
+        """A credential by exchange, shared with everybody who asks meanwhile.
+
+        Raises what the exchange raised (`ValetkeyError`), to each of them.
+        """
+        self.misses += 1
+        denied = self._denials.get(key)
+        if denied is not None:
+            raise type(denied)(denied.code, denied.reason)
+        flight = self._flights.get(key) or self._start(key, fetch)
+        # One caller that goes away must not take the others' exchange along.
+        return await asyncio.shield(flight)
+
+    def evict(self, credential: Credential) -> None:
+        """Drop a credential that a target refused, if it is the one that is cached."""
+        if self._entries.get(credential.key) is credential:
+            del self._entries[credential.key]
+            self.evictions += 1
+
+    def clear(self) -> None:
+        """Drop everything: the policy changed."""
+        self._entries.clear()
+        self._denials.clear()
+
+    async def close(self) -> None:
+        """Stop the exchanges in flight."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    def _start(self, key: CacheKey, fetch: Fetch) -> asyncio.Task[Credential]:
+        flight = asyncio.ensure_future(self._fly(key, fetch))
+        self._flights[key] = flight
+        flight.add_done_callback(_seen)
+        return flight
+
+    async def _fly(self, key: CacheKey, fetch: Fetch) -> Credential:
+        try:
+            credential = await fetch()
+        except (PolicyError, CallerError) as error:
+            self._entries.pop(key, None)
+            self._denials[key] = error
+            raise
+        except ValetkeyError as error:
+            self._log.warning("exchange_failed", code=error.code.name, reason=error.reason)
+            raise
+        else:
+            self._entries[key] = credential
+            return credential
+        finally:
+            del self._flights[key]
+
+
+def _seen(flight: asyncio.Task[Credential]) -> None:
+    """Mark the outcome as retrieved: a background refresh has nobody who awaits it."""
+    if not flight.cancelled():
+        flight.exception()

@@ -1,0 +1,227 @@
+"""Asking the broker for a credential: RFC 8693 token exchange over aiohttp.
+
+The workload's token authenticates the client (RFC 7523 §2.2) and is subject or actor; a proof of
+possession (RFC 9449 §5) goes with every request, with the broker's last nonce in it. What comes
+back is believed only as far as it fits what was asked.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import ssl
+import time
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from valetkey.contracts import codes, oauth
+from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import (
+    BrokerError,
+    CallerError,
+    ConfigError,
+    PolicyError,
+    ValetkeyError,
+)
+from valetkey.contracts.jose import TokenInvalid, parse
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.cache_policy import CacheKey, lifetime
+from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.credentials.injector import Injector
+from valetkey.proxy.identity.file import FileIdentity
+
+_MAX_ANSWER: Final = 64 << 10
+# RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
+_RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
+_ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
+# Whose refusals the workload may be told by their own code.
+_PASSED_ON: Final = frozenset({"grant", "subject", "actor", "approval"})
+
+
+class ExchangeClient:
+    """Exchanges at one broker."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        identity: FileIdentity,
+        key: ProofKey,
+        *,
+        ca_file: Path | None,
+        timeout: float,
+    ) -> None:
+        self._endpoint = endpoint
+        self._identity = identity
+        self._key = key
+        self._nonce = ""
+        self._ssl = _context(ca_file) if endpoint.startswith("https:") else None
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections to the broker."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def exchange(
+        self, key: CacheKey, injector: Injector, subject_token: Secret | None
+    ) -> Credential:
+        """One credential for ``key``. Raises a `ValetkeyError`: the broker's no, or no broker."""
+        actor_token, actor_left = self._identity.token()
+        form = {
+            "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": actor_token.reveal(),
+            "audience": key.audience,
+            "scope": key.scopes,
+            "authorization_details": key.details,
+        }
+        subject_left = actor_left
+        if subject_token is None:
+            form["subject_token"] = actor_token.reveal()
+            form["subject_token_type"] = oauth.TOKEN_TYPE_JWT
+        else:
+            subject_left = _seconds_left(subject_token)
+            form["subject_token"] = subject_token.reveal()
+            form["subject_token_type"] = oauth.TOKEN_TYPE_JWT
+            form["actor_token"] = actor_token.reveal()
+            form["actor_token_type"] = oauth.TOKEN_TYPE_JWT
+        status, body = await self._post(form)
+        if status != 200:
+            raise _refusal(status, body)
+        return self._accept(key, injector, body, actor_left, subject_left)
+
+    async def _post(self, form: dict[str, str]) -> tuple[int, bytes]:
+        status, body, nonce = await self._post_once(form)
+        if status == 400 and nonce and _error(body).error == "use_dpop_nonce":
+            # RFC 9449 §8: once more, with the nonce that came with the refusal.
+            status, body, _ = await self._post_once(form)
+        return status, body
+
+    async def _post_once(self, form: dict[str, str]) -> tuple[int, bytes, str]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=False)
+        proof = self._key.proof(
+            method="POST",
+            url=self._endpoint,
+            jti=secrets.token_urlsafe(16),
+            now=int(time.time()),
+            nonce=self._nonce,
+        )
+        try:
+            async with self._session.post(
+                self._endpoint,
+                data=form,
+                headers={"DPoP": proof, "Accept": "application/json"},
+                ssl=self._ssl if self._ssl is not None else True,
+                allow_redirects=False,
+            ) as response:
+                body = await response.content.read(_MAX_ANSWER + 1)
+                while len(body) <= _MAX_ANSWER and not response.content.at_eof():
+                    body += await response.content.read(_MAX_ANSWER + 1 - len(body))
+                nonce = response.headers.get("DPoP-Nonce", "")
+                if nonce:
+                    self._nonce = nonce
+                return response.status, body, nonce
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BrokerError(codes.BROKER_UNAVAILABLE, type(error).__name__) from error
+
+    def _accept(
+        self,
+        key: CacheKey,
+        injector: Injector,
+        body: bytes,
+        actor_left: float,
+        subject_left: float,
+    ) -> Credential:
+        if len(body) > _MAX_ANSWER:
+            raise _unusable("the answer is too large")
+        try:
+            answer = _RESPONSE.decode(body)
+        except msgspec.DecodeError as error:
+            raise _unusable("the answer is not a token response") from error
+        if not _TOKEN.fullmatch(answer.access_token):
+            raise _unusable("the token holds characters that no token has")
+        if answer.token_type.lower() != injector.token_type.lower():
+            # A bound token must not be sent as a bearer, nor an unbound one called bound.
+            raise _unusable(f"token_type is not {injector.token_type}")
+        if answer.issued_token_type not in {oauth.TOKEN_TYPE_ACCESS, oauth.TOKEN_TYPE_JWT}:
+            raise _unusable("issued_token_type is not an access token")
+        if answer.expires_in <= 0:
+            raise _unusable("expires_in is not positive")
+        # RFC 6749 §5.1: no scope in the answer means the scope that was asked for.
+        granted = set((answer.scope or key.scopes).split())
+        needed = set(key.scopes.split())
+        if granted - needed:
+            raise _unusable("more scopes than were asked for")
+        if needed - granted:
+            raise PolicyError(codes.GRANT_SCOPE, "the broker granted fewer scopes than needed")
+        life = lifetime(
+            now=time.monotonic(),
+            expires_in=answer.expires_in,
+            actor_expires_in=actor_left,
+            subject_expires_in=subject_left,
+        )
+        token = Secret(answer.access_token)
+        return Credential(
+            key,
+            token,
+            injector.line(token),
+            expires_at=life.expires_at,
+            refresh_at=life.refresh_at,
+            subject=answer.sub or key.subject,
+            actor=str(answer.act.get("sub", "")) or (key.actors[0] if key.actors else key.subject),
+            jti=answer.jti,
+            txn=answer.txn,
+            policy_digest=answer.policy_digest,
+        )
+
+
+def _seconds_left(token: Secret) -> float:
+    """How long a user's token says that it is good for; the broker verifies it."""
+    try:
+        expires = parse(token.reveal()).unverified_claims.get("exp")
+    except TokenInvalid as error:
+        raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
+    if not isinstance(expires, int | float):
+        raise CallerError(codes.SUBJECT_INVALID, "exp is missing")
+    left = expires - time.time()
+    if left <= 0:
+        raise CallerError(codes.SUBJECT_INVALID, "expired")
+    return left
+
+
+def _error(body: bytes) -> oauth.TokenError:
+    try:
+        return _ERROR.decode(body)
+    except msgspec.DecodeError:
+        return oauth.TokenError(error="")
+
+
+def _refusal(status: int, body: bytes) -> ValetkeyError:
+    """What a refused exchange means for the call. RFC 6749 §5.2."""
+    error = _error(body)
+    reason = f"the broker answered {status} {error.error or 'without an OAuth error'}"
+    if status >= 500 or status == 429:
+        return BrokerError(codes.BROKER_UNAVAILABLE, reason)
+    code = codes.by_name(error.code)
+    if code is not None and code.family in _PASSED_ON:
+        return PolicyError(code, reason)
+    if not error.error:
+        return _unusable(reason)
+    return PolicyError(codes.BROKER_REFUSED, reason)
+
+
+def _unusable(reason: str) -> BrokerError:
+    return BrokerError(codes.BROKER_BAD_RESPONSE, reason)
+
+
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"broker.ca_file: {ca_file}: {error}") from error

@@ -1,0 +1,417 @@
+"""One call: a request from the workload, its way to the target, the answer back.
+
+The relay of one message pair. Bodies stream both ways as they come; whichever side can't take
+more stops the other side's reading. Framing is always rebuilt: a length stays a length, chunks
+are decoded and encoded anew, trailers end here.
+
+A call goes through `Phase`s in order. What ends it decides what becomes of both connections:
+they are used again only if both messages ended exactly where their framing said.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
+from valetkey.contracts.errors import TargetError
+from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
+from valetkey.proxy.http1.outbound import TargetConnection
+from valetkey.proxy.http1.respond import status_line
+
+if TYPE_CHECKING:
+    from valetkey.proxy.core.decision import NeedsCredential, Permit
+    from valetkey.proxy.http1.head import RequestHead, ResponseHead
+    from valetkey.proxy.http1.inbound import WorkloadConnection
+    from valetkey.proxy.pep import EnforcementPoint
+
+# A body that came whole, in one piece with its head or right behind it, is kept up to this size
+# until the answer begins, so that the call can be repeated (nonce challenges, stale connections).
+_REPLAYABLE_BODY: Final = 64 << 10
+# RFC 9110 §9.2.2.
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+_MAX_INTERIM: Final = 16
+
+
+class Phase(IntEnum):
+    """How far a call has come."""
+
+    DECIDING = 0
+    CONNECTING = 1
+    WAITING = 2  # the request is under way; no final response head yet
+    ANSWERING = 3  # the final response head went to the workload
+    DONE = 4
+
+
+class Call:
+    """One request and its response. Made by `WorkloadConnection`, driven by events."""
+
+    __slots__ = (
+        "_answer",
+        "_answer_left",
+        "_dechunk",
+        "_decoder",
+        "_interim",
+        "_left",
+        "_rechunk",
+        "_reuse",
+        "attempts",
+        "body_open",
+        "deadline",
+        "decision_seq",
+        "head",
+        "inbound",
+        "needs",
+        "outbound",
+        "pending",
+        "pep",
+        "permit",
+        "phase",
+        "received",
+        "replay",
+        "retried_credential",
+        "retried_nonce",
+        "sent",
+        "started",
+        "status",
+        "t_answer",
+        "t_forward",
+        "t_reply",
+    )  # fmt: skip
+
+    def __init__(
+        self, inbound: WorkloadConnection, head: RequestHead, pep: EnforcementPoint
+    ) -> None:
+        block = head.block
+        self.inbound = inbound
+        self.head = head
+        self.pep = pep
+        self.phase = Phase.DECIDING
+        self.needs: NeedsCredential | None = None
+        self.permit: Permit | None = None
+        self.outbound: TargetConnection | None = None
+        self.decision_seq = 0
+        self.attempts = 0
+        self.retried_credential = False
+        self.retried_nonce = False
+        # the request's body
+        self._decoder = ChunkedDecoder() if block.chunked else None
+        self._left = block.length or 0
+        self.body_open = block.chunked or self._left > 0
+        self.pending: list[bytes] = []
+        self.replay: list[bytes] | None = []
+        # the response
+        self._answer = b""
+        self._answer_left: int | None = None
+        self._dechunk: ChunkedDecoder | None = None
+        self._rechunk = False
+        self._interim = 0
+        self._reuse = True
+        self.status = 0
+        self.sent = 0
+        self.received = 0
+        self.started = time.perf_counter()
+        self.t_forward = 0.0
+        self.t_answer = 0.0
+        self.t_reply = 0.0
+        self.deadline = 0.0
+
+    # --- the request's body -------------------------------------------------------------------
+
+    def body_received(self, data: bytes) -> bytes:
+        """Take the body's part of ``data``; what is behind its end is returned."""
+        self.deadline = time.monotonic() + self.pep.timeouts.stall
+        if self._decoder is None:
+            rest = b""
+            if len(data) > self._left:
+                data, rest = data[: self._left], data[self._left :]
+            self._left -= len(data)
+            self.sent += len(data)
+            self.body_open = self._left > 0
+            wire = data
+        else:
+            try:
+                pieces = self._decoder.feed(data)
+            except ChunkedInvalid as error:
+                self.fail(codes.REQUEST_BODY_MALFORMED, str(error))
+                return b""
+            self.sent += sum(map(len, pieces))
+            self.body_open = not self._decoder.done
+            rest = self._decoder.rest
+            wire = b"".join(map(encode_chunk, pieces))
+            if not self.body_open:
+                wire += LAST_CHUNK
+        if wire:
+            self._pass_on(wire)
+        if not self.body_open and self.phase == Phase.WAITING:
+            self.deadline = time.monotonic() + self.pep.timeouts.first_byte
+        return rest
+
+    def _pass_on(self, wire: bytes) -> None:
+        if self.outbound is not None and self.phase >= Phase.WAITING:
+            self.replay = None  # the body no longer fits into what is kept
+            self.outbound.transport.write(wire)
+        elif self.phase < Phase.WAITING:
+            self.pending.append(wire)
+            if sum(map(len, self.pending)) >= _REPLAYABLE_BODY:
+                self.inbound.hold_reading()
+
+    # --- the way to the target ----------------------------------------------------------------
+
+    def forward(self, connection: TargetConnection, head: bytes) -> None:
+        """Send the request (its head is rendered) over a connection; the body follows."""
+        self.outbound = connection
+        connection.borrower = self
+        self.phase = Phase.WAITING
+        self.attempts += 1
+        self._answer = b""
+        self.t_answer = 0.0
+        body = self.pending if self.attempts == 1 else self.replay or []
+        if self.attempts == 1:
+            complete = not self.body_open and sum(map(len, body)) <= _REPLAYABLE_BODY
+            self.replay = list(body) if complete else None
+            self.pending = []
+        self.inbound.release_reading()  # before the write, which may hold it again
+        connection.transport.write(b"".join((head, *body)) if body else head)
+        self.t_forward = time.perf_counter()
+        self.deadline = time.monotonic() + (
+            self.pep.timeouts.stall if self.body_open else self.pep.timeouts.first_byte
+        )
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the same request can be sent once more, byte for byte."""
+        return self.replay is not None and not self.body_open and self.phase <= Phase.WAITING
+
+    # --- the answer ---------------------------------------------------------------------------
+
+    def target_received(self, data: bytes) -> None:
+        """Bytes of the response (or of an interim one before it)."""
+        if self.phase == Phase.ANSWERING:
+            self.deadline = time.monotonic() + self.pep.timeouts.stall
+            self._answer_body(data, b"")
+            return
+        if not self.t_answer:
+            self.t_answer = time.perf_counter()
+        data = self._answer + data if self._answer else data
+        try:
+            while True:
+                head = self.pep.heads.response(data)
+                if head is None:
+                    self._answer = data
+                    return
+                data = data[head.size :]
+                if head.status >= 200:
+                    break
+                self._answer_interim(head)
+        except TargetError as error:
+            self.fail(error.code, error.reason)
+            return
+        self._answer = b""
+        # 401 and nonces concern the credential, and so the enforcement point first.
+        if (head.status == 401 or head.block.nonce) and self.pep.challenged(self, head):
+            return
+        self._answer_head(head, data)
+
+    def _answer_interim(self, head: ResponseHead) -> None:
+        """RFC 9110 §15.2: passed on, but 100 only where it was asked for; 101 never."""
+        if head.status == 101:
+            raise TargetError(codes.TARGET_BAD_RESPONSE, "switching protocols unasked")
+        self._interim += 1
+        if self._interim > _MAX_INTERIM:
+            raise TargetError(codes.TARGET_BAD_RESPONSE, "too many interim responses")
+        if self.head.version == 0 or (head.status == 100 and not self.head.block.expect_continue):
+            return
+        self.inbound.write(status_line(head.status, head.reason) + head.forward + b"\r\n")
+
+    def _answer_head(self, head: ResponseHead, data: bytes) -> None:
+        block = head.block
+        status = self.status = head.status
+        self.replay = None
+        self.phase = Phase.ANSWERING
+        if self.head.method == "HEAD" or status in {204, 304}:
+            # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
+            self._answer_left = 0
+            framing = (
+                b"content-length: %d\r\n" % block.length
+                if block.length is not None and status != 204
+                else b""
+            )
+        elif block.chunked:
+            self._dechunk = ChunkedDecoder()
+            framing = self._unsized()
+        elif block.length is not None:
+            self._answer_left = block.length
+            framing = b"content-length: %d\r\n" % block.length
+        else:
+            framing = self._unsized()
+        inbound = self.inbound
+        if self.body_open or self.pep.draining:
+            # The answer came before the request was read whole (or we are going away).
+            inbound.close_after = True
+        lines = b"%b%b%b%b\r\n" % (
+            status_line(status, head.reason), head.forward, framing, inbound.connection_line()
+        )  # fmt: skip
+        if block.close or (head.version == 0 and not block.keep_alive):
+            self._reuse = False
+        self.deadline = time.monotonic() + self.pep.timeouts.stall
+        self._answer_body(data, lines)
+
+    def _unsized(self) -> bytes:
+        """Framing for a body whose length nobody knows: chunks, or for HTTP/1.0 the end."""
+        if self.head.version == 1:
+            self._rechunk = True
+            return b"transfer-encoding: chunked\r\n"
+        self.inbound.close_after = True
+        return b""
+
+    def _answer_body(self, data: bytes, lines: bytes) -> None:
+        """Relay ``data`` of the body, with ``lines`` (the head) in front the first time."""
+        done = False
+        if self._dechunk is not None:
+            try:
+                pieces = self._dechunk.feed(data)
+            except ChunkedInvalid:
+                self._cut(lines, codes.TARGET_BAD_RESPONSE)
+                return
+            done = self._dechunk.done
+            if self._dechunk.rest:
+                self._reuse = False
+            data = b"".join(map(encode_chunk, pieces) if self._rechunk else pieces)
+            self.received += sum(map(len, pieces))
+            if done and self._rechunk:
+                data += LAST_CHUNK
+        elif self._answer_left is not None:
+            if len(data) > self._answer_left:
+                # More than was announced: that connection's framing can't be trusted again.
+                data = data[: self._answer_left]
+                self._reuse = False
+            self._answer_left -= len(data)
+            self.received += len(data)
+            done = self._answer_left == 0
+        else:
+            self.received += len(data)
+            if data and self._rechunk:
+                data = encode_chunk(data)
+        if lines or data:
+            self.inbound.write(lines + data)
+            if lines:
+                self.t_reply = time.perf_counter()
+        if done:
+            self._complete()
+
+    def _complete(self) -> None:
+        """The response ended where its framing said."""
+        outbound, self.outbound = self.outbound, None
+        if outbound is not None:
+            if self._reuse and not self.body_open:
+                outbound.pool.give_back(outbound)
+            else:
+                outbound.close()
+        self._end("completed", None)
+
+    # --- ends that are not the response's own -------------------------------------------------
+
+    def target_ended(self) -> None:
+        """The target sends no more: the end of an unframed body, or a failure."""
+        if self.phase == Phase.ANSWERING and self._dechunk is None and self._answer_left is None:
+            if self._rechunk:
+                self.inbound.write(LAST_CHUNK)
+            self.drop_target()
+            self._end("completed", None)
+            return
+        self.target_lost()
+
+    def target_lost(self) -> None:
+        """The connection is gone before the response was complete."""
+        outbound = self.outbound
+        if outbound is None:
+            return
+        if self.phase == Phase.ANSWERING:
+            if self._dechunk is None and self._answer_left is None:
+                self.target_ended()
+            else:
+                self._cut(b"", codes.TARGET_CLOSED)
+            return
+        # A connection that was kept open may have been closed before our request reached it: a
+        # request that may be repeated is, once, on a new connection (RFC 9112 §9.3.1).
+        stale = outbound.used and not self._answer and self.attempts == 1
+        self.drop_target()
+        if stale and self.replayable and self.head.method in _IDEMPOTENT:
+            self.pep.send_again(self)
+            return
+        self.fail(codes.TARGET_CLOSED, "closed before the response head")
+
+    def target_write_paused(self) -> None:
+        self.inbound.hold_reading()
+
+    def target_write_resumed(self) -> None:
+        self.inbound.release_reading()
+
+    def workload_write_paused(self) -> None:
+        if self.outbound is not None and self.outbound.open:
+            self.outbound.transport.pause_reading()
+
+    def workload_write_resumed(self) -> None:
+        if self.outbound is not None and self.outbound.open:
+            self.outbound.transport.resume_reading()
+
+    def workload_lost(self) -> None:
+        """The workload is gone: nobody waits for the answer."""
+        if self.phase != Phase.DONE:
+            self.drop_target()
+            self._end("client_closed", None)
+
+    def expired(self) -> None:
+        """The deadline passed: whose turn it was decides what that means."""
+        if self.phase == Phase.ANSWERING:
+            slow_reader = self.inbound.write_paused
+            self._cut(b"", codes.REQUEST_TIMEOUT if slow_reader else codes.TARGET_TIMEOUT)
+        elif self.phase == Phase.WAITING:
+            # Deciding and connecting have time limits of their own.
+            if self.body_open and not self.inbound.held:
+                self.fail(codes.REQUEST_TIMEOUT, "the request body stalled")
+            else:
+                self.fail(codes.TARGET_TIMEOUT, "no response head in time")
+
+    def fail(self, code: Code, reason: str) -> None:
+        """End the call with an error: an answer if none has begun, else a cut connection."""
+        if self.phase == Phase.DONE:
+            return
+        self.drop_target()
+        if self.phase == Phase.ANSWERING:
+            self._cut(b"", code)
+            return
+        self.pep.refused(self, code, reason)
+
+    def answer_problem(self, code: Code, outcome: str) -> None:
+        """Send the problem for ``code`` and end. Called by the enforcement point."""
+        self.status = code.status
+        self.drop_target()
+        self.inbound.send_problem(code, self.pep.instance_of(self))
+        self._end(outcome, code)
+
+    def _cut(self, lines: bytes, code: Code) -> None:
+        """The response can't be completed: the workload must see that it is not whole."""
+        if lines:
+            self.inbound.write(lines)
+        self.drop_target()
+        self.inbound.close_after = True
+        # Chunks or a length are short now, which the workload notices; a body that ends with the
+        # connection needs a reset, and so does a reader that does not read.
+        unframed = not self._rechunk and self._answer_left is None
+        self.inbound.reset_after = unframed or self.inbound.write_paused
+        self._end("cut", code)
+
+    def drop_target(self) -> None:
+        """Close the connection to the target, if there is one."""
+        outbound, self.outbound = self.outbound, None
+        if outbound is not None:
+            outbound.close()
+
+    def _end(self, outcome: str, code: Code | None) -> None:
+        self.phase = Phase.DONE
+        self.pep.ended(self, outcome, code)
+        self.inbound.call_ended(self)

@@ -1,0 +1,377 @@
+"""Request and response heads of HTTP/1.1, read strictly (RFC 9112).
+
+llhttp, through httptools with no leniency set, reads every header block; start lines are matched
+here, and what llhttp as httptools sets it lets through is refused here: HTTP/0.9, more than one
+space in the request line, CRLF before it, Transfer-Encoding on HTTP/1.0, and all framing that two
+readers could take differently.
+
+A workload that keeps a connection open sends the same header block again and again. A block that
+was read before is not read again: the result is kept by its exact bytes, in a small bounded table
+(`HeadReader`), unless it carried something that must not stay in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import httptools
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError, TargetError
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.headers import (
+    MANAGED,
+    Field,
+    HeaderPolicy,
+    check_connection,
+    normal,
+    request_fields,
+    response_fields,
+)
+
+# RFC 9112 §3: method SP request-target SP HTTP-version; the target is visible ASCII.
+_REQUEST_LINE: Final = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])"
+)
+# RFC 9112 §4.
+_STATUS_LINE: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?"
+)
+# RFC 3986 §3.2.2 reg-name (no percent-encoding: no two spellings of one host) or IP literal.
+_HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_NONCE: Final = re.compile(rb"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+_TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# The first byte of a request is the method's; anything else is another protocol (TLS, HTTP/2).
+_METHOD_START: Final = frozenset(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&'*+-.^_`|~"
+)
+
+_MEMO_ENTRIES: Final = 256
+_MEMO_BLOCK: Final = 2048
+
+
+class HeaderBlock:
+    """The header fields of one head, with what framing and routing need of them."""
+
+    __slots__ = (
+        "_forward", "chunked", "close", "expect_continue", "fields", "host", "keep_alive",
+        "length", "listed", "memorable", "nonce", "subject", "traceparent", "upgrade",
+    )  # fmt: skip
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        self.fields = fields
+        self.host: str | None = None
+        self.length: int | None = None
+        self.chunked = False
+        self.expect_continue = False
+        self.upgrade: bytes | None = None
+        self.traceparent = b""
+        self.subject: Secret | None = None
+        self.nonce = ""
+        self.listed: frozenset[str] = frozenset()
+        self.close = False
+        self.keep_alive = False
+        self.memorable = True
+        self._forward: dict[HeaderPolicy, tuple[bytes, tuple[str, ...]]] = {}
+
+    def value(self, name: str) -> list[bytes]:
+        """All values of a field, by normal name."""
+        return [value for field, _, value in self.fields if field == name]
+
+    def forward(self, policy: HeaderPolicy) -> tuple[bytes, tuple[str, ...]]:
+        """Lines that go on under a target's policy, and names of credentials dropped.
+
+        Raises `CallerError` for a Connection list that names what is not of this hop.
+        """
+        made = self._forward.get(policy)
+        if made is None:
+            check_connection(self.listed, policy)
+            made = self._forward[policy] = request_fields(self.fields, self.listed, policy)
+        return made
+
+
+class RequestHead:
+    """One request head. ``size`` is its length in bytes on the wire."""
+
+    __slots__ = ("authority", "block", "method", "path", "query", "size", "version")
+
+    def __init__(
+        self, method: str, version: int, target: str, block: HeaderBlock, size: int
+    ) -> None:
+        self.method = method
+        self.version = version  # the minor version: 0 or 1
+        self.block = block
+        self.size = size
+        self.authority = block.host or ""
+        if not target.startswith("/"):
+            target = self._absolute(target)
+        path, mark, query = target.partition("?")
+        self.path = path
+        self.query = query if mark else None
+
+    def _absolute(self, target: str) -> str:
+        """Absolute-form and ``*`` (RFC 9112 §3.2): the authority must equal Host."""
+        if self.method == "CONNECT":
+            raise CallerError(codes.REQUEST_CONNECT, "CONNECT on a reverse listener")
+        scheme, mark, rest = target.partition("://")
+        if not mark or scheme.lower() not in {"http", "https"}:
+            raise CallerError(codes.REQUEST_MALFORMED, "neither origin-form nor absolute-form")
+        end = next((i for i, char in enumerate(rest) if char in "/?"), len(rest))
+        authority, path = rest[:end], rest[end:]
+        # RFC 9112 §3.2.2: the target wins over Host. One that disagrees is refused instead, and
+        # userinfo is a credential in a place where nobody looks (RFC 9110 §4.2.4).
+        if host_of(authority) != self.authority:
+            raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "request target and Host disagree")
+        return path if path.startswith("/") else "/" + path
+
+
+class ResponseHead:
+    """One response head, with the lines that go on to the workload."""
+
+    __slots__ = ("block", "forward", "reason", "size", "status", "version")
+
+    def __init__(
+        self, status: int, version: int, reason: bytes, block: HeaderBlock, size: int
+    ) -> None:
+        self.status = status
+        self.version = version
+        self.reason = reason
+        self.block = block
+        self.size = size
+        self.forward = response_fields(block.fields, block.listed)
+
+
+class HeadReader:
+    """Reads heads off the front of a buffer. One per process; its tables are bounded."""
+
+    __slots__ = ("_max_fields", "_max_size", "_requests", "_responses", "_subject")
+
+    def __init__(self, *, max_size: int, max_fields: int, subject_header: str) -> None:
+        self._max_size = max_size
+        self._max_fields = max_fields
+        self._subject = normal(subject_header)
+        self._requests: dict[bytes, HeaderBlock] = {}
+        self._responses: dict[bytes, ResponseHead] = {}
+
+    def request(self, buffer: bytes) -> RequestHead | None:
+        """The head at the front, ``None`` while it is incomplete. Raises `CallerError`."""
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0 or end > self._max_size:
+            self._check_incomplete(buffer, end)
+            return None
+        line_end = buffer.find(b"\r\n")
+        match = _REQUEST_LINE.fullmatch(buffer, 0, line_end)
+        if match is None:
+            raise CallerError(codes.REQUEST_MALFORMED, "not a request line")
+        method, target, major, minor = match.groups()
+        if major != b"1" or minor not in b"01":
+            raise CallerError(codes.REQUEST_VERSION, "not HTTP/1.0 or HTTP/1.1")
+        raw = buffer[line_end + 2 : end + 4]
+        block = self._requests.get(raw)
+        if block is None:
+            block = self._read_request_block(raw)
+            if block.memorable and len(raw) <= _MEMO_BLOCK:
+                _remember(self._requests, raw, block)
+        if minor == b"0":
+            if block.chunked:  # RFC 9112 §6.1: framing of such a message is faulty
+                raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, "Transfer-Encoding in HTTP/1.0")
+        elif block.host is None:  # RFC 9112 §3.2
+            raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "no Host in HTTP/1.1")
+        return RequestHead(
+            method.decode(), 1 if minor == b"1" else 0, target.decode(), block, end + 4
+        )
+
+    def response(self, buffer: bytes) -> ResponseHead | None:
+        """The head at the front, ``None`` while it is incomplete. Raises `TargetError`."""
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(buffer) > self._max_size:
+                raise _bad_response("head too large")
+            return None
+        raw = buffer[: end + 4]
+        head = self._responses.get(raw)
+        if head is None:
+            head = self._read_response(raw)
+            if head.block.memorable and len(raw) <= _MEMO_BLOCK:
+                _remember(self._responses, raw, head)
+        return head
+
+    def _check_incomplete(self, buffer: bytes, end: int) -> None:
+        """Refuse early what can't become a head any more, so that nobody waits for the rest."""
+        if end > self._max_size or len(buffer) > self._max_size:
+            raise CallerError(codes.REQUEST_HEAD_TOO_LARGE, "head exceeds limits.head_size")
+        if buffer and buffer[0] not in _METHOD_START:
+            raise CallerError(codes.REQUEST_MALFORMED, "not the start of a request line")
+        if buffer.count(b"\n") != buffer.count(b"\r\n"):
+            raise CallerError(codes.REQUEST_MALFORMED, "bare LF")
+        line_end = buffer.find(b"\r\n")
+        if line_end >= 0 and _REQUEST_LINE.fullmatch(buffer, 0, line_end) is None:
+            raise CallerError(codes.REQUEST_MALFORMED, "not a request line")
+
+    def _read_request_block(self, raw: bytes) -> HeaderBlock:
+        try:
+            fields = _fields(raw, httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n")
+        except _Refused as error:
+            raise CallerError(codes.REQUEST_MALFORMED, str(error)) from error
+        if len(fields) > self._max_fields:
+            raise CallerError(codes.REQUEST_TOO_MANY_HEADERS, "more than limits.headers")
+        block = HeaderBlock(fields)
+        try:
+            _read_framing(block)
+        except _Refused as error:
+            raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, str(error)) from error
+        _read_connection(block)
+        hosts = block.value("host")
+        if len(hosts) > 1:
+            raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "more than one Host")
+        if hosts:
+            block.host = host_of(hosts[0].decode("latin-1"))
+        expectations = block.value("expect")
+        if expectations:
+            if len(expectations) > 1 or expectations[0].lower() != b"100-continue":
+                raise CallerError(codes.REQUEST_EXPECTATION, "unknown expectation")
+            block.expect_continue = True
+        traces = block.value("traceparent")
+        if len(traces) == 1 and _TRACEPARENT.fullmatch(traces[0]):
+            block.traceparent = traces[0]
+        subjects = block.value(self._subject)
+        if len(subjects) > 1:
+            raise CallerError(codes.SUBJECT_INVALID, "more than one user token")
+        if subjects:
+            # RFC 6750 §2.1 allows the scheme's name before it; the token itself is ASCII.
+            token = subjects[0].decode("latin-1")
+            block.subject = Secret(token.removeprefix("Bearer ").strip())
+        block.memorable = not any(name in MANAGED or name == self._subject for name, _, _ in fields)
+        return block
+
+    def _read_response(self, raw: bytes) -> ResponseHead:
+        line_end = raw.find(b"\r\n")
+        match = _STATUS_LINE.fullmatch(raw, 0, line_end)
+        if match is None:
+            raise _bad_response("not a status line")
+        minor, status, reason = match.groups()
+        try:
+            block = HeaderBlock(
+                _fields(raw[line_end + 2 :], httptools.HttpResponseParser, b"HTTP/1.1 200 OK\r\n")
+            )
+            _read_framing(block)
+        except _Refused as error:
+            raise _bad_response(str(error)) from error
+        _read_connection(block)
+        if minor == b"0" and block.chunked:
+            raise _bad_response("Transfer-Encoding in HTTP/1.0")
+        nonces = block.value("dpop-nonce")
+        # RFC 9449 §8.1: exactly one, of NQCHAR; anything else is no nonce of ours.
+        if len(nonces) == 1 and _NONCE.fullmatch(nonces[0]):
+            block.nonce = nonces[0].decode()
+        block.memorable = not nonces and not block.value("set-cookie")
+        return ResponseHead(int(status), int(minor), reason or b"", block, len(raw))
+
+
+def host_of(value: str) -> str:
+    """A Host or authority in its one form: lower case, no trailing dot. Raises `CallerError`."""
+    host = value.lower()
+    name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if colon and name.endswith("."):
+        host = f"{name[:-1]}:{port}"
+    elif not colon and host.endswith("."):
+        host = host[:-1]
+    if _HOST.fullmatch(host) is None:
+        raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "not a valid host")
+    return host
+
+
+class _Refused(Exception):  # noqa: N818
+    """llhttp, or a check beside it, does not take the block."""
+
+
+class _Collector:
+    """httptools callbacks: keeps the fields in order."""
+
+    __slots__ = ("complete", "fields")
+
+    def __init__(self) -> None:
+        self.fields: list[Field] = []
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((normal(name.decode("latin-1")), name, value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def _fields(raw: bytes, parser: Callable[[Any], Any], start_line: bytes) -> tuple[Field, ...]:
+    """The fields of a block (header lines and the empty line), as llhttp reads them.
+
+    The start line before it is a fixed one: what llhttp says of a block must not depend on what
+    stood before it, since the result is kept by the block alone.
+    """
+    # Three of llhttp's own refusals once more, so that they hang on no build option of it.
+    if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\n"):
+        raise _Refused("bare CR or LF")
+    if b"\r\n " in raw or b"\r\n\t" in raw:
+        raise _Refused("obs-fold")
+    if b"\0" in raw:
+        raise _Refused("NUL")
+    collector = _Collector()
+    try:
+        parser(collector).feed_data(start_line + raw)
+    except httptools.HttpParserUpgrade:
+        pass  # the block asks for an upgrade; whether it gets one is not decided here
+    except httptools.HttpParserError as error:
+        # The parser's text can hold the offending line; its type says enough.
+        raise _Refused(type(error).__name__) from error
+    if not collector.complete:
+        raise _Refused("incomplete")
+    return tuple(collector.fields)
+
+
+def _read_framing(block: HeaderBlock) -> None:
+    """RFC 9112 §6: at most one length, or chunked as the only coding; never both."""
+    lengths = block.value("content-length")
+    codings = block.value("transfer-encoding")
+    if lengths and codings:
+        raise _Refused("Content-Length and Transfer-Encoding")
+    if len(lengths) > 1 or len(codings) > 1:
+        raise _Refused("framing given twice")
+    if lengths:
+        text = lengths[0].decode("latin-1")
+        if _LENGTH.fullmatch(text) is None:
+            raise _Refused("Content-Length is not one number")
+        block.length = int(text)
+    if codings:
+        if codings[0].lower() != b"chunked":
+            raise _Refused("a transfer coding other than chunked")
+        block.chunked = True
+
+
+def _read_connection(block: HeaderBlock) -> None:
+    """RFC 9110 §7.6.1: connection options, close and keep-alive among them."""
+    options: set[str] = set()
+    for value in block.value("connection"):
+        options.update(
+            option
+            for part in value.decode("latin-1").split(",")
+            if (option := normal(part.strip(" \t")))
+        )
+    block.close = "close" in options
+    block.keep_alive = "keep-alive" in options
+    upgrades = block.value("upgrade")
+    # RFC 9110 §7.8: only with the option; h2c may be ignored, and is (no h2c upgrade here).
+    if "upgrade" in options and upgrades and upgrades != [b"h2c"]:
+        block.upgrade = upgrades[0]
+    block.listed = frozenset(options - {"close", "keep-alive", "upgrade", "te", "http2-settings"})
+
+
+def _remember(table: dict[bytes, Any], key: bytes, value: object) -> None:
+    if len(table) >= _MEMO_ENTRIES:
+        table.clear()
+    table[key] = value
+
+
+def _bad_response(reason: str) -> TargetError:
+    return TargetError(codes.TARGET_BAD_RESPONSE, reason)

@@ -1,0 +1,253 @@
+"""One connection from the workload: requests in, answers out, one after the other.
+
+Pipelined requests wait their turn in the buffer; while a call is under way, the buffer is bounded
+by no longer reading. After an error in a head, and wherever the end of a request is not known for
+sure, the answer is the last one on the connection (RFC 9112 §9.6): it is half-closed, what still
+arrives is thrown away for a moment, then it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final, cast
+
+from valetkey.contracts.codes import Code
+from valetkey.contracts.errors import CallerError
+from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.respond import problem_answer
+
+if TYPE_CHECKING:
+    from valetkey.proxy.http1.head import RequestHead
+    from valetkey.proxy.pep import EnforcementPoint
+
+# How much of later requests is taken in while one is being answered.
+_AHEAD: Final = 64 << 10
+# nginx's lingering_timeout is 5 s, its lingering_time 30 s; a sidecar's peer is on the same host.
+_LINGER: Final = 2.0
+_CLOSE: Final = b"connection: close\r\n"
+_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+
+
+class WorkloadConnection(asyncio.Protocol):
+    """Reads heads, makes calls, writes answers."""
+
+    __slots__ = (
+        "_buffer", "_ended", "_in_head", "_lingering", "_looping", "call", "close_after",
+        "deadline", "held", "listener_target", "minor", "peer", "pep", "reset_after", "transport",
+        "write_paused",
+    )  # fmt: skip
+
+    def __init__(self, pep: EnforcementPoint, listener_target: str | None) -> None:
+        self.pep = pep
+        self.listener_target = listener_target
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.call: Call | None = None
+        self.peer: tuple[str, int] = ("", 0)
+        self.close_after = False
+        self.reset_after = False
+        self.write_paused = False
+        self.minor = 1
+        self.deadline = 0.0
+        self._buffer = b""
+        self._ended = False
+        self.held = False
+        self._in_head = False
+        self._lingering = False
+        self._looping = False
+
+    # --- events -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = (str(peer[0]), int(peer[1])) if peer else ("", 0)
+        self.deadline = time.monotonic() + self.pep.timeouts.idle
+        self.pep.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        call = self.call
+        if call is None:
+            if self._lingering:
+                return
+            self._buffer = self._buffer + data if self._buffer else data
+            self._read_requests()
+        elif call.body_open:
+            rest = call.body_received(data)
+            if rest:
+                self._keep(rest)
+        else:
+            self._keep(data)
+
+    def eof_received(self) -> bool | None:
+        """The workload sends no more; what it has asked for is still answered."""
+        self._ended = True
+        call = self.call
+        if call is None or self._lingering:
+            self._close()
+            return None
+        self.close_after = True
+        if call.body_open:
+            call.workload_lost()
+            return None
+        return True
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.pep.closed(self)
+        call, self.call = self.call, None
+        if call is not None:
+            call.workload_lost()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        if self.call is not None:
+            self.call.workload_write_paused()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.call is not None:
+            self.call.workload_write_resumed()
+
+    def expired(self, now: float) -> None:
+        """A deadline passed (called by the sweep)."""
+        if self.call is not None:
+            if self.call.deadline and now >= self.call.deadline:
+                self.call.expired()
+        elif self._lingering or not self._buffer:
+            self.transport.abort()
+        else:
+            self._refuse_head(self.pep.head_timeout())
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _read_requests(self) -> None:
+        """Read heads and make calls until bytes or turns run out. Never recursive."""
+        if self._looping:
+            return
+        self._looping = True
+        try:
+            while self.call is None and self._buffer and not self._lingering:
+                try:
+                    head = self.pep.heads.request(self._buffer)
+                except CallerError as error:
+                    self._refuse_head(error)
+                    return
+                if head is None:
+                    if not self._in_head:
+                        self._in_head = True
+                        self.deadline = time.monotonic() + self.pep.timeouts.head
+                    return
+                self._begin(head)
+        finally:
+            self._looping = False
+
+    def _begin(self, head: RequestHead) -> None:
+        rest = self._buffer[head.size :]
+        self._buffer = b""
+        self._in_head = False
+        self.minor = head.version
+        block = head.block
+        self.close_after = (
+            self._ended
+            or block.close
+            or (head.version == 0 and not block.keep_alive)
+            or self.pep.draining
+        )
+        call = self.call = Call(self, head, self.pep)
+        if rest and call.body_open:
+            rest = call.body_received(rest)
+        if rest:
+            self._keep(rest)
+        if self.call is call and call.phase == Phase.DECIDING:
+            try:
+                self.pep.begin(call)
+            except Exception as error:  # noqa: BLE001 - a defect of ours must end in a refusal
+                self.pep.failed(call, error)
+
+    def _keep(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        if len(self._buffer) > _AHEAD:
+            self.hold_reading()
+
+    def _refuse_head(self, error: CallerError) -> None:
+        """Answer what is no request, and say goodbye: nobody knows where the next one begins."""
+        self._buffer = b""
+        self.close_after = True
+        self.pep.refused_head(self, error)
+        self.send_problem(error.code, "")
+        self._say_goodbye()
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def connection_line(self) -> bytes:
+        """The Connection header of an answer, as this connection will go on."""
+        if self.close_after:
+            return _CLOSE
+        return _KEEP_ALIVE if self.minor == 0 else b""
+
+    def send_problem(self, code: Code, instance: str) -> None:
+        """Answer with a problem. A body that was not read whole makes it the last answer."""
+        call = self.call
+        if call is not None and call.body_open:
+            self.close_after = True
+        self.write(
+            problem_answer(
+                code,
+                instance=instance,
+                connection=self.connection_line(),
+                head_only=call is not None and call.head.method == "HEAD",
+            )
+        )
+
+    def call_ended(self, call: Call) -> None:
+        """The call is over; the next one, or the end."""
+        if self.call is not call:
+            return
+        unread = call.body_open
+        self.call = None
+        if self.reset_after:
+            self.transport.abort()
+        elif self.close_after:
+            if unread and not self._ended:
+                self._say_goodbye()
+            else:
+                self._close()
+        else:
+            self.deadline = time.monotonic() + self.pep.timeouts.idle
+            self.release_reading()
+            if self._buffer:
+                self._read_requests()
+
+    def drain(self) -> None:
+        """The sidecar is going away: idle connections close, busy ones after their answer."""
+        self.close_after = True
+        if self.call is None and not self._buffer:
+            self._close()
+
+    def hold_reading(self) -> None:
+        if not self.held:
+            self.held = True
+            self.transport.pause_reading()
+
+    def release_reading(self) -> None:
+        if self.held and len(self._buffer) <= _AHEAD:
+            self.held = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def _close(self) -> None:
+        """Close once what was written is out; the sweep ends it if that takes too long."""
+        self._buffer = b""
+        self.deadline = time.monotonic() + self.pep.timeouts.stall
+        self.transport.close()
+
+    def _say_goodbye(self) -> None:
+        self._lingering = True
+        self._buffer = b""
+        self.deadline = time.monotonic() + _LINGER
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.release_reading()

@@ -1,0 +1,88 @@
+"""One connection to a target: bytes in, bytes out, and who they belong to.
+
+A connection is lent to one call at a time. Idle, it must be silent: a byte or an end that arrives
+then closes it, since it could otherwise be taken for the answer to the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from valetkey.proxy.http1.pool import Pool
+
+
+class Borrower(Protocol):
+    """The call that a connection is lent to."""
+
+    def target_received(self, data: bytes) -> None: ...
+    def target_ended(self) -> None: ...
+    def target_lost(self) -> None: ...
+    def target_write_paused(self) -> None: ...
+    def target_write_resumed(self) -> None: ...
+
+
+class Place(Enum):
+    """Where a connection stands in its pool's books."""
+
+    DIALLED = auto()
+    LENT = auto()
+    IDLE = auto()
+    GONE = auto()
+
+
+class TargetConnection(asyncio.Protocol):
+    """A transport to a target, its borrower, and since when it is idle."""
+
+    __slots__ = ("borrower", "idle_since", "open", "place", "pool", "transport", "used")
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.borrower: Borrower | None = None
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.open = False
+        self.used = False
+        """Whether it has carried a call before: only then can it be stale."""
+        self.idle_since = 0.0
+        self.place = Place.DIALLED
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        if self.borrower is None:
+            self.close()
+        else:
+            self.borrower.target_received(data)
+
+    def eof_received(self) -> bool | None:
+        if self.borrower is None:
+            self.close()
+        else:
+            self.borrower.target_ended()
+        return None  # the transport closes itself: nothing more can be asked over it
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.open = False
+        self.pool.lost(self)
+        borrower, self.borrower = self.borrower, None
+        if borrower is not None:
+            borrower.target_lost()
+
+    def pause_writing(self) -> None:
+        if self.borrower is not None:
+            self.borrower.target_write_paused()
+
+    def resume_writing(self) -> None:
+        if self.borrower is not None:
+            self.borrower.target_write_resumed()
+
+    def close(self) -> None:
+        """Give the connection up; whatever is under way on it is over."""
+        self.open = False
+        self.borrower = None
+        self.pool.lost(self)
+        self.transport.abort()

@@ -1,0 +1,166 @@
+"""Connections to one target: opened, kept while idle, given back or thrown away.
+
+Addresses are resolved here, judged by `core.addresses`, and the address that was judged is the
+one that is dialled; TLS then verifies the name. The environment's proxy settings have no say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from collections import deque
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import ConfigError, TargetError
+from valetkey.proxy.core.addresses import refusal
+from valetkey.proxy.core.snapshot import Target
+from valetkey.proxy.http1.outbound import Place, TargetConnection
+
+
+class Pool:
+    """The connections to one target. The last one given back is the first one lent."""
+
+    __slots__ = ("_connect_timeout", "_context", "_idle", "_lent", "_target", "_waiters", "opened")
+
+    def __init__(self, target: Target, *, connect_timeout: float) -> None:
+        self._target = target
+        self._connect_timeout = connect_timeout
+        self._context = _context(target) if target.tls else None
+        self._idle: deque[TargetConnection] = deque()
+        self._lent = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.opened = 0
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def lent(self) -> int:
+        return self._lent
+
+    def take_idle(self) -> TargetConnection | None:
+        """An idle connection, if there is one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open and not connection.transport.is_closing():
+                self._lent += 1
+                connection.place = Place.LENT
+                return connection
+        return None
+
+    async def connect(self) -> TargetConnection:
+        """A new connection, or one that comes free where the pool is at its size.
+
+        Raises `TargetError`.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                while self._lent + len(self._idle) >= self._target.settings.pool.size:
+                    idle = self.take_idle()
+                    if idle is not None:
+                        return idle
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.append(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        if waiter in self._waiters:
+                            self._waiters.remove(waiter)
+                self._lent += 1
+                try:
+                    return await self._dial()
+                except BaseException:
+                    self._lent -= 1
+                    self._wake()
+                    raise
+        except TimeoutError as error:
+            raise TargetError(codes.TARGET_UNREACHABLE, "connecting took too long") from error
+
+    def give_back(self, connection: TargetConnection) -> None:
+        """Return a connection on which a call ended cleanly."""
+        connection.borrower = None
+        if not connection.open or connection.transport.is_closing():
+            return  # `lost` has counted it
+        connection.used = True
+        connection.idle_since = time.monotonic()
+        connection.place = Place.IDLE
+        self._lent -= 1
+        self._idle.append(connection)
+        self._wake()
+
+    def lost(self, connection: TargetConnection) -> None:
+        """Forget a connection that closed; a second call changes nothing."""
+        if connection.place is Place.LENT:
+            self._lent -= 1
+        elif connection.place is Place.IDLE:
+            with contextlib.suppress(ValueError):  # `take_idle` may just have popped it
+                self._idle.remove(connection)
+        connection.place = Place.GONE
+        self._wake()
+
+    def sweep(self, now: float) -> None:
+        """Close connections that were idle for too long; the longest idle stand in front."""
+        limit = now - self._target.settings.pool.idle
+        while self._idle and self._idle[0].idle_since < limit:
+            self._idle[0].close()
+
+    def close(self) -> None:
+        """Close what is idle; what is lent is closed by its call."""
+        while self._idle:
+            self._idle[0].close()
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    async def _dial(self) -> TargetConnection:
+        loop = asyncio.get_running_loop()
+        host = self._target.host.strip("[]")
+        try:
+            answers = await loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise TargetError(codes.TARGET_UNREACHABLE, "the name does not resolve") from error
+        addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        # Every address must be fit: an answer that mixes public and private ones is an attack.
+        for address in addresses:
+            reason = refusal(address, self._target.allowed)
+            if reason:
+                raise TargetError(codes.TARGET_ADDRESS_DENIED, f"{address}: {reason}")
+        failure: OSError | None = None
+        for address in addresses:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: TargetConnection(self),
+                    address,
+                    self._target.port,
+                    ssl=self._context,
+                    server_hostname=host if self._context else None,
+                )
+            except ssl.SSLError as error:
+                raise TargetError(codes.TARGET_TLS, type(error).__name__) from error
+            except OSError as error:
+                failure = error
+            else:
+                self.opened += 1
+                connection.place = Place.LENT
+                return connection
+        raise TargetError(codes.TARGET_UNREACHABLE, "no address accepts connections") from failure
+
+
+def _context(target: Target) -> ssl.SSLContext:
+    """Verifies chain and name; ALPN says that HTTP/1.1 is what will be spoken."""
+    ca_file = target.settings.ca_file
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"targets.{target.name}.ca_file: {ca_file}: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,148 @@
+"""The sidecar's numbers: plain integers on the data path, Prometheus families when scraped."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from valetkey import __version__
+
+if TYPE_CHECKING:
+    from valetkey.proxy.core.snapshot import Route
+
+# Seconds. The sidecar's own share is tens of microseconds, a target's is up to minutes.
+ADDED_BUCKETS: Final = (
+    0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0,
+)  # fmt: skip
+TARGET_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+)  # fmt: skip
+
+
+class Histogram:
+    """Counts per bucket and a sum; one thread writes."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative buckets as Prometheus wants them, and the sum."""
+        total = 0
+        cumulative: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            cumulative.append((bound, total))
+        return cumulative, self._sum
+
+
+class TargetTally:
+    """The times of one target."""
+
+    __slots__ = ("added", "target")
+
+    def __init__(self) -> None:
+        self.added = Histogram(ADDED_BUCKETS)
+        self.target = Histogram(TARGET_BUCKETS)
+
+
+class Metrics(Collector):
+    """Everything that is counted. Gauges are read from their owners at scrape time."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, int], list[int]] = {}
+        """By (route, decision, status class): one-element lists, bound once by their users."""
+        self.denials: dict[str, int] = {}
+        self.refused_heads: dict[str, int] = {}
+        self.targets: dict[str, TargetTally] = {}
+        self.exchanges = Histogram(TARGET_BUCKETS)
+        self.exchange_results: dict[str, int] = {}
+        self.shipped = 0
+        self.ship_failures = 0
+        self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
+        self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.counters: dict[str, tuple[str, Callable[[], float]]] = {}
+
+    def request(self, route: Route | None, decision: str, status: int) -> None:
+        key = (route.id if route is not None else "", decision, status // 100)
+        counter = self.requests.get(key)
+        if counter is None:
+            counter = self.requests[key] = [0]
+        counter[0] += 1
+
+    def target(self, name: str) -> TargetTally:
+        """The times of a target, made at first use."""
+        tally = self.targets.get(name)
+        if tally is None:
+            tally = self.targets[name] = TargetTally()
+        return tally
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("valetkey_build", "Version.", {"version": __version__})
+        requests = CounterMetricFamily(
+            "valetkey_requests_total",
+            "Calls by route, decision and class of the answer's status.",
+            labels=["route", "decision", "status_class"],
+        )
+        for (route, decision, status), (count,) in self.requests.items():
+            requests.add_metric([route, decision, f"{status}xx" if status else "none"], count)
+        yield requests
+        yield _counts("valetkey_denials_total", "Refused calls.", "code", self.denials)
+        yield _counts(
+            "valetkey_refused_heads_total",
+            "Requests refused before they could be read whole.",
+            "code",
+            self.refused_heads,
+        )
+        yield _counts(
+            "valetkey_exchanges_total", "Exchanges by result.", "result", self.exchange_results
+        )
+        yield _counts("valetkey_config_reloads_total", "Reloads.", "result", self.reloads)
+        added = HistogramMetricFamily(
+            "valetkey_added_latency_seconds",
+            "Time that the sidecar added to a call, the target's own time not included.",
+            labels=["target"],
+        )
+        target_time = HistogramMetricFamily(
+            "valetkey_target_latency_seconds",
+            "Time from the request sent to the first byte of the target's answer.",
+            labels=["target"],
+        )
+        for name, tally in self.targets.items():
+            buckets, total = tally.added.buckets()
+            added.add_metric([name], buckets, total)
+            buckets, total = tally.target.buckets()
+            target_time.add_metric([name], buckets, total)
+        yield added
+        yield target_time
+        exchange = HistogramMetricFamily("valetkey_exchange_seconds", "Time of an exchange.")
+        exchange.add_metric([], *self.exchanges.buckets())
+        yield exchange
+        for name, (text, read) in self.counters.items():
+            yield CounterMetricFamily(name, text, value=read())
+        for name, (text, read) in self.gauges.items():
+            yield GaugeMetricFamily(name, text, value=read())
+
+
+def _counts(name: str, text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,452 @@
+"""The enforcement point: what happens to a call between its head and its answer.
+
+It asks `core` for the decision, fetches what that needs, records it, and only then hands the
+permit on. The usual call (route known, credential cached, connection idle) passes through here in
+one go, without a task or a future; everything that has to wait is a task of its own.
+
+Order, for every call: decide → credential → decide again → record → (durable: wait) → upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
+from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import AuditError, CallerError, TargetError, ValetkeyError
+from valetkey.contracts.events import event_id
+from valetkey.contracts.logs import Log, place_of
+from valetkey.proxy.core.decision import Deny, NeedsCredential, Permit, RequestFacts, decide
+from valetkey.proxy.credentials.bearer import BearerInjector
+from valetkey.proxy.credentials.dpop import DpopInjector
+from valetkey.proxy.credentials.header import HeaderInjector
+from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.head import HeadReader
+from valetkey.proxy.http1.outbound import TargetConnection
+from valetkey.proxy.http1.pool import Pool
+
+if TYPE_CHECKING:
+    from valetkey.proxy.audit.recorder import Recorder
+    from valetkey.proxy.audit.spool import Spool
+    from valetkey.proxy.core.credential import Credential
+    from valetkey.proxy.core.snapshot import Snapshot, Target
+    from valetkey.proxy.credentials.cache import CredentialCache, Fetch
+    from valetkey.proxy.credentials.exchange import ExchangeClient
+    from valetkey.proxy.credentials.injector import Injector
+    from valetkey.proxy.http1.head import ResponseHead
+    from valetkey.proxy.http1.inbound import WorkloadConnection
+    from valetkey.proxy.identity.file import FileIdentity
+    from valetkey.proxy.metrics import Metrics, TargetTally
+
+_SWEEP: Final = 0.25
+
+
+class _Way:
+    """What belongs to a target at run time: connections, injection, constant bytes."""
+
+    __slots__ = ("injector", "line_end", "pool", "tally", "target")
+
+    def __init__(self, target: Target, injector: Injector, pool: Pool, tally: TargetTally) -> None:
+        self.target = target
+        self.injector = injector
+        self.pool = pool
+        self.tally = tally
+        # RFC 9110 §7.6.3: a gateway adds itself to Via.
+        self.line_end = b" HTTP/1.1\r\nhost: %b\r\nvia: 1.1 valetkey\r\n" % (
+            target.authority.encode()
+        )
+
+
+class EnforcementPoint:
+    """One per sidecar. Everything but `sweep` is driven by connections and their calls."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        identity: FileIdentity,
+        cache: CredentialCache,
+        exchange: ExchangeClient,
+        proof_key: ProofKey,
+        spool: Spool,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> None:
+        self._identity = identity
+        self._cache = cache
+        self._exchange = exchange
+        self._proof_key = proof_key
+        self._spool = spool
+        self._recorder = recorder
+        self._metrics = metrics
+        self._log = Log("pep")
+        self._connections: set[WorkloadConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ways: dict[Target, _Way] = {}
+        self._retired: list[Pool] = []
+        self.draining = False
+        self._all_closed: asyncio.Event | None = None
+        self.apply(snapshot)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Decide on this snapshot from now on; calls under way finish on theirs."""
+        settings = snapshot.settings
+        ways = {target: self._way(target, snapshot) for target in snapshot.targets.values()}
+        for way in self._ways.values():
+            way.pool.close()
+            self._retired.append(way.pool)
+        self._ways.update(ways)
+        self.snapshot = snapshot
+        self.timeouts = settings.timeouts
+        self._max_connections = settings.limits.connections
+        self.heads = HeadReader(
+            max_size=settings.limits.head_size,
+            max_fields=settings.limits.headers,
+            subject_header=settings.workload.subject_header,
+        )
+        self._recorder.forget_routes()
+        self._identity.forget_keys()
+
+    def _way(self, target: Target, snapshot: Snapshot) -> _Way:
+        injector: Injector
+        match target.settings.credential.kind:
+            case "bearer":
+                injector = BearerInjector()
+            case "dpop":
+                injector = DpopInjector(self._proof_key)
+            case "header":
+                assert target.inject is not None
+                injector = HeaderInjector(target.inject)
+        pool = Pool(target, connect_timeout=snapshot.settings.timeouts.connect)
+        return _Way(target, injector, pool, self._metrics.target(target.name))
+
+    # --- connections --------------------------------------------------------------------------
+
+    def opened(self, connection: WorkloadConnection) -> None:
+        self._connections.add(connection)
+        if len(self._connections) > self._max_connections:
+            self._count_refused_head(codes.PROXY_OVERLOADED)
+            connection.close_after = True
+            connection.send_problem(codes.PROXY_OVERLOADED, "")
+            connection.transport.close()
+
+    def closed(self, connection: WorkloadConnection) -> None:
+        self._connections.discard(connection)
+        if self._all_closed is not None and not self._connections:
+            self._all_closed.set()
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def refused_head(self, connection: WorkloadConnection, error: CallerError) -> None:
+        """A head that is no request: nothing was asked, so there is no decision to record."""
+        self._count_refused_head(error.code)
+        self._log.info(
+            "head_refused", code=error.code.name, reason=error.reason, address=connection.peer[0]
+        )
+
+    def _count_refused_head(self, code: Code) -> None:
+        counts = self._metrics.refused_heads
+        counts[code.name] = counts.get(code.name, 0) + 1
+
+    def head_timeout(self) -> CallerError:
+        return CallerError(codes.REQUEST_TIMEOUT, "the head did not arrive in time")
+
+    # --- the decision -------------------------------------------------------------------------
+
+    def begin(self, call: Call) -> None:
+        """Decide on a call whose head was read."""
+        head = call.head
+        block = head.block
+        if block.upgrade is not None:
+            self._deny(call, Deny(codes.REQUEST_UPGRADE, "an upgrade was asked for"))
+            return
+        principal = self._identity.principal()
+        if principal is None:
+            self._deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
+            return
+        verdict = decide(
+            RequestFacts(
+                head.method,
+                head.authority,
+                head.path,
+                head.query,
+                block.subject,
+                call.inbound.listener_target,
+            ),
+            self.snapshot,
+            principal,
+        )
+        if isinstance(verdict, Deny):
+            self._deny(call, verdict)
+            return
+        call.needs = verdict
+        if not verdict.route.per_request:
+            now = time.monotonic()
+            credential = self._cache.get(verdict.key)
+            if credential is not None:
+                if now >= credential.refresh_at:
+                    self._cache.refresh(credential, now, self._fetch(verdict))
+                self._decided(call, verdict.admit(credential, now))
+                return
+        self._spawn(call, self._obtain(call, verdict))
+
+    def _fetch(self, needs: NeedsCredential) -> Fetch:
+        """The exchange for a key, as something that can be started when it is needed."""
+        way = self._ways[needs.route.target]
+        subject = needs.facts.subject_token
+
+        async def fetch() -> Credential:
+            begun = time.perf_counter()
+            result = "ok"
+            try:
+                return await self._exchange.exchange(needs.key, way.injector, subject)
+            except ValetkeyError as error:
+                result = error.code.name
+                raise
+            finally:
+                self._metrics.exchanges.observe(time.perf_counter() - begun)
+                results = self._metrics.exchange_results
+                results[result] = results.get(result, 0) + 1
+
+        return fetch
+
+    async def _obtain(self, call: Call, needs: NeedsCredential) -> None:
+        """Get a credential from the broker (or from who is getting it), then decide again."""
+        try:
+            fetch = self._fetch(needs)
+            if needs.route.per_request:
+                credential = await fetch()
+            else:
+                credential = await self._cache.obtain(needs.key, fetch)
+        except ValetkeyError as error:
+            verdict: Permit | Deny = Deny(error.code, error.reason, needs.route.target, needs.route)
+        else:
+            verdict = needs.admit(credential, time.monotonic(), fresh=True)
+        if call.phase != Phase.DONE:
+            self._decided(call, verdict)
+
+    def _decided(self, call: Call, verdict: Permit | Deny) -> None:
+        if isinstance(verdict, Deny):
+            self._deny(call, verdict)
+            return
+        try:
+            dropped = call.head.block.forward(verdict.target.headers)[1]
+        except CallerError as error:
+            self._deny(call, Deny(error.code, error.reason, verdict.target, verdict.route))
+            return
+        again = call.permit is not None
+        call.permit = verdict
+        if not again and not self._record(call, verdict, (*dropped, *verdict.dropped)):
+            return
+        if verdict.route.durable and self._spool.committed < call.decision_seq:
+            self._spool.on_durable(call.decision_seq, lambda: self._go(call))
+        else:
+            self._go(call)
+
+    def _record(self, call: Call, permit: Permit, dropped: tuple[str, ...]) -> bool:
+        """Put a permitted call on record before anything goes upstream."""
+        try:
+            call.decision_seq = self._recorder.permitted(call, permit.credential, dropped)
+        except AuditError as error:
+            if permit.route.record_gap and not permit.route.durable:
+                self._recorder.unrecorded()
+                return True
+            call.permit = None
+            self._log.error("audit_unavailable", reason=error.reason, route=permit.route.id)
+            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
+            return False
+        return True
+
+    def _deny(self, call: Call, deny: Deny) -> None:
+        principal = self._identity.principal()
+        call.permit = None
+        counts = self._metrics.denials
+        counts[deny.code.name] = counts.get(deny.code.name, 0) + 1
+        try:
+            call.decision_seq = self._recorder.denied(
+                call, deny, principal.subject if principal is not None else ""
+            )
+        except AuditError as error:
+            # A denial is not made an allow by a full disk; it only goes unrecorded.
+            self._log.error("denial_unrecorded", code=deny.code.name, reason=error.reason)
+            self._recorder.lost += 2
+        call.answer_problem(deny.code, "denied")
+
+    # --- the way to the target ----------------------------------------------------------------
+
+    def _go(self, call: Call) -> None:
+        """Open the way upstream: takes the permit, and there is none but core's."""
+        permit = call.permit
+        if call.phase == Phase.DONE or permit is None:
+            return
+        pool = self._ways[permit.target].pool
+        connection = pool.take_idle()
+        if connection is not None:
+            self._send(call, permit, connection)
+        else:
+            self._spawn(call, self._connect(call, permit, pool))
+
+    async def _connect(self, call: Call, permit: Permit, pool: Pool) -> None:
+        call.phase = Phase.CONNECTING
+        try:
+            connection = await pool.connect()
+        except TargetError as error:
+            call.fail(error.code, error.reason)
+            return
+        if call.phase == Phase.CONNECTING:
+            self._send(call, permit, connection)
+        else:
+            pool.give_back(connection)
+
+    def _send(self, call: Call, permit: Permit, connection: TargetConnection) -> None:
+        head = call.head
+        block = head.block
+        way = self._ways[permit.target]
+        if block.length is not None:
+            framing = b"content-length: %d\r\n" % block.length
+        else:
+            framing = b"transfer-encoding: chunked\r\n" if block.chunked else b""
+        call.forward(
+            connection,
+            b"%b %b%b%b%b%b\r\n" % (
+                head.method.encode(), permit.request_target.encode(), way.line_end,
+                block.forward(permit.target.headers)[0], framing,
+                way.injector.lines(permit.credential, permit, head.method),
+            ),
+        )  # fmt: skip
+
+    def send_again(self, call: Call) -> None:
+        """The connection was stale; the same permit, on a new one."""
+        permit = call.permit
+        assert permit is not None
+        self._spawn(call, self._connect(call, permit, self._ways[permit.target].pool))
+
+    def challenged(self, call: Call, head: ResponseHead) -> bool:
+        """What a target says of its credential. True if the call is tried once more."""
+        permit = call.permit
+        assert permit is not None
+        injector = self._ways[permit.target].injector
+        if isinstance(injector, DpopInjector) and head.block.nonce:
+            injector.nonce = head.block.nonce
+        if head.status != 401:
+            return False
+        wants_nonce = isinstance(injector, DpopInjector) and any(
+            b"use_dpop_nonce" in value for value in head.block.value("www-authenticate")
+        )
+        if wants_nonce:
+            # RFC 9449 §9: the credential is fine, the proof lacked the nonce.
+            if call.retried_nonce or not call.replayable or not head.block.nonce:
+                return False
+            call.retried_nonce = True
+            call.drop_target()
+            self.send_again(call)
+            return True
+        if not permit.route.per_request:
+            self._cache.evict(permit.credential)
+        if call.retried_credential or not call.replayable or call.needs is None:
+            return False
+        call.retried_credential = True
+        call.drop_target()
+        call.phase = Phase.DECIDING
+        self._spawn(call, self._obtain(call, call.needs))
+        return True
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def refused(self, call: Call, code: Code, reason: str) -> None:
+        """A call failed before an answer began."""
+        if call.decision_seq == 0 and call.permit is None:
+            self._deny(call, Deny(code, reason))
+            return
+        self._log.info("call_failed", code=code.name, reason=reason)
+        call.answer_problem(code, "target_failed" if code.family == "target" else "caller_failed")
+
+    def ended(self, call: Call, outcome: str, code: Code | None) -> None:
+        """Record and count the end of a call."""
+        permit = call.permit
+        added = (
+            (call.t_forward - call.started) + (call.t_reply - call.t_answer)
+            if outcome == "completed"
+            else 0.0
+        )
+        if call.decision_seq:
+            try:
+                self._recorder.outcome(call, outcome, code, added)
+            except AuditError as error:
+                self._log.error("outcome_unrecorded", reason=error.reason)
+                self._recorder.lost += 1
+        if permit is not None:
+            tally = self._ways[permit.target].tally
+            if outcome == "completed":
+                tally.added.observe(added)
+                tally.target.observe(call.t_answer - call.t_forward)
+            self._metrics.request(permit.route, "allowed", call.status)
+        else:
+            self._metrics.request(None, "denied", call.status)
+
+    def instance_of(self, call: Call) -> str:
+        """What a problem answer names the occurrence by: its decision event."""
+        seq = call.decision_seq
+        return f"urn:valetkey:event:{event_id(self._spool.boot, seq)}" if seq else ""
+
+    # --- housekeeping -------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Watch the deadlines of all connections until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            now = time.monotonic()
+            for connection in list(self._connections):
+                call = connection.call
+                deadline = call.deadline if call is not None else connection.deadline
+                if deadline and now >= deadline:
+                    connection.expired(now)
+            for way in self._ways.values():
+                way.pool.sweep(now)
+            self._forget_retired()
+
+    def _forget_retired(self) -> None:
+        """Let go of targets of older snapshots once their last call is over."""
+        for pool in [pool for pool in self._retired if not pool.lent]:
+            pool.close()
+            self._retired.remove(pool)
+            self._ways = {target: way for target, way in self._ways.items() if way.pool is not pool}
+
+    async def drain(self, seconds: float) -> None:
+        """No new calls; those under way get ``seconds`` to finish."""
+        self.draining = True
+        for connection in list(self._connections):
+            connection.drain()
+        if self._connections:
+            self._all_closed = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_closed.wait(), seconds)
+        for connection in list(self._connections):
+            connection.transport.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for way in self._ways.values():
+            way.pool.close()
+
+    def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(self._guarded(call, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it was, the call ends with an answer
+            self.failed(call, error)
+
+    def failed(self, call: Call, error: Exception) -> None:
+        """A defect of ours: the call is refused, the log says where."""
+        self._log.error("call_broke", error_type=type(error).__name__, line=place_of(error))
+        call.fail(codes.PROXY_INTERNAL, type(error).__name__)
