@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -67,6 +68,13 @@ GRANTS: list[dict[str, Any]] = [
         "issuer": SELF_SIGNED,
         "target": "tickets",
         "scopes": ["tickets:read"],
+    },
+    {
+        "id": "report-payments",
+        "workload": SELF_SIGNED,
+        "issuer": SELF_SIGNED,
+        "target": "payments",
+        "scopes": ["payments:read"],
     },
 ]
 
@@ -206,14 +214,14 @@ class World:
 
     # --- tokens and proofs ---------------------------------------------------------------------
     def workload(self, subject: str = BOT, **more: Any) -> str:
-        return self.idp.token(subject, [self.url], now=self.clock(), **more)
+        return self.idp.token(subject, more.pop("aud", [self.url]), now=self.clock(), **more)
 
     def assertion(self, **more: Any) -> str:
         claims = {"ttl": 60, "jti": secrets.token_urlsafe(16), **more}
         return self.own.token(SELF_SIGNED, claims.pop("aud", self.url), now=self.clock(), **claims)
 
     def user(self, subject: str = "alice", **more: Any) -> str:
-        return self.users.token(subject, self.url, now=self.clock(), **more)
+        return self.users.token(subject, more.pop("aud", self.url), now=self.clock(), **more)
 
     def proof(self, *, nonce: str = "", path: str = "/token", **more: Any) -> str:
         values: dict[str, Any] = {
@@ -277,6 +285,8 @@ class Served:
         self, form: Any, *, path: str = "/token", proofs: Iterable[str] = (), **more: Any
     ) -> tuple[int, dict[str, Any], Any]:
         headers = [("DPoP", proof) for proof in proofs] + list(more.pop("headers", []))
+        if isinstance(form, bytes) and not any(name == "Content-Type" for name, _ in headers):
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
         async with self.client.post(
             self.world.url + path, data=form, headers=headers, **more
         ) as response:
@@ -317,6 +327,13 @@ async def serving(world: World) -> AsyncIterator[Served]:
     finally:
         await runner.cleanup()
         await broker.close()
+
+
+def free_url() -> str:
+    """A loopback URL whose port was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def mutate(compact: str, part: int, index: int, flip: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -217,6 +218,7 @@ async def _serve(config: BrokerSettings) -> None:
         task.add_done_callback(reloads.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    gc.freeze()  # what the start made stays: no need to look at it again in every collection
     try:
         await service.serve(
             broker.app,

@@ -10,7 +10,8 @@ from aiohttp import web
 
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
 from valetkey.broker.core.exchange import ExchangeFacts, Issue, Refuse, decide
-from valetkey.broker.core.request import Form, parse_exchange
+from valetkey.broker.core.form import Form
+from valetkey.broker.core.request import parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile

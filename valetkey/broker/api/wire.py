@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
 
-from valetkey.broker.core.request import Form
+from valetkey.broker.core.form import Form
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.oauth import TokenError
 
 MAX_BODY: Final = 64 * 1024
-_MAX_FIELDS: Final = 32
 _FORM: Final = "application/x-www-form-urlencoded"
 _NONCE_HEADER: Final = "DPoP-Nonce"
 
@@ -32,17 +30,7 @@ async def read_form(request: web.Request) -> Form:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise CallerError(codes.SERVICE_TOO_LARGE, "body over the cap") from error
-    try:
-        fields = parse_qsl(
-            body.decode("ascii"),  # appendix B: what is not ASCII comes percent-encoded
-            keep_blank_values=True,
-            strict_parsing=True,
-            errors="strict",
-            max_num_fields=_MAX_FIELDS,
-        )
-    except ValueError as error:
-        raise CallerError(codes.SERVICE_BAD_REQUEST, "the form can't be read") from error
-    return Form(fields)
+    return Form.decode(body)
 
 
 def json_answer(document: object, *, nonce: str = "", status: int = 200) -> web.Response:

@@ -9,12 +9,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
+from valetkey.broker.core.form import Form
 from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call
 from valetkey.broker.core.patterns import PatternInvalid
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
@@ -29,15 +30,10 @@ from valetkey.contracts.oauth import (
 )
 from valetkey.contracts.secret import Secret
 
-# Decoded fields of a form, in order; RFC 6749 §3.2: an empty value counts as left out.
-Fields = Sequence[tuple[str, str]]
-
 MAX_DETAILS: Final = 16
 _MAX_SCOPES: Final = 64
 _MAX_IDENTIFIER: Final = 256
 _TOKEN_TYPES: Final = frozenset({TOKEN_TYPE_ACCESS, TOKEN_TYPE_JWT})
-# RFC 8693 §2.1 and RFC 8707 §2 allow more than one; all others come once (RFC 6749 §3.2).
-_REPEATABLE: Final = frozenset({"audience", "resource"})
 _DETAILS: Final = msgspec.json.Decoder(list[HttpCallDetails])
 
 
@@ -56,39 +52,6 @@ class ExchangeRequest:
     scopes: tuple[str, ...]
     details: tuple[dict[str, Any], ...]
     calls: tuple[Call, ...]
-
-
-class Form:
-    """Form fields of which each came at most once, except those that may repeat."""
-
-    __slots__ = ("_many", "_once")
-
-    def __init__(self, fields: Fields) -> None:
-        once: dict[str, str] = {}
-        many: dict[str, list[str]] = {}
-        for name, value in fields:
-            if name in _REPEATABLE:
-                if value:
-                    many.setdefault(name, []).append(value)
-            elif name in once:
-                raise CallerError(codes.SERVICE_BAD_REQUEST, "a parameter came twice")
-            else:
-                once[name] = value
-        self._once: Mapping[str, str] = once
-        self._many: Mapping[str, list[str]] = many
-
-    def get(self, name: str) -> str:
-        """The value, or the empty string where it was left out or empty."""
-        return self._once.get(name, "")
-
-    def required(self, name: str) -> str:
-        value = self.get(name)
-        if not value:
-            raise CallerError(codes.SERVICE_BAD_REQUEST, f"{name} is missing")
-        return value
-
-    def all(self, name: str) -> Sequence[str]:
-        return self._many.get(name, ())
 
 
 def parse_exchange(form: Form) -> ExchangeRequest:

@@ -39,7 +39,7 @@ class Revocations:
         columns = REVOCATIONS.c
         query = select(columns.kind, columns.value, columns.expires_at)
         async with self._engine.connect() as connection:
-            for kind, value, expires in (await connection.execute(query)).tuples():
+            for kind, value, expires in await connection.execute(query):
                 self._expiries[kind, value] = expires
 
     def is_revoked(self, jti: str, txn: str) -> bool:

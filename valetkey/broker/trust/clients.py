@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from valetkey.broker.core.form import Form
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory, Use
-from valetkey.broker.core.request import Form
 from valetkey.broker.trust.tokens import Clock, TokenVerifier, VerifiedToken
 from valetkey.contracts import codes, dpop, jose
 from valetkey.contracts.errors import CallerError
