@@ -1,0 +1,94 @@
+# Every target sets up what it needs in .venv (this clone's own) and is quick the second time.
+# What is installed is pinned and hashed in requirements/; `make lock` renews the pins.
+
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+RELEASED := valetkey/__init__.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench chaos lock generate clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if every step holds
+	@$(BIN)/valetkey demo
+
+test: $(VENV)/.dev ## Run all tests; what was skipped, and why, is listed at the end
+	@$(BIN)/python -m pytest -m "not soak"
+
+lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m valetkey.cli.reference --check
+
+format: $(VENV)/.dev ## Format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.bench .venv-mitmproxy/.done ## Measure side by side; results go to bench/results/
+	@$(BIN)/python -m bench
+
+chaos: $(VENV)/.dev ## Kill the sidecar under load, 50 times in a loop
+	@$(BIN)/python -m pytest -m soak tests/e2e/test_crash.py
+
+generate: $(VENV)/.dev ## Write schemas, reference pages and the README's tables anew
+	@$(BIN)/python -m valetkey.cli.reference
+
+LOCK := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-annotate \
+	--no-emit-index-url --no-header
+
+lock: ## Resolve and pin the requirements anew (needs uv)
+	$(LOCK) --upgrade requirements/build.in -o requirements/build.txt
+	$(LOCK) --upgrade pyproject.toml --extra all -o requirements/runtime.txt
+	$(LOCK) --upgrade pyproject.toml --extra all --group dev -o requirements/dev.txt
+	$(LOCK) --upgrade pyproject.toml --extra all --group dev --group bench -o requirements/bench.txt
+	$(LOCK) --upgrade requirements/mitmproxy.in -o requirements/mitmproxy.txt
+
+clean: ## Remove environments, caches and builds
+	rm -rf $(VENV) .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments ---------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+		|| { echo "Python's venv module is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The package goes in without dependencies and without build isolation: both would install what
+# is not pinned.
+INSTALL_SELF = $(PIP) install --no-deps --no-build-isolation --editable .
+
+$(VENV)/.runtime: requirements/runtime.txt requirements/build.txt $(RELEASED) | $(BIN)/python
+	@echo "installing what the programs need"
+	@$(PIP) install --require-hashes -r requirements/build.txt
+	@$(PIP) install --require-hashes -r requirements/runtime.txt
+	@$(INSTALL_SELF)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	@echo "installing what tests and checks need"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
+	@echo "installing what the benchmark needs"
+	@$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.venv-mitmproxy/.done: requirements/mitmproxy.txt
+	@echo "making .venv-mitmproxy"
+	@$(PYTHON) -m venv .venv-mitmproxy
+	@.venv-mitmproxy/bin/python -m pip --disable-pip-version-check --no-input --quiet install \
+		--require-hashes -r requirements/mitmproxy.txt
+	@touch $@
