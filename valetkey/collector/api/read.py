@@ -66,9 +66,16 @@ class Read:
 
     async def sources(self, request: web.Request) -> web.Response:
         await self._authenticator.reader(request)
-        _parameters(request, frozenset())
-        rows = await self._all(queries.sources())
-        return _json({"sources": [row._asdict() for row in rows]})
+        query = _parameters(request, frozenset({"after", "limit"}))
+        after = _number(query, "after", 0)
+        limit = _number(query, "limit", MAX_PAGE, low=1, high=MAX_PAGE)
+        rows = await self._all(queries.sources(after=after, limit=limit))
+        return _json(
+            {
+                "sources": [row._asdict() for row in rows],
+                "next": rows[-1].id if rows else after,
+            }
+        )
 
     async def gaps(self, request: web.Request) -> web.Response:
         await self._authenticator.reader(request)

@@ -85,8 +85,8 @@ def outcomes(decisions: list[tuple[int, int]]) -> Select[Any]:
     )
 
 
-def sources() -> Select[Any]:
-    """Every boot of every source, in order of first sight, with what is known of it."""
+def sources(*, after: int, limit: int) -> Select[Any]:
+    """Boots in order of first sight behind the key ``after``, with what is known of each."""
 
     def count(table: Any, *conditions: Any) -> Any:
         return (
@@ -103,6 +103,7 @@ def sources() -> Select[Any]:
     )
     return (
         select(
+            BOOTS.c.id,
             SOURCES.c.source,
             SOURCES.c.issuer,
             SOURCES.c.subject,
@@ -120,7 +121,9 @@ def sources() -> Select[Any]:
             lost.label("lost"),
         )
         .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
-        .order_by(SOURCES.c.id, BOOTS.c.id)
+        .where(BOOTS.c.id > after)
+        .order_by(BOOTS.c.id)
+        .limit(limit)
     )
 
 

@@ -1,0 +1,64 @@
+"""Where the command finds the record: one protocol, for a database file and for a collector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from valetkey.collector.core.verification import Entry, Known
+
+
+class RecordUnavailable(Exception):  # noqa: N818 - reads as what it is
+    """The record can't be read: message for the person at the terminal."""
+
+
+class RecordDamaged(Exception):  # noqa: N818 - reads as what it is
+    """The record was opened, and reading it showed that it is not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An event as a query finds it, with its outcome where it is a decision and has one."""
+
+    cursor: int
+    source: str
+    received: int
+    raw: bytes
+    outcome: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BootEntry:
+    """One boot of one source, as the store knows it."""
+
+    source: str
+    boot: str
+    known: Known
+    open_gaps: int
+    breaks: int
+
+
+class Record(Protocol):
+    """Read access to a record. Every method raises `RecordUnavailable` or `RecordDamaged`."""
+
+    def newest(self, filters: Mapping[str, str], limit: int) -> list[Found]:
+        """The last ``limit`` events that match, in order of arrival."""
+
+    def after(self, filters: Mapping[str, str], cursor: int, limit: int) -> list[Found]:
+        """Events that match behind a cursor."""
+
+    def boots(self) -> list[BootEntry]:
+        """Every boot, in order of first sight."""
+
+    def chain(self, boot: BootEntry) -> Iterator[Entry]:
+        """The events of one boot in the order of the chain."""
+
+    def damage(self) -> list[str]:
+        """What the store itself finds wrong with its files."""
+
+    def conflicts(self) -> int:
+        """How often a source offered other bytes under a known id."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""

@@ -1,0 +1,12 @@
+"""What others wrote, made fit for a terminal.
+
+Paths, names and reasons in events come from whoever called: a control character among them could
+move the cursor, colour a denial green or hide a line.
+"""
+
+from __future__ import annotations
+
+
+def plain(text: str) -> str:
+    """``text`` with everything that is not printable shown as an escape."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
