@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import secrets
@@ -19,6 +20,7 @@ import yaml
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.canaries import CANARIES
 from valetkey.broker.app import Broker
 from valetkey.broker.settings import BrokerSettings
 from valetkey.contracts import oauth, settings
@@ -125,9 +127,11 @@ class Issuer:
         }
         for name in drop:
             payload.pop(name, None)
-        return jwt.encode(
+        token = jwt.encode(
             payload, self.key, algorithm="ES256", headers={"kid": self.kid, **(headers or {})}
         )
+        CANARIES.add(token, name=f"token of {self.name}")
+        return token
 
 
 @dataclass
@@ -153,6 +157,7 @@ class World:
         if not master.exists():
             master.write_bytes(secrets.token_bytes(48))
             master.chmod(0o600)
+            CANARIES.add(master.read_bytes(), name="master key", allow=[master])
         grants = self.root / "grants.yaml"
         if not grants.exists():
             self.write_grants(GRANTS)
@@ -290,7 +295,10 @@ class Served:
         async with self.client.post(
             self.world.url + path, data=form, headers=headers, **more
         ) as response:
-            return response.status, await response.json(), response.headers
+            body = await response.json()
+            if "access_token" in body:
+                CANARIES.add(body["access_token"], name="access token")
+            return response.status, body, response.headers
 
     async def nonce(self) -> str:
         """A current nonce, got the way a client gets it."""
@@ -312,11 +320,18 @@ class Served:
             return response.status, await response.read(), response.headers
 
 
+def claims_of(token: str) -> dict[str, Any]:
+    """The claims of a token that came straight from the broker; tests of signatures verify."""
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
 @asynccontextmanager
 async def serving(world: World) -> AsyncIterator[Served]:
     """Run a broker for ``world`` on its URL's port."""
     port = int(world.url.rpartition(":")[2])
-    broker = await Broker.open(world.settings(), clock=world.clock)
+    config = await asyncio.to_thread(world.settings)
+    broker = await Broker.open(config, clock=world.clock)
     runner = web.AppRunner(broker.app, access_log=None)
     try:
         await runner.setup()

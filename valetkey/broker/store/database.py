@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -28,18 +29,27 @@ async def open_database(url: str) -> AsyncEngine:
     if parsed.drivername != _DRIVER or not parsed.database or parsed.database == ":memory:":
         # In memory, a restart would bring revoked tokens back to life.
         raise ConfigError(f"database must be {_DRIVER}:///FILE")
-    engine = create_async_engine(parsed)
-    event.listen(engine.sync_engine, "connect", _pragmas)
     try:
-        async with engine.connect() as connection:
-            await connection.run_sync(migrate, "head")
+        return await asyncio.to_thread(_open, parsed)
     except (DatabaseError, CommandError, OSError) as error:
-        await engine.dispose()
         # The database's own message may quote what it read; its type says enough.
         raise ConfigError(
             f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
         ) from error
-    return engine
+
+
+def _open(url: URL) -> AsyncEngine:
+    # Alembic reads its scripts from files and runs once: a thread and the plain driver fit it.
+    engine = create_engine(url.set(drivername="sqlite"))
+    event.listen(engine, "connect", _pragmas)
+    try:
+        with engine.connect() as connection:
+            migrate(connection, "head")
+    finally:
+        engine.dispose()
+    serving = create_async_engine(url)
+    event.listen(serving.sync_engine, "connect", _pragmas)
+    return serving
 
 
 def migrate(connection: Connection, revision: str) -> None:
