@@ -48,17 +48,17 @@ class Identity:
             "sub": WORKLOAD,
             "aud": "http://tickets.example",
             "client_id": WORKLOAD,
+            "client_iss": ISSUER,
             "scope": "tickets:read",
-            "txn": "0" * 32,
+            "txn": "0" * 22,
             "policy_digest": "0" * 43,
-            "act": {"sub": WORKLOAD, "iss": ISSUER},
             "authorization_details": [details],
         }
-        return self._sign(claims, typ="at+jwt")
+        return self._sign(claims, typ="at+jwt", kid="0" * 43)
 
-    def _sign(self, claims: dict[str, Any], *, typ: str) -> str:
+    def _sign(self, claims: dict[str, Any], *, typ: str, kid: str = "bench") -> str:
         now = int(time.time())
-        times = {"iss": ISSUER, "iat": now, "exp": now + _LIFETIME, "jti": "0" * 32}
+        times = {"iss": ISSUER, "iat": now, "exp": now + _LIFETIME, "jti": "0" * 22}
         return jwt.encode(
-            {**times, **claims}, self._key, algorithm="ES256", headers={"kid": "bench", "typ": typ}
+            {**times, **claims}, self._key, algorithm="ES256", headers={"kid": kid, "typ": typ}
         )
