@@ -71,8 +71,10 @@ def _throughput(measured: Measurements) -> str:
 def _latency(measured: Measurements) -> str:
     if not measured.latency:
         return ""
-    header = ["At 1,000 req/s", "p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "CPU µs/req",
-              "errors"]  # fmt: skip
+    header = [
+        *("At 1,000 req/s", "p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "CPU µs/req"),
+        *("load late, p99 ms", "errors"),
+    ]
     rows = []
     for row in LATENCY:
         if all(entry.row != row.name for entry in measured.latency):
@@ -87,16 +89,19 @@ def _latency(measured: Measurements) -> str:
             _number(measured.added(row.name, lambda e: e.p50_ms), "{:+.3f}") if proxied else "",
             _number(measured.added(row.name, lambda e: e.p99_ms), "{:+.3f}") if proxied else "",
             _number(cpu, "{:.1f}") if proxied else "",
+            _number(measured.latency_median(row.name, lambda e: e.late_p99_ms), "{:.3f}"),
             str(sum(entry.broken for entry in measured.latency if entry.row == row.name)),
         ])  # fmt: skip
     text = "### Latency\n\n" + _table(header, rows)
     shipped = [entry for entry in measured.latency if entry.recorded]
     if shipped:
         calls = sum(entry.calls for entry in shipped)
+        events = sum(entry.recorded for entry in shipped)
         text += (
-            f"\n\nOver {len(shipped)} rounds with a collector, {calls:,} counted calls left "
-            f"{sum(entry.recorded for entry in shipped):,} events there (two per call, those of "
-            "the warm-up and of the checked call included)."
+            f"\n\nWith a collector: {events:,} events arrived there, two for each of the {calls:,} "
+            "counted calls, of the calls of the warm-up and of the checked one, and the sidecar's "
+            "own. The collector shares the load's core and delays the load itself: see how late "
+            "that was."
         )
     return text
 

@@ -37,7 +37,7 @@ def test_rows_show_medians_spread_and_errors() -> None:
     text = markdown(measured())
     assert "| nginx, static header | 42,000 | 40,000–44,000 | 1.00 | 2.00 | 30.0 | 50.0 " in text
     assert "| 0.30 | 3 |" in text
-    assert "| nginx, static header | 0.300 | 0.500 | +0.200 | +0.300 | 30.0 | 0 |" in text
+    assert "| nginx, static header | 0.300 | 0.500 | +0.200 | +0.300 | 30.0 | 0.100 | 0 |" in text
 
 
 def test_rows_that_were_not_run_say_why() -> None:
