@@ -30,6 +30,7 @@ from valetkey.proxy.audit.spool import Spool
 from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
+from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.intercept.reverse import listen
 from valetkey.proxy.metrics import Metrics
@@ -45,7 +46,7 @@ _FIXED: Final = ("workload", "broker", "collector", "spool", "listeners", "admin
 class Sidecar:
     """Everything of one process. `start`, then `stop`."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._config = config
         self._log = Log("sidecar")
         self._stamp = _stamp(config)
@@ -84,6 +85,7 @@ class Sidecar:
             self.spool,
             self._recorder,
             self.metrics,
+            Outbox(loop),
         )
         self._shipper = (
             Shipper(current.collector, self.spool, self._recorder, self.identity, self.metrics)
@@ -230,17 +232,17 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def run(config: Path) -> int:
     """Run a sidecar until SIGTERM or SIGINT. Returns the exit code; 2 for unusable settings."""
     try:
-        sidecar = Sidecar(config)
-        uvloop.run(_main(sidecar))
+        uvloop.run(_main(config))
     except ConfigError as error:
         print(f"valetkey proxy: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
         return 2
     return 0
 
 
-async def _main(sidecar: Sidecar) -> None:
+async def _main(config: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    sidecar = Sidecar(config, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)

@@ -28,6 +28,7 @@ from valetkey.proxy.credentials.header import HeaderInjector
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.head import HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
+from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ class EnforcementPoint:
         spool: Spool,
         recorder: Recorder,
         metrics: Metrics,
+        outbox: Outbox,
     ) -> None:
+        self.outbox = outbox
         self._identity = identity
         self._cache = cache
         self._exchange = exchange
@@ -121,7 +124,7 @@ class EnforcementPoint:
             case "header":
                 assert target.inject is not None
                 injector = HeaderInjector(target.inject)
-        pool = Pool(target, connect_timeout=snapshot.settings.timeouts.connect)
+        pool = Pool(target, self.outbox, connect_timeout=snapshot.settings.timeouts.connect)
         return _Way(target, injector, pool, self._metrics.target(target.name))
 
     # --- connections --------------------------------------------------------------------------
@@ -132,7 +135,7 @@ class EnforcementPoint:
             self._count_refused_head(codes.PROXY_OVERLOADED)
             connection.close_after = True
             connection.send_problem(codes.PROXY_OVERLOADED, "")
-            connection.transport.close()
+            connection.end()
 
     def closed(self, connection: WorkloadConnection) -> None:
         self._connections.discard(connection)
@@ -236,13 +239,15 @@ class EnforcementPoint:
             self._deny(call, verdict)
             return
         try:
-            dropped = call.head.block.forward(verdict.target.headers)[1]
+            call.lines, dropped = call.head.block.forward(verdict.target.headers)
         except CallerError as error:
             self._deny(call, Deny(error.code, error.reason, verdict.target, verdict.route))
             return
         again = call.permit is not None
         call.permit = verdict
-        if not again and not self._record(call, verdict, (*dropped, *verdict.dropped)):
+        if verdict.dropped:
+            dropped = (*dropped, *verdict.dropped)
+        if not again and not self._record(call, verdict, dropped):
             return
         if verdict.route.durable and self._spool.committed < call.decision_seq:
             self._spool.on_durable(call.decision_seq, lambda: self._go(call))
@@ -316,7 +321,7 @@ class EnforcementPoint:
             connection,
             b"%b %b%b%b%b%b\r\n" % (
                 head.method.encode(), permit.request_target.encode(), way.line_end,
-                block.forward(permit.target.headers)[0], framing,
+                call.lines, framing,
                 way.injector.lines(permit.credential, permit, head.method),
             ),
         )  # fmt: skip

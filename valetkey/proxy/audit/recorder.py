@@ -2,7 +2,7 @@
 
 Each event is rendered at once, from a template per route and method, as the final CloudEvents
 text; nothing is left to do later in a burst. Everything that is put into a template is either
-made here, checked by the path's and names' grammars (no quote, no backslash, no control), or
+made here, checked by the path's grammar (`core.path`: no quote, no backslash, no control), or
 encoded as JSON by `_text`.
 
 Never in an event: tokens, query values, header values, bodies.
@@ -69,26 +69,22 @@ class Recorder:
         if template is None:
             template = self._decision_template(permit.route, method)
         spool = self._spool
-        seq = spool.seq + 1
+        number = spool.seq + 1
+        seq = b"%d" % number
         ns = time.time_ns()
         trace = call.head.block.traceparent
-        address, port = call.inbound.peer
         who, reference = credential.rendered or _render(credential)
         extra = b',"dropped":' + msgspec.json.encode(dropped) if dropped else b""
         raw = template % (
             seq, self._time(ns), seq, spool.link,
             b',"traceparent":"%b"' % trace if trace else b"",
-            ns // 1_000_000,
-            who,
-            seq,
-            _path(permit.path),
-            address.encode(), port,
+            ns // 1_000_000, who, seq, permit.path.encode()[:_MAX_PATH], call.inbound.source,
             reference, extra,
         )  # fmt: skip
         spool.append(raw, decision=True)
         spool.open_calls += 1
         self.written += 1
-        return seq
+        return number
 
     def denied(self, call: Call, deny: Deny, workload: str) -> int:
         """Record that a call may not leave. Raises `AuditError`."""
@@ -128,9 +124,8 @@ class Recorder:
             msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%d')
         )
         rest = (
-            b',%%b,"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%d"}},'
-            b'"http_request":{"http_method":%b,"url":{"path":%%b}},'
-            b'"src_endpoint":{"ip":"%%b","port":%%d},'
+            b',%%b,"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%b"}},'
+            b'"http_request":{"http_method":%b,"url":{"path":"%%b"}},%%b,'
             b'"policy":{"uid":%b},"unmapped":{"code":"","scopes":%b,"credential":%b%%b%%b}}}'
         ) % (
             _text(method), _text(route.target.name), self._spool.boot.encode(), _text(method),
@@ -152,9 +147,9 @@ class Recorder:
         template = self._outcomes.get((route, method)) if route is not None else None
         if template is None:
             template = self._outcome_template(route, method)
-        seq = spool.seq + 1
+        seq = b"%d" % (spool.seq + 1)
         ns = time.time_ns()
-        decision = call.decision_seq
+        decision = b"%d" % call.decision_seq
         trace = call.head.block.traceparent
         raw = template % (
             seq, self._time(ns), seq, spool.link,
@@ -164,7 +159,7 @@ class Recorder:
             call.status,
             decision,
             outcome.encode(), code.name.encode() if code is not None else b"",
-            int((time.perf_counter() - call.started) * 1e6), int(added * 1e6),
+            int((call.ended - call.started) * 1e6), int(added * 1e6),
             call.sent, call.received, call.attempts,
         )  # fmt: skip
         spool.append(raw, decision=False)
@@ -177,9 +172,9 @@ class Recorder:
             msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%d')
         )
         rest = (
-            b',"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%d"}},'
+            b',"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%b"}},'
             b'"http_response":{"code":%%d},"policy":{"uid":%b},'
-            b'"unmapped":{"decision":"%b-%%d","outcome":"%%b","code":"%%b","duration_us":%%d,'
+            b'"unmapped":{"decision":"%b-%%b","outcome":"%%b","code":"%%b","duration_us":%%d,'
             b'"added_us":%%d,"sent":%%d,"received":%%d,"attempts":%%d}}}'
         ) % (
             _text(method), _text(route.target.name if route else ""), boot,
@@ -246,21 +241,22 @@ class Recorder:
         if data.get("time") == 0:
             data["time"] = ns // 1_000_000
         spool = self._spool
-        seq = spool.seq + 1
+        number = spool.seq + 1
+        seq = b"%d" % number
         raw = self._envelope(kind) % (
             seq, self._time(ns), seq, spool.link,
             b',"traceparent":"%b"' % trace.encode() if trace else b"",
         ) + msgspec.json.encode(data) + b"}"  # fmt: skip
         spool.append(raw, decision=decision)
         self.written += 1
-        return seq
+        return number
 
     def _envelope(self, kind: str) -> bytes:
         """CloudEvents 1.0.2 attributes up to ``data``: sequence, time, sequence, link, trace."""
         boot = self._spool.boot.encode()
         return (
-            b'{"specversion":"1.0","id":"%b-%%d","source":%b,"type":%b,"time":"%%b",'
-            b'"datacontenttype":"application/json","boot":"%b","sequence":"%%d",'
+            b'{"specversion":"1.0","id":"%b-%%b","source":%b,"type":%b,"time":"%%b",'
+            b'"datacontenttype":"application/json","boot":"%b","sequence":"%%b",'
             b'"prevhash":"%%b"%%b,"data":' % (boot, _text(self._source), _text(kind), boot)
         )
 
@@ -310,8 +306,3 @@ def _render(credential: Credential) -> tuple[bytes, bytes]:
 def _text(value: str) -> bytes:
     """A JSON string that may stand in a template."""
     return msgspec.json.encode(value).replace(b"%", b"%%")
-
-
-def _path(path: str) -> bytes:
-    """A path as JSON string. A path that was decided on holds nothing to escape (core.path)."""
-    return b'"%b"' % path[:_MAX_PATH].encode()

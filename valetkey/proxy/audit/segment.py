@@ -1,7 +1,7 @@
 """One file of the spool: a fixed size, mapped into memory, written from front to back.
 
     header   64 bytes: magic, boot (16 hex digits), first sequence (u64), link before it (32)
-    record   u32 length, SHA-256 of the payload (32), payload
+    record   u32 length, SHA-256 of the payload (64 hex digits), payload
 
 A record's SHA-256 is its checksum and the next event's ``prevhash``: one hash, both uses. A
 length of zero is the end so far. A record that was only half stored when the process was killed
@@ -24,7 +24,7 @@ from valetkey.contracts.events import BOOT
 
 MAGIC: Final = b"VKSPOOL1"
 _HEADER: Final = struct.Struct("<8s16sQ32s")
-_FRAME: Final = struct.Struct("<I32s")
+_FRAME: Final = struct.Struct("<I64s")
 FRAME_SIZE: Final = _FRAME.size
 HEADER_SIZE: Final = _HEADER.size
 SUFFIX: Final = ".seg"
@@ -63,8 +63,9 @@ class Segment:
     def store(self, payload: bytes, digest: bytes) -> None:
         """Put a record behind the last one; the caller has checked that it fits."""
         start = self.end
-        end = self.end = start + FRAME_SIZE + len(payload)
-        self._map[start:end] = _FRAME.pack(len(payload), digest) + payload
+        size = len(payload)
+        end = self.end = start + FRAME_SIZE + size
+        self._map[start:end] = b"%b%b%b" % (size.to_bytes(4, "little"), digest, payload)
 
     def sync(self) -> None:
         """Bring what was stored to the disk. Blocking, without the GIL (unlike mmap.flush)."""
@@ -125,7 +126,7 @@ def parse_records(
             if final:
                 yield SpoolRecord(boot, seq, payload, f"{TORN}: longer than the segment"), at
             return
-        if hashlib.sha256(payload).digest() == digest:
+        if hashlib.sha256(payload).hexdigest().encode() == digest:
             yield SpoolRecord(boot, seq, payload), at
         else:
             behind = content[at : at + FRAME_SIZE]

@@ -91,6 +91,7 @@ class Spool:
         self._current = self._new_segment()
         self._current.begin(self.boot, 1, bytes.fromhex(GENESIS))
         self._limit = segment_size
+        self._comfortable = segment_size - FRAME_SIZE - OUTCOME_ROOM
         self._sleeping = False
         self._wake = threading.Event()
         self._stopping = False
@@ -120,13 +121,11 @@ class Spool:
 
         Raises `SpoolFull` for a decision that finds no room, `AuditError` when the disk fails.
         """
-        room = FRAME_SIZE + len(raw)
         current = self._current
-        if current.end + room + OUTCOME_ROOM > self._limit or self._failed:
-            current = self._make_room(room, decision=decision)
-        digest = hashlib.sha256(raw)
-        current.store(raw, digest.digest())
-        self.link = digest.hexdigest().encode()
+        if current.end + len(raw) > self._comfortable or self._failed:
+            current = self._make_room(FRAME_SIZE + len(raw), decision=decision)
+        self.link = link = hashlib.sha256(raw).hexdigest().encode()
+        current.store(raw, link)
         self.seq = seq = self.seq + 1
         if self._sleeping:
             self._wake.set()

@@ -55,9 +55,12 @@ RESPONSE_STRIPPED: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeaderPolicy:
-    """What one target manages on top of `MANAGED`, and what it lets through of it."""
+    """What one target manages on top of `MANAGED`, and what it lets through of it.
+
+    Equality is identity: one per target and snapshot, and a quick key.
+    """
 
     managed: frozenset[str]
 

@@ -11,7 +11,6 @@ they are used again only if both messages ended exactly where their framing said
 from __future__ import annotations
 
 import time
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from valetkey.contracts import codes
@@ -19,7 +18,6 @@ from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
-from valetkey.proxy.http1.respond import status_line
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.decision import NeedsCredential, Permit
@@ -35,50 +33,25 @@ _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 _MAX_INTERIM: Final = 16
 
 
-class Phase(IntEnum):
-    """How far a call has come."""
+class Phase:
+    """How far a call has come: plain integers, since enum members cost on this path."""
 
-    DECIDING = 0
-    CONNECTING = 1
-    WAITING = 2  # the request is under way; no final response head yet
-    ANSWERING = 3  # the final response head went to the workload
-    DONE = 4
+    DECIDING: Final = 0
+    CONNECTING: Final = 1
+    WAITING: Final = 2  # the request is under way; no final response head yet
+    ANSWERING: Final = 3  # the final response head went to the workload
+    DONE: Final = 4
 
 
 class Call:
     """One request and its response. Made by `WorkloadConnection`, driven by events."""
 
     __slots__ = (
-        "_answer",
-        "_answer_left",
-        "_dechunk",
-        "_decoder",
-        "_interim",
-        "_left",
-        "_rechunk",
-        "_reuse",
-        "attempts",
-        "body_open",
-        "deadline",
-        "decision_seq",
-        "head",
-        "inbound",
-        "needs",
-        "outbound",
-        "pending",
-        "pep",
-        "permit",
-        "phase",
-        "received",
-        "replay",
-        "retried_credential",
-        "retried_nonce",
-        "sent",
-        "started",
-        "status",
-        "t_answer",
-        "t_forward",
-        "t_reply",
+        "_answer", "_answer_left", "_dechunk", "_decoder", "_interim", "_left", "_rechunk",
+        "_reuse", "attempts", "body_open", "deadline", "decision_seq", "ended", "head", "inbound",
+        "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received", "replay",
+        "retried_credential", "retried_nonce", "sent", "started", "status", "t_answer",
+        "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +61,9 @@ class Call:
         self.inbound = inbound
         self.head = head
         self.pep = pep
-        self.phase = Phase.DECIDING
+        self.phase: int = Phase.DECIDING
+        self.lines = b""
+        """The request's header lines that go on, set with the permit."""
         self.needs: NeedsCredential | None = None
         self.permit: Permit | None = None
         self.outbound: TargetConnection | None = None
@@ -112,10 +87,11 @@ class Call:
         self.status = 0
         self.sent = 0
         self.received = 0
-        self.started = time.perf_counter()
+        self.started = time.monotonic()
         self.t_forward = 0.0
         self.t_answer = 0.0
         self.t_reply = 0.0
+        self.ended = 0.0
         self.deadline = 0.0
 
     # --- the request's body -------------------------------------------------------------------
@@ -152,7 +128,7 @@ class Call:
     def _pass_on(self, wire: bytes) -> None:
         if self.outbound is not None and self.phase >= Phase.WAITING:
             self.replay = None  # the body no longer fits into what is kept
-            self.outbound.transport.write(wire)
+            self.outbound.write(wire)
         elif self.phase < Phase.WAITING:
             self.pending.append(wire)
             if sum(map(len, self.pending)) >= _REPLAYABLE_BODY:
@@ -169,16 +145,15 @@ class Call:
         self._answer = b""
         self.t_answer = 0.0
         body = self.pending if self.attempts == 1 else self.replay or []
-        if self.attempts == 1:
+        if self.attempts == 1 and (body or self.body_open):
             complete = not self.body_open and sum(map(len, body)) <= _REPLAYABLE_BODY
-            self.replay = list(body) if complete else None
+            self.replay = body if complete else None
             self.pending = []
         self.inbound.release_reading()  # before the write, which may hold it again
-        connection.transport.write(b"".join((head, *body)) if body else head)
-        self.t_forward = time.perf_counter()
-        self.deadline = time.monotonic() + (
-            self.pep.timeouts.stall if self.body_open else self.pep.timeouts.first_byte
-        )
+        connection.write(b"".join((head, *body)) if body else head)
+        now = self.t_forward = time.monotonic()
+        timeouts = self.pep.timeouts
+        self.deadline = now + (timeouts.stall if self.body_open else timeouts.first_byte)
 
     @property
     def replayable(self) -> bool:
@@ -194,7 +169,7 @@ class Call:
             self._answer_body(data, b"")
             return
         if not self.t_answer:
-            self.t_answer = time.perf_counter()
+            self.t_answer = time.monotonic()
         data = self._answer + data if self._answer else data
         try:
             while True:
@@ -224,40 +199,32 @@ class Call:
             raise TargetError(codes.TARGET_BAD_RESPONSE, "too many interim responses")
         if self.head.version == 0 or (head.status == 100 and not self.head.block.expect_continue):
             return
-        self.inbound.write(status_line(head.status, head.reason) + head.forward + b"\r\n")
+        self.inbound.write(head.lines + b"\r\n")
 
     def _answer_head(self, head: ResponseHead, data: bytes) -> None:
         block = head.block
         status = self.status = head.status
+        inbound = self.inbound
         self.replay = None
         self.phase = Phase.ANSWERING
-        if self.head.method == "HEAD" or status in {204, 304}:
-            # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
-            self._answer_left = 0
-            framing = (
-                b"content-length: %d\r\n" % block.length
-                if block.length is not None and status != 204
-                else b""
-            )
-        elif block.chunked:
-            self._dechunk = ChunkedDecoder()
-            framing = self._unsized()
-        elif block.length is not None:
-            self._answer_left = block.length
-            framing = b"content-length: %d\r\n" % block.length
-        else:
-            framing = self._unsized()
-        inbound = self.inbound
         if self.body_open or self.pep.draining:
             # The answer came before the request was read whole (or we are going away).
             inbound.close_after = True
-        lines = b"%b%b%b%b\r\n" % (
-            status_line(status, head.reason), head.forward, framing, inbound.connection_line()
-        )  # fmt: skip
         if block.close or (head.version == 0 and not block.keep_alive):
             self._reuse = False
-        self.deadline = time.monotonic() + self.pep.timeouts.stall
-        self._answer_body(data, lines)
+        if self.head.method == "HEAD" or status in {204, 304}:
+            # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
+            self._answer_left = 0
+            lines = head.sized if head.sized and status != 204 else head.lines
+        elif block.length is not None:
+            self._answer_left = block.length
+            lines = head.sized
+        else:
+            if block.chunked:
+                self._dechunk = ChunkedDecoder()
+            lines = head.lines + self._unsized()
+        self.deadline = self.t_answer + self.pep.timeouts.stall
+        self._answer_body(data, b"%b%b\r\n" % (lines, inbound.connection_line()))
 
     def _unsized(self) -> bytes:
         """Framing for a body whose length nobody knows: chunks, or for HTTP/1.0 the end."""
@@ -298,7 +265,7 @@ class Call:
         if lines or data:
             self.inbound.write(lines + data)
             if lines:
-                self.t_reply = time.perf_counter()
+                self.t_reply = time.monotonic()
         if done:
             self._complete()
 
@@ -413,5 +380,6 @@ class Call:
 
     def _end(self, outcome: str, code: Code | None) -> None:
         self.phase = Phase.DONE
+        self.ended = time.monotonic()
         self.pep.ended(self, outcome, code)
         self.inbound.call_ended(self)

@@ -30,6 +30,7 @@ from valetkey.proxy.core.headers import (
     request_fields,
     response_fields,
 )
+from valetkey.proxy.http1.respond import status_line
 
 # RFC 9112 §3: method SP request-target SP HTTP-version; the target is visible ASCII.
 _REQUEST_LINE: Final = re.compile(
@@ -131,17 +132,22 @@ class RequestHead:
 class ResponseHead:
     """One response head, with the lines that go on to the workload."""
 
-    __slots__ = ("block", "forward", "reason", "size", "status", "version")
+    __slots__ = ("block", "lines", "size", "sized", "status", "version")
 
     def __init__(
         self, status: int, version: int, reason: bytes, block: HeaderBlock, size: int
     ) -> None:
         self.status = status
         self.version = version
-        self.reason = reason
         self.block = block
         self.size = size
-        self.forward = response_fields(block.fields, block.listed)
+        # Without framing, and with a length: what most answers need, made once per head.
+        self.lines = status_line(status, reason) + response_fields(block.fields, block.listed)
+        self.sized = (
+            b"%bcontent-length: %d\r\n" % (self.lines, block.length)
+            if block.length is not None
+            else b""
+        )
 
 
 class HeadReader:

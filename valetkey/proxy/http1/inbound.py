@@ -33,9 +33,9 @@ class WorkloadConnection(asyncio.Protocol):
     """Reads heads, makes calls, writes answers."""
 
     __slots__ = (
-        "_buffer", "_ended", "_in_head", "_lingering", "_looping", "call", "close_after",
-        "deadline", "held", "listener_target", "minor", "peer", "pep", "reset_after", "transport",
-        "write_paused",
+        "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_out", "call", "close_after",
+        "deadline", "held", "listener_target", "minor", "peer", "pep", "reset_after", "source",
+        "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, pep: EnforcementPoint, listener_target: str | None) -> None:
@@ -44,6 +44,8 @@ class WorkloadConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.call: Call | None = None
         self.peer: tuple[str, int] = ("", 0)
+        self.source = b""
+        """The peer, rendered for the record."""
         self.close_after = False
         self.reset_after = False
         self.write_paused = False
@@ -55,6 +57,7 @@ class WorkloadConnection(asyncio.Protocol):
         self._in_head = False
         self._lingering = False
         self._looping = False
+        self._out: list[bytes] = []
 
     # --- events -------------------------------------------------------------------------------
 
@@ -62,6 +65,10 @@ class WorkloadConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer = (str(peer[0]), int(peer[1])) if peer else ("", 0)
+        self.source = b'"src_endpoint":{"ip":"%b","port":%d}' % (
+            self.peer[0].encode(),
+            self.peer[1],
+        )
         self.deadline = time.monotonic() + self.pep.timeouts.idle
         self.pep.opened(self)
 
@@ -84,7 +91,7 @@ class WorkloadConnection(asyncio.Protocol):
         self._ended = True
         call = self.call
         if call is None or self._lingering:
-            self._close()
+            self.end()
             return None
         self.close_after = True
         if call.body_open:
@@ -180,7 +187,16 @@ class WorkloadConnection(asyncio.Protocol):
     # --- answers ------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        """Send at the end of this turn of the loop."""
+        if not self._out:
+            self.pep.outbox.add(self)
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """Send now what was written."""
+        out, self._out = self._out, []
+        if out:
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def connection_line(self) -> bytes:
         """The Connection header of an answer, as this connection will go on."""
@@ -209,14 +225,15 @@ class WorkloadConnection(asyncio.Protocol):
         unread = call.body_open
         self.call = None
         if self.reset_after:
+            self.flush()
             self.transport.abort()
         elif self.close_after:
             if unread and not self._ended:
                 self._say_goodbye()
             else:
-                self._close()
+                self.end()
         else:
-            self.deadline = time.monotonic() + self.pep.timeouts.idle
+            self.deadline = call.ended + self.pep.timeouts.idle
             self.release_reading()
             if self._buffer:
                 self._read_requests()
@@ -225,7 +242,7 @@ class WorkloadConnection(asyncio.Protocol):
         """The sidecar is going away: idle connections close, busy ones after their answer."""
         self.close_after = True
         if self.call is None and not self._buffer:
-            self._close()
+            self.end()
 
     def hold_reading(self) -> None:
         if not self.held:
@@ -238,16 +255,18 @@ class WorkloadConnection(asyncio.Protocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def _close(self) -> None:
+    def end(self) -> None:
         """Close once what was written is out; the sweep ends it if that takes too long."""
         self._buffer = b""
         self.deadline = time.monotonic() + self.pep.timeouts.stall
+        self.flush()
         self.transport.close()
 
     def _say_goodbye(self) -> None:
         self._lingering = True
         self._buffer = b""
         self.deadline = time.monotonic() + _LINGER
+        self.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.release_reading()

@@ -36,7 +36,7 @@ class Place(Enum):
 class TargetConnection(asyncio.Protocol):
     """A transport to a target, its borrower, and since when it is idle."""
 
-    __slots__ = ("borrower", "idle_since", "open", "place", "pool", "transport", "used")
+    __slots__ = ("_out", "borrower", "idle_since", "open", "place", "pool", "transport", "used")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -47,6 +47,7 @@ class TargetConnection(asyncio.Protocol):
         """Whether it has carried a call before: only then can it be stale."""
         self.idle_since = 0.0
         self.place = Place.DIALLED
+        self._out: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -79,6 +80,18 @@ class TargetConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.borrower is not None:
             self.borrower.target_write_resumed()
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of this turn of the loop."""
+        if not self._out:
+            self.pool.outbox.add(self)
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """Send now what was written."""
+        out, self._out = self._out, []
+        if self.open:
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:
         """Give the connection up; whatever is under way on it is over."""

@@ -18,14 +18,25 @@ from valetkey.contracts.errors import ConfigError, TargetError
 from valetkey.proxy.core.addresses import refusal
 from valetkey.proxy.core.snapshot import Target
 from valetkey.proxy.http1.outbound import Place, TargetConnection
+from valetkey.proxy.http1.outbox import Outbox
 
 
 class Pool:
     """The connections to one target. The last one given back is the first one lent."""
 
-    __slots__ = ("_connect_timeout", "_context", "_idle", "_lent", "_target", "_waiters", "opened")
+    __slots__ = (
+        "_connect_timeout",
+        "_context",
+        "_idle",
+        "_lent",
+        "_target",
+        "_waiters",
+        "opened",
+        "outbox",
+    )
 
-    def __init__(self, target: Target, *, connect_timeout: float) -> None:
+    def __init__(self, target: Target, outbox: Outbox, *, connect_timeout: float) -> None:
+        self.outbox = outbox
         self._target = target
         self._connect_timeout = connect_timeout
         self._context = _context(target) if target.tls else None
