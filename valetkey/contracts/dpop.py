@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import jwt
 import msgspec
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -98,6 +97,8 @@ def verify_proof(
     ``url`` is this server's own URL of the endpoint, without query. ``nonce_is_ours`` decides on
     a nonce (also on the empty one) where the server demands them.
     """
+    import jwt  # the sidecar makes proofs and reads none, and is smaller without it
+
     if len(proof) > MAX_TOKEN_LENGTH:
         raise TokenInvalid("proof longer than any we accept")
     parts = proof.split(".")
@@ -106,7 +107,7 @@ def verify_proof(
     try:
         header = msgspec.json.decode(b64url_decode(parts[0]), type=dict[str, Any])
         claims = msgspec.json.decode(b64url_decode(parts[1]), type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TokenInvalid("proof is not made of JSON objects") from error
     if header.get("typ") != "dpop+jwt":
         raise TokenInvalid("typ is not dpop+jwt")

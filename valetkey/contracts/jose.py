@@ -19,10 +19,12 @@ import binascii
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import jwt
 import msgspec
+
+if TYPE_CHECKING:
+    import jwt
 
 # Kubernetes projected tokens are about 1 KiB; tokens with large group claims reach 6 KiB.
 MAX_TOKEN_LENGTH: Final = 16_384
@@ -86,10 +88,12 @@ class KeySet:
         try:
             parsed = msgspec.json.decode(document)
             entries = parsed["keys"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise TokenInvalid("not a JWK Set") from error
         if not isinstance(entries, list):
             raise TokenInvalid("not a JWK Set")
+        import jwt  # the sidecar reads no keys, and is smaller without it
+
         keys: dict[str, jwt.PyJWK] = {}
         for entry in entries:
             if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
@@ -255,12 +259,14 @@ def _json_object(segment: str, what: str) -> dict[str, Any]:
     raw = b64url_decode(segment)
     try:
         value = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TokenInvalid(f"{what} is not a JSON object") from error
     return value
 
 
 def _check_signature(compact: str, key: jwt.PyJWK, algorithm: str) -> None:
+    import jwt
+
     signing_input, _, signature = compact.rpartition(".")
     try:
         good = key.Algorithm.verify(signing_input.encode(), key.key, b64url_decode(signature))

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ProxySettings
 
 _HEARTBEAT: Final = 30.0
+_THREADS: Final = 2
 _WATCH: Final = 1.0
 # Sections that a running sidecar can't change: they belong to what was opened at the start.
 _FIXED: Final = ("workload", "broker", "collector", "spool", "listeners", "admin", "instance")
@@ -242,6 +244,8 @@ def run(config: Path) -> int:
 async def _main(config: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # Few threads: each has a heap of its own, and all they do is look at small files.
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="files"))
     sidecar = Sidecar(config, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
