@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -69,6 +70,8 @@ def run(config: Path) -> None:
     try:
         loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
         logs.configure(loaded.log_level)
+        # It narrates every start; what goes wrong in it is a ConfigError.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         database = open_database(database_file(loaded.database))
         uvloop.run(_serve(loaded, database))
     except ConfigError as error:

@@ -17,6 +17,7 @@ class Metrics:
     registry: CollectorRegistry
     events: Counter
     batch_seconds: Histogram
+    in_flight: Gauge
     gaps: Gauge
     breaks: Gauge
     conflicts: Counter
@@ -47,6 +48,11 @@ def make_metrics() -> Metrics:
             "From the last byte of a batch to its commit.",
             registry=registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        ),
+        Gauge(
+            "valetkey_collector_in_flight",
+            "Batches that have arrived and are not answered.",
+            registry=registry,
         ),
         Gauge("valetkey_collector_gaps", "Gaps that are still open.", registry=registry),
         Gauge(

@@ -108,18 +108,16 @@ class DatabaseRecord:
         self._connection.rollback()
 
     def _with_outcomes(self, rows: list[Row[Any]]) -> list[Found]:
-        outcomes: dict[tuple[int, int], bytes] = {}
-        if rows:
-            wanted = [(row.boot_id, row.seq) for row in rows]
-            for outcome in self._rows(queries.outcomes(wanted)):
-                outcomes.setdefault((outcome.boot_id, outcome.answers), outcome.raw)
+        outcomes: dict[int, bytes] = {}
+        for outcome in self._rows(queries.outcomes([row.cursor for row in rows])):
+            outcomes.setdefault(outcome.cursor, outcome.raw)
         return [
             Found(
                 row.cursor,
                 row.source,
                 row.received,
                 _bytes(row.raw),
-                outcomes.get((row.boot_id, row.seq)),
+                outcomes.get(row.cursor),
             )
             for row in rows
         ]

@@ -22,8 +22,8 @@ from valetkey.contracts.errors import CallerError, ValetkeyError
 from valetkey.contracts.events import CONTENT_TYPE_BATCH
 from valetkey.contracts.logs import Log
 
-# Batches are stored one after the other; more than these at once would only wait in memory.
-_AT_ONCE: Final = 8
+# nginx waits as long for a body (client_body_timeout).
+_BODY_TIMEOUT: Final = 60.0
 
 
 class Ingest:
@@ -37,18 +37,21 @@ class Ingest:
             result: metrics.events.labels(result)
             for result in ("stored", "duplicate", "refused", "conflict")
         }
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._log = Log("collector")
 
     async def post(self, request: web.Request) -> web.Response:
         caller = await self._authenticator.sidecar(request)
         if request.content_type != CONTENT_TYPE_BATCH:
             raise CallerError(codes.SERVICE_MEDIA_TYPE, f"expected {CONTENT_TYPE_BATCH}")
-        async with self._slots:
-            body = await request.read()
-            started = time.perf_counter()
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT):
+                body = await request.read()
+        except TimeoutError as error:
+            raise CallerError(codes.REQUEST_TIMEOUT, "the batch did not arrive in time") from error
+        started = time.perf_counter()
+        with self._metrics.in_flight.track_inprogress():
             stored = await self._take(body, Identity(caller.issuer, caller.subject))
-            self._metrics.batch_seconds.observe(time.perf_counter() - started)
+        self._metrics.batch_seconds.observe(time.perf_counter() - started)
         answer = {"boot": stored.boot, "acked": stored.acked}
         return web.Response(
             body=msgspec.json.encode(answer),

@@ -48,19 +48,19 @@ class Read:
             last = _number(query, "last", _DEFAULT_PAGE, low=1, high=MAX_PAGE)
             rows = (await self._all(queries.newest(filters, limit=last)))[::-1]
         elif by_sequence:
-            if filters != Filters(source=filters.source, boot=filters.boot) or not filters.boot:
+            wanted = Filters(source=filters.source, boot=filters.boot)
+            if filters != wanted or not filters.source or not filters.boot:
                 raise _bad("order=sequence takes source and boot, and no other filter")
             statement = queries.chain(filters.source, filters.boot, after=after, limit=limit)
             rows = await self._all(statement)
         else:
             rows = await self._all(queries.page(filters, after=after, limit=limit))
         raw = _choice(query, "raw", ("0", "1")) == "1"
-        outcomes: dict[tuple[int, int], bytes] = {}
+        outcomes: dict[int, bytes] = {}
         if _choice(query, "outcomes", ("0", "1")) == "1" and rows:
-            wanted = [(row.boot_id, row.seq) for row in rows]
-            for outcome in await self._all(queries.outcomes(wanted)):
-                outcomes.setdefault((outcome.boot_id, outcome.answers), outcome.raw)
-        items = [_item(row, raw, outcomes.get((row.boot_id, row.seq))) for row in rows]
+            for outcome in await self._all(queries.outcomes([row.cursor for row in rows])):
+                outcomes.setdefault(outcome.cursor, outcome.raw)
+        items = [_item(row, raw, outcomes.get(row.cursor)) for row in rows]
         position = (rows[-1].seq if by_sequence else rows[-1].cursor) if rows else after
         return _json({"events": items, "next": position})
 

@@ -5,10 +5,11 @@ Every list is paged or capped, so that no question can make the collector hold t
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sqlalchemy import Select, and_, case, func, literal, select, tuple_
+from sqlalchemy import Select, case, func, literal, select, text
 
 from valetkey.collector.store.schema import (
     BOOTS,
@@ -42,6 +43,12 @@ class Filters:
         return frozenset(field.name for field in fields(cls))
 
 
+_DENIED: Final = text("events.decision = 'denied'")
+_PARTIAL: Final = {
+    "code": text("events.code <> ''"),
+    "workload": text("events.workload <> ''"),
+}
+
 _EVENT: Final = (
     EVENTS.c.cursor,
     EVENTS.c.boot_id,
@@ -74,14 +81,20 @@ def chain(source: str, boot: str, *, after: int, limit: int) -> Select[Any]:
     )
 
 
-def outcomes(decisions: list[tuple[int, int]]) -> Select[Any]:
-    """The outcomes of these decisions, each given by boot key and sequence number."""
+def outcomes(cursors: list[int]) -> Select[Any]:
+    """The outcomes of the decisions at these cursors: ``cursor`` of the decision, ``raw``."""
+    decision, outcome = EVENTS.alias("decision"), EVENTS.alias("outcome")
+    wanted = select(text("value")).select_from(func.json_each(json.dumps(cursors)))
     return (
-        select(EVENTS.c.boot_id, EVENTS.c.answers, EVENTS.c.raw)
-        # The constant condition lets SQLite use the partial index.
-        .where(EVENTS.c.answers > 0)
-        .where(tuple_(EVENTS.c.boot_id, EVENTS.c.answers).in_(decisions))
-        .order_by(EVENTS.c.cursor)
+        select(decision.c.cursor, outcome.c.raw)
+        .join(
+            outcome,
+            (outcome.c.boot_id == decision.c.boot_id)
+            & (outcome.c.answers == decision.c.seq)
+            & text("outcome.answers > 0"),
+        )
+        .where(decision.c.cursor.in_(wanted))
+        .order_by(outcome.c.cursor)
     )
 
 
@@ -186,13 +199,15 @@ def _matching(filters: Filters) -> Select[Any]:
         .join(BOOTS, BOOTS.c.id == EVENTS.c.boot_id)
         .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
     )
-    for name in ("type", "workload", "route", "target", "decision"):
+    for name in ("type", "workload", "route", "target", "decision", "code"):
         value = getattr(filters, name)
         if value:
             query = query.where(EVENTS.c[name] == value)
-    if filters.code:
-        # The constant condition lets SQLite use the partial index.
-        query = query.where(and_(EVENTS.c.code == filters.code, EVENTS.c.code != literal("")))
+            # SQLite uses a partial index only where the statement's text implies its condition.
+            if name in _PARTIAL:
+                query = query.where(_PARTIAL[name])
+    if filters.decision == "denied":
+        query = query.where(_DENIED)
     return _of(query, filters)
 
 

@@ -81,6 +81,8 @@ EVENTS: Final = Table(
     UniqueConstraint("boot_id", "seq"),
     # Partial: what is asked for by it is a part of the events, and every index slows the insert.
     Index(None, "boot_id", "answers", sqlite_where=text("answers > 0")),
+    Index(None, "workload", sqlite_where=text("workload <> ''")),
+    Index(None, "decision", sqlite_where=text("decision = 'denied'")),
     Index(None, "code", sqlite_where=text("code <> ''")),
     # An INTEGER PRIMARY KEY is never given twice, not even after its row is gone.
     sqlite_autoincrement=True,

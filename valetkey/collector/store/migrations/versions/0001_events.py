@@ -64,6 +64,12 @@ def upgrade() -> None:
         ["boot_id", "answers"],
         sqlite_where=sa.text("answers > 0"),
     )
+    op.create_index(
+        "ix_events_workload", "events", ["workload"], sqlite_where=sa.text("workload <> ''")
+    )
+    op.create_index(
+        "ix_events_decision", "events", ["decision"], sqlite_where=sa.text("decision = 'denied'")
+    )
     op.create_index("ix_events_code", "events", ["code"], sqlite_where=sa.text("code <> ''"))
     op.create_table(
         "gaps",

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.support.chain import WORKLOAD, Chain, batch
+from valetkey.contracts import events
+
+
+@pytest.fixture
+def chain():
+    made = Chain()
+    made.boot_event()
+    made.calls(2)
+    made.outcome(
+        made.decision(
+            action_id=2,
+            actor={"app_uid": "other"},
+            policy={"uid": "tickets-delete"},
+            api={"service": {"name": "payments"}},
+            unmapped={"code": "grant.missing"},
+        )
+    )
+    made.decision()
+    return made
+
+
+@pytest.fixture
+async def get(client, bench, chain):
+    """Asks as a reader after the chain was delivered."""
+    headers = bench.sidecar()
+    async with client.post("/v1/events", data=batch(chain.events), headers=headers) as response:
+        assert response.status == 200
+    reader = bench.reader()
+
+    async def ask(path, status=200, headers=reader):
+        async with client.get(path, headers=headers) as response:
+            assert response.status == status, await response.text()
+            return await response.json(content_type=None)
+
+    return ask
+
+
+async def test_paging_by_cursor_gives_everything_once(get, chain):
+    seen, after = [], 0
+    while (page := await get(f"/v1/events?limit=3&after={after}"))["events"]:
+        seen += [item["event"]["id"] for item in page["events"]]
+        after = page["next"]
+    assert seen == [events.event_id(chain.boot, n) for n in range(1, 9)]
+    assert (await get(f"/v1/events?after={after}"))["next"] == after
+
+
+async def test_raw_gives_the_exact_text(get, chain):
+    page = await get("/v1/events?raw=1")
+    assert [item["raw"].encode() for item in page["events"]] == chain.events
+    assert [item["hash"] for item in page["events"]] == [events.digest(e) for e in chain.events]
+    assert {(item["source"], item["boot"]) for item in page["events"]} == {
+        (chain.source, chain.boot)
+    }
+
+
+async def test_the_last(get):
+    page = await get("/v1/events?last=2")
+    assert [item["seq"] for item in page["events"]] == [7, 8]
+
+
+async def test_the_chain_of_a_boot(get, chain):
+    page = await get(
+        f"/v1/events?order=sequence&source={chain.source}&boot={chain.boot}&after=5&limit=2"
+    )
+    assert [item["seq"] for item in page["events"]] == [6, 7]
+    assert page["next"] == 7
+
+
+FILTERS = {
+    "type=valetkey.call.outcome.v1": [3, 5, 7],
+    "decision=denied": [6],
+    "decision=allowed": [2, 4, 8],
+    "code=grant.missing": [6],
+    "workload=other": [6],
+    f"workload={WORKLOAD}&decision=allowed": [2, 4, 8],
+    "route=tickets-delete": [6],
+    "target=payments": [6],
+    "source=urn:valetkey:sidecar:agent-0&type=valetkey.sidecar.boot.v1": [1],
+    "source=urn:valetkey:sidecar:agent-1": [],
+    "boot=00000000000000a1&decision=denied": [6],
+    "boot=00000000000000a2": [],
+}
+
+
+@pytest.mark.parametrize(("query", "found"), FILTERS.items())
+async def test_filters(get, query, found):
+    assert [item["seq"] for item in (await get(f"/v1/events?{query}"))["events"]] == found
+
+
+async def test_outcomes_beside_their_decisions(get, chain):
+    page = await get("/v1/events?type=valetkey.call.decision.v1&outcomes=1")
+    answers = [item.get("outcome", {}).get("id") for item in page["events"]]
+    assert answers == [*(events.event_id(chain.boot, n) for n in (3, 5, 7)), None]
+    page = await get("/v1/events?type=valetkey.call.decision.v1&outcomes=1&raw=1&limit=1")
+    assert page["events"][0]["outcome"].encode() == chain.events[2]
+
+
+async def test_sources(get, chain):
+    (boot,) = (await get("/v1/sources"))["sources"]
+    assert boot["source"] == chain.source
+    assert (boot["subject"], boot["boot"]) == (WORKLOAD, chain.boot)
+    assert (boot["count"], boot["acked"], boot["head_seq"]) == (8, 8, 8)
+    assert boot["head_hash"] == chain.head
+    assert boot["last_time"] == "2026-11-01T00:00:00.000Z"
+    assert (boot["gaps"], boot["breaks"], boot["lost"]) == (0, 0, 0)
+
+
+async def test_gaps(get, client, bench):
+    later = Chain(boot="00000000000000a2").calls(4)
+    later.gap("00000000000000a2", 2, 2)
+    await client.post("/v1/events", data=batch(later.events[4:]), headers=bench.sidecar())
+    answer = await get("/v1/gaps?boot=00000000000000a2")
+    (gap,) = answer["gaps"]
+    assert (gap["first"], gap["last"], gap["missing"], gap["state"]) == (1, 4, 3, "open")
+    assert [(d["first"], d["last"]) for d in answer["declarations"]] == [(2, 2)]
+    assert (answer["breaks"], answer["conflicts"]) == ([], [])
+    assert (await get("/v1/gaps?boot=00000000000000a1"))["gaps"] == []
+
+
+BAD = [
+    "/v1/events?workloads=x",
+    "/v1/events?workload=a&workload=b",
+    "/v1/events?limit=0",
+    "/v1/events?limit=1001",
+    "/v1/events?limit=x",
+    "/v1/events?after=-1",
+    f"/v1/events?after={2**63}",
+    "/v1/events?after=٣",
+    "/v1/events?decision=maybe",
+    "/v1/events?raw=yes",
+    "/v1/events?order=size",
+    "/v1/events?order=sequence",
+    "/v1/events?order=sequence&boot=00000000000000a1",
+    "/v1/events?order=sequence&source=s&boot=b&decision=denied",
+    "/v1/events?last=2&after=1",
+    "/v1/events?last=2&limit=1",
+    "/v1/sources?source=x",
+    "/v1/gaps?limit=1",
+]
+
+
+@pytest.mark.parametrize("path", BAD)
+async def test_what_is_not_understood_is_refused(get, path):
+    assert (await get(path, 400))["code"] == "service.bad_request"
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/sources", "/v1/gaps"])
+async def test_only_readers_read(get, bench, path):
+    assert (await get(path, 401, {}))["code"] == "service.unauthenticated"
+    headers = bench.reader("somebody else")
+    assert (await get(path, 403, headers))["code"] == "service.forbidden"
+    assert (await get(path, 403, bench.sidecar()))["code"] == "service.forbidden"
+
+
+async def test_nothing_is_cached(client, get, bench):
+    async with client.get("/v1/events", headers=bench.reader()) as response:
+        assert response.headers["Cache-Control"] == "no-store"

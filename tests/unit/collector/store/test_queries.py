@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.dialects import sqlite
+
+from valetkey.collector.store import queries
+from valetkey.collector.store.queries import Filters
+
+PLANS = {
+    "by code": (queries.newest(Filters(code="route.no_match"), limit=5), "ix_events_code"),
+    "by workload": (queries.newest(Filters(workload="w"), limit=5), "ix_events_workload"),
+    "denials": (queries.newest(Filters(decision="denied"), limit=5), "ix_events_decision"),
+    "by cursor": (queries.page(Filters(), after=5, limit=5), "INTEGER PRIMARY KEY"),
+    "a chain": (
+        queries.chain("urn:valetkey:sidecar:a", "00000000000000a1", after=5, limit=5),
+        "USING INDEX sqlite_autoindex_events_1 (boot_id=? AND seq>?)",
+    ),
+    "outcomes": (queries.outcomes([2, 4]), "ix_events_boot_id_answers"),
+}
+
+
+@pytest.mark.parametrize(("statement", "index"), PLANS.values(), ids=PLANS)
+async def test_no_question_reads_the_whole_log(database, statement, index):
+    compiled = statement.compile(
+        dialect=sqlite.dialect(),
+        compile_kwargs={"literal_binds": False, "render_postcompile": True},
+    )
+    values = tuple(compiled.params[name] for name in compiled.positiontup)
+    async with database.reader.connect() as connection:
+        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values)
+        plan = [row[3] for row in rows]
+    assert any(index in step for step in plan), plan
+    assert not [
+        step for step in plan if step.startswith(("SCAN events", "SCAN decision", "SCAN outcome"))
+    ], plan
+
+
+async def test_the_last_of_a_kind_needs_no_sorting(database):
+    statement = queries.newest(Filters(decision="denied"), limit=5)
+    async with database.reader.connect() as connection:
+        sql = str(
+            statement.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+        )
+        plan = [row[3] for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {sql}"))]
+    assert not [step for step in plan if "TEMP B-TREE" in step], plan
