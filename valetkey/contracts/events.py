@@ -93,7 +93,7 @@ def read(raw: bytes | msgspec.Raw) -> Envelope:
     """Read one event strictly. Raises `EventInvalid`."""
     try:
         event = _ENVELOPE.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EventInvalid(str(error)) from error
     if event.specversion != SPEC_VERSION:
         raise EventInvalid("specversion is not 1.0")
@@ -171,7 +171,7 @@ def split_batch(body: bytes) -> list[bytes]:
     """The exact bytes of each event in a JSON batch. Raises `EventInvalid`."""
     try:
         return [bytes(raw) for raw in _BATCH.decode(body)]
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EventInvalid("not a JSON array of events") from error
 
 
@@ -182,5 +182,5 @@ def data_of(event: Envelope) -> dict[str, Any]:
     """The OCSF payload as plain data (for queries and tables; proofs use the bytes)."""
     try:
         return msgspec.json.decode(event.data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EventInvalid("data is not a JSON object") from error
