@@ -120,20 +120,24 @@ class _Loader(yaml.SafeLoader):
 
 
 def _compose(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)  # refuses control characters before anything is parsed
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{name}:{line}: not YAML: {error.reason}") from error
+    lines: dict[Keys, int] = {}
     try:
         root = loader.get_single_node()
+        if root is None:
+            return {}, {(): 1}
+        return _construct(root, (), lines, name, loader), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{name}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}:1: not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}:1: nested too deeply, or an anchor holds itself") from error
     finally:
         loader.dispose()
-    if root is None:
-        return {}, {(): 1}
-    lines: dict[Keys, int] = {}
-    return _construct(root, (), lines, name, loader), lines
 
 
 def _construct(
