@@ -115,8 +115,8 @@ def schema(kind: type[Any]) -> dict[str, Any]:
 Keys = tuple[str | int, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader for one document whose mappings have unique string keys."""
+class _Loader(yaml.CSafeLoader):
+    """libyaml's parser (a thousand routes load in a tenth of the time), safe types only."""
 
 
 def _compose(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
