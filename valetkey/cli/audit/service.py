@@ -69,7 +69,10 @@ class ServiceRecord:
     """`Record` over HTTP. Plain HTTP is accepted for loopback only: the token goes along."""
 
     def __init__(self, url: str, token_file: Path, ca_file: Path | None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts, port = urlsplit(url), urlsplit(url).port
+        except ValueError as error:
+            raise RecordUnavailable(f"{url} is not the URL of a collector: {error}") from error
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
             raise RecordUnavailable(f"{url} is not the URL of a collector")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -79,12 +82,10 @@ class ServiceRecord:
         self._base = parts.path.rstrip("/")
         if parts.scheme == "https":
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=_TIMEOUT, context=_context(ca_file)
+                parts.hostname, port, timeout=_TIMEOUT, context=_context(ca_file)
             )
         else:
-            self._connection = http.client.HTTPConnection(
-                parts.hostname, parts.port, timeout=_TIMEOUT
-            )
+            self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=_TIMEOUT)
 
     def newest(self, filters: Mapping[str, str], limit: int) -> list[Found]:
         return self._found({**filters, "last": limit})

@@ -105,6 +105,9 @@ class BootVerifier:
 
     def feed(self, entry: Entry) -> None:
         report = self.report
+        if self.torn:  # a crash ends a log: behind it there would be nothing
+            self._problem(self.torn, "a write was cut short, and the log goes on behind it")
+            self.torn = 0
         if entry.torn:
             self.torn = entry.seq
             return
@@ -220,8 +223,10 @@ class Verification:
                 torn_by_crash.add(stated.boot)
                 before = boots.get(stated.boot)
                 if before is not None and self._partial and not before.report.count:
-                    continue  # nothing of it is left but what a crash cut short
-                if before is not None:
+                    # Nothing of it is left but what a crash cut short.
+                    if 0 < before.torn <= stated.seq:
+                        before._problem(before.torn, "the next boot knew this event whole")
+                elif before is not None:
                     before.report.ended_by = verifier.report.boot
                     _compare_end(before, stated, declared=_declared(boots, stated.boot))
                 elif stated.seq and not self._partial:

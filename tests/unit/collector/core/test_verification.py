@@ -283,3 +283,18 @@ def test_a_part_of_which_only_a_torn_write_is_left():
 def test_without(taken, left):
     found = without([Range(1, 9)], [Range(*pair) for pair in taken])
     assert [(r.first, r.last) for r in found] == left
+
+
+def test_a_torn_write_that_the_next_boot_knew_whole():
+    first, second = two_boots()
+    torn = [Entry(5, b"half", problem="torn", torn=True)]
+    reports = verify((first, torn, None), (second, entries(second), None), partial=True)
+    assert places(reports) == {(A, 5)}
+
+
+def test_a_torn_write_with_a_log_behind_it():
+    first, second = two_boots()
+    found = entries(first)
+    found[2] = Entry(3, b"half", problem="torn", torn=True)
+    reports = verify((first, found, None), (second, entries(second), None), partial=True)
+    assert (A, 3) in places(reports)
