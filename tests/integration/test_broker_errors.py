@@ -29,6 +29,7 @@ from tests.integration.broker_support import (
     free_url,
     serving,
 )
+from valetkey.broker.api.wire import description
 from valetkey.contracts import codes, oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.jose import b64url
@@ -436,7 +437,7 @@ async def test_wrong_input(broker: Served, case: Case) -> None:
     assert "access_token" not in body
     code = codes.by_name(case.code)
     assert code is not None
-    assert body["error_description"] == code.help
+    assert body["error_description"] == description(code)
     assert headers["Cache-Control"] == "no-store"
     assert headers["Content-Type"] == "application/json"
     if case.error == "use_dpop_nonce":

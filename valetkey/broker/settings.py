@@ -191,7 +191,7 @@ def _check_issuer(issuer: str) -> None:
     except ResourceInvalid as error:
         raise ValueError(f"issuer: {error}") from error
     parts = urlsplit(issuer)
-    if issuer.endswith("/") or not parts.hostname:
-        raise ValueError("issuer must be a URL without a slash at its end")
+    if parts.path or not parts.hostname:
+        raise ValueError("issuer must be a URL without a path, not even a slash")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
         raise ValueError("issuer must be an https URL (http on loopback only)")

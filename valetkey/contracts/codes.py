@@ -156,8 +156,8 @@ EXCHANGE_GRANT_TYPE: Final = _code(
 EXCHANGE_TOKEN_TYPE: Final = _code(
     "exchange.token_type",
     400,
-    "Token types are urn:ietf:params:oauth:token-type:access_token and …:jwt, and a type comes "
-    "with its token.",
+    "Token types are urn:ietf:params:oauth:token-type:access_token and "
+    "urn:ietf:params:oauth:token-type:jwt, and a type comes with its token.",
     oauth="invalid_request",
 )
 EXCHANGE_TARGET: Final = _code(

@@ -33,6 +33,11 @@ async def read_form(request: web.Request) -> Form:
     return Form.decode(body)
 
 
+def description(code: Code) -> str:
+    """The code's help in the characters that RFC 6749 §5.2 allows: ASCII without quotes."""
+    return code.help.replace("§", "section ").replace("…", "...")
+
+
 def json_answer(document: object, *, nonce: str = "", status: int = 200) -> web.Response:
     """RFC 6749 §5.1: no-store. ``nonce`` goes into the ``DPoP-Nonce`` header (RFC 9449 §8.2)."""
     headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
@@ -53,7 +58,9 @@ def error_answer(code: Code, *, nonce: str = "") -> web.Response:
         status = code.status
     else:
         status = 400
-    answer = json_answer(TokenError(error, code.help, code.name), nonce=nonce, status=status)
+    answer = json_answer(
+        TokenError(error, description(code), code.name), nonce=nonce, status=status
+    )
     if code.retry_after is not None:
         answer.headers["Retry-After"] = str(code.retry_after)
     return answer

@@ -1,0 +1,131 @@
+"""Settings that are refused, and what the others mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from valetkey.broker.settings import BrokerSettings, longest_ttl
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.settings import parse, schema
+
+URL = "https://broker.example"
+ISSUER = {"issuer": "https://idp", "audience": URL, "use": "workload", "jwks_file": "/idp.json"}
+USERS = {"issuer": "https://users", "audience": URL, "use": "user", "jwks_file": "/u.json"}
+TICKETS = {"audience": "https://t", "credential": "bearer"}
+
+
+def load(**changes: Any) -> BrokerSettings:
+    document = {
+        "issuer": URL,
+        "master_key_file": "/master.key",
+        "grants_file": "/grants.yaml",
+        "issuers": [ISSUER],
+        "targets": {"tickets": TICKETS},
+        **changes,
+    }
+    text = msgspec.yaml.encode(document).decode()
+    return parse(BrokerSettings, text, name="broker.yaml", program="broker")
+
+
+def test_defaults() -> None:
+    settings = load()
+    assert settings.bind == "127.0.0.1:7080"
+    assert settings.token_ttl == 120
+    assert settings.keys.rotate_every == 86_400
+    assert settings.tls is None
+    assert settings.resource_servers == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("not loopback", {"bind": "0.0.0.0:7080"}, "is not loopback"),
+        ("not loopback, v6", {"bind": "[::]:7080"}, "is not loopback"),
+        ("a name", {"bind": "broker:7080"}, "is not loopback"),
+        ("no port", {"bind": "127.0.0.1"}, "host:port"),
+        ("tls is yes", {"tls": "yes"}, "tls"),
+        ("tls without key", {"tls": {"cert_file": "/c"}}, "key_file"),
+        ("http issuer", {"issuer": "http://broker.example"}, "https"),
+        ("issuer with a path", {"issuer": URL + "/x"}, "issuer must be"),
+        ("issuer with a slash", {"issuer": URL + "/"}, "issuer must be"),
+        ("issuer with a query", {"issuer": URL + "?x"}, "issuer"),
+        ("no targets", {"targets": {}}, "targets is empty"),
+        ("audience twice", {"targets": {"a": TICKETS, "b": TICKETS}}, "same audience"),
+        ("audience is the broker", {"targets": {"a": {**TICKETS, "audience": URL}}}, "own issuer"),
+        ("audience with a space", {"targets": {"a": {**TICKETS, "audience": "a b"}}}, "audience"),
+        ("no credential", {"targets": {"a": {"audience": "x"}}}, "credential"),
+        ("another credential", {"targets": {"a": {**TICKETS, "credential": "basic"}}}, "basic"),
+        ("relative resource", {"targets": {"a": {**TICKETS, "resource": "/x"}}}, "resource"),
+        ("long ttl", {"token_ttl": "2h"}, "between 1s and 1h"),
+        ("no ttl", {"token_ttl": "0s"}, "between 1s and 1h"),
+        ("long target ttl", {"targets": {"a": {**TICKETS, "ttl": "2h"}}}, "between 1s and 1h"),
+        ("no issuers", {"issuers": []}, "nobody could authenticate"),
+        ("only users", {"issuers": [USERS]}, "nobody could authenticate"),
+        ("another audience", {"issuers": [{**ISSUER, "audience": "x"}]}, "audience must be"),
+        ("list for self-signed", {"issuers": [{**ISSUER, "audience_list": True}]}, "as a list"),
+        ("hmac", {"issuers": [{**ISSUER, "algorithms": ["HS256"]}]}, "HS256"),
+        ("published too late", {"keys": {"rotate_every": "1h", "publish_before": "1h"}},
+         "publish_before"),
+        ("not published", {"keys": {"publish_before": "0s"}}, "publish_before"),
+        ("no overlap unit", {"keys": {"overlap": 60}}, "duration with a unit"),
+        ("no audiences", {"resource_servers": [
+            {"issuer": "i", "subject": "s", "audiences": []}]}, "must not be empty"),
+        ("no memory", {"limits": {"replay_proofs": 0}}, "positive"),
+        ("unknown key", {"grants": []}, "unknown key"),
+    ],
+)  # fmt: skip
+def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bind": "[::1]:0"},
+        {"bind": "localhost:7080"},
+        {"bind": "127.1.2.3:7080"},
+        {"bind": "0.0.0.0:7080", "tls": "terminated"},
+        {"bind": "0.0.0.0:7080", "tls": {"cert_file": "/c", "key_file": "/k"}},
+        {"issuer": "http://127.0.0.1:7080", "issuers": [
+            {**ISSUER, "audience": "http://127.0.0.1:7080"}]},
+        {"issuers": [{**ISSUER, "audience": "x", "reusable": True, "audience_list": True}]},
+    ],
+)  # fmt: skip
+def test_accepted(changes: dict[str, Any]) -> None:
+    load(**changes)
+
+
+def test_targets_have_their_defaults_filled_in() -> None:
+    settings = load(
+        targets={
+            "tickets": TICKETS,
+            "files": {
+                "audience": "f",
+                "credential": "dpop",
+                "resource": "https://f/v1",
+                "ttl": "1m",
+            },
+        }
+    )
+    tickets, files = settings.compiled_targets()
+    assert (tickets.resource, tickets.ttl, tickets.credential) == ("https://t", 120, "bearer")
+    assert (files.resource, files.ttl, files.credential) == ("https://f/v1", 60, "dpop")
+    assert longest_ttl((tickets, files)) == 120
+    assert settings.workload_issuers() == {"https://idp"}
+
+
+def test_the_examples_are_good() -> None:
+    config = Path(__file__).parents[3] / "config" / "broker.yaml"
+    settings = parse(BrokerSettings, config.read_text(), name=str(config), program="broker")
+    assert set(settings.targets) == {"tickets", "payments"}
+
+
+def test_a_schema_can_be_made() -> None:
+    text = msgspec.json.encode(schema(BrokerSettings)).decode()
+    assert '"terminated"' in text
+    assert "rotate_every" in text
