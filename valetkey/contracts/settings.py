@@ -120,11 +120,7 @@ class _Loader(yaml.CSafeLoader):
 
 
 def _compose(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
-    try:
-        loader = _Loader(text)  # refuses control characters before anything is parsed
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{name}:{line}: not YAML: {error.reason}") from error
+    loader = _Loader(text)
     lines: dict[Keys, int] = {}
     try:
         root = loader.get_single_node()
@@ -134,6 +130,9 @@ def _compose(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{name}:{line}: not YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{name}:{line}: not YAML: {error.reason}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}:1: nested too deeply, or an anchor holds itself") from error
     finally:

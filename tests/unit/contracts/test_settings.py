@@ -137,11 +137,11 @@ BAD = {
     ),
     "empty path": ('file: ""\n', "s.yaml:1: file: expected a file path"),
     "null for a path": ("file:\n", "s.yaml:1: file: expected a file path"),
-    "not YAML": ("file: [\n", "s.yaml:2: not YAML: expected the node content, but found '<stream end>'"),
-    "a tab": ("file: /a\n\tbind: x\n", "s.yaml:2: not YAML: found character '\\t' that cannot start any token"),
+    "not YAML": ("file: [\n", "s.yaml:2: not YAML: did not find expected node content"),
+    "a tab": ("file: /a\n\tbind: x\n", "s.yaml:2: not YAML: found a tab character that violates indentation"),
     "a control character": (
         "file: /a\nbind: a\0b\n",
-        "s.yaml:2: not YAML: special characters are not allowed",
+        "s.yaml:2: not YAML: control characters are not allowed",
     ),
     "an anchor that holds itself": (
         "file: &a [*a]\n",
@@ -151,7 +151,7 @@ BAD = {
         "file: " + "[" * 5000 + "]" * 5000 + "\n",
         "s.yaml:1: nested too deeply, or an anchor holds itself",
     ),
-    "an undefined alias": ("file: *x\n", "s.yaml:1: not YAML: found undefined alias 'x'"),
+    "an undefined alias": ("file: *x\n", "s.yaml:1: not YAML: found undefined alias"),
     "a merge key": (
         "file: /a\npool: &p {size: 2}\ntargets:\n  t1:\n    <<: *p\n",
         "s.yaml:5: merge keys (<<) are not supported",
