@@ -31,6 +31,9 @@ def judge(measured: Measurements) -> list[Finding]:
         _ratio(
             measured, "Throughput over Envoy `credential_injector`", "valetkey", envoy, 2.0, 1.5
         ),
+        _ratio(
+            measured, "The same, every head different", "valetkey-unique", "envoy-unique", 2.0, 1.5
+        ),
         _ratio(measured, "Throughput over Envoy `ext_authz`", "valetkey", "envoy-ext-authz", 4.0),
         _ratio(measured, "Throughput over nginx", "valetkey", "nginx", 0.5),
         _at_most("Added median at 1,000 req/s", measured.added("valetkey", _p50), 0.2, "ms"),

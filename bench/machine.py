@@ -24,6 +24,7 @@ def describe(temporary: Path, mitmdump: Path) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "kernel": ".".join(platform.release().split(".")[:2]),
         "spool_file_system": _file_system(temporary),
+        "load_average": round(os.getloadavg()[0], 2),  # of others: nothing of ours runs yet
         "versions": _versions(mitmdump),
         "commit": _commit(),
     }
