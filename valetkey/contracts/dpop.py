@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from cachetools import LRUCache
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 
 from valetkey.contracts.jose import (
     MAX_TOKEN_LENGTH,
@@ -91,42 +96,25 @@ def verify_proof(
     now: float,
     access_token: str = "",
     nonce_is_ours: Callable[[str], bool] | None = None,
+    known: KnownKeys | None = None,
 ) -> VerifiedProof:
     """All checks of RFC 9449 §4.3 but replay. Raises `TokenInvalid` or `NonceRequired`.
 
     ``url`` is this server's own URL of the endpoint, without query. ``nonce_is_ours`` decides on
-    a nonce (also on the empty one) where the server demands them.
+    a nonce (also on the empty one) where the server demands them. ``known`` saves the reading of
+    a header that was read before.
     """
-    import jwt  # the sidecar makes proofs and reads none, and is smaller without it
-
     if len(proof) > MAX_TOKEN_LENGTH:
         raise TokenInvalid("proof longer than any we accept")
     parts = proof.split(".")
     if len(parts) != 3 or not all(parts):
         raise TokenInvalid("proof is not a compact JWS")
     try:
-        header = msgspec.json.decode(b64url_decode(parts[0]), type=dict[str, Any])
         claims = msgspec.json.decode(b64url_decode(parts[1]), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TokenInvalid("proof is not made of JSON objects") from error
-    if header.get("typ") != "dpop+jwt":
-        raise TokenInvalid("typ is not dpop+jwt")
-    if header.get("alg") != "ES256":  # the one asymmetric algorithm that we advertise
-        raise TokenInvalid("alg is not ES256")
-    jwk = header.get("jwk")
-    if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
-        raise TokenInvalid("jwk is not a P-256 key")
-    if any(member in jwk for member in _PRIVATE_MEMBERS):
-        raise TokenInvalid("jwk holds a private key")
-    try:
-        key = jwt.PyJWK(jwk, algorithm="ES256")
-        good = key.Algorithm.verify(
-            f"{parts[0]}.{parts[1]}".encode(), key.key, b64url_decode(parts[2])
-        )
-    except (jwt.PyJWTError, ValueError) as error:
-        raise TokenInvalid("proof can't be checked") from error
-    if not good:
-        raise TokenInvalid("bad proof signature")
+    key, jkt = _read_header(parts[0]) if known is None else known.of(parts[0])
+    _check_signature(key, f"{parts[0]}.{parts[1]}".encode(), b64url_decode(parts[2]))
     if claims.get("htm") != method or claims.get("htu") != url:
         raise TokenInvalid("proof is for another method or URL")
     jti, issued_at = claims.get("jti"), claims.get("iat")
@@ -142,4 +130,71 @@ def verify_proof(
         nonce = claims.get("nonce", "")
         if not isinstance(nonce, str) or not nonce_is_ours(nonce):
             raise NonceRequired("a fresh nonce of this server is needed")
-    return VerifiedProof(thumbprint(jwk), jti, issued_at)
+    return VerifiedProof(jkt, jti, issued_at)
+
+
+class KnownKeys:
+    """Keys of proofs by the exact text of their header, which names nothing but the key.
+
+    A client makes all its proofs with one header. Bounded, least recently used out first.
+    """
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._keys: LRUCache[str, tuple[ec.EllipticCurvePublicKey, str]] = LRUCache(capacity)
+
+    def of(self, header: str) -> tuple[ec.EllipticCurvePublicKey, str]:
+        """The public key and its thumbprint. Raises `TokenInvalid`."""
+        known: tuple[ec.EllipticCurvePublicKey, str] | None = self._keys.get(header)
+        if known is None:
+            known = self._keys[header] = _read_header(header)
+        return known
+
+
+def _read_header(segment: str) -> tuple[ec.EllipticCurvePublicKey, str]:
+    """All checks that depend on the header alone; gives the key and its thumbprint."""
+    try:
+        header = msgspec.json.decode(b64url_decode(segment), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TokenInvalid("proof is not made of JSON objects") from error
+    if header.get("typ") != "dpop+jwt":
+        raise TokenInvalid("typ is not dpop+jwt")
+    if header.get("alg") != "ES256":  # the one asymmetric algorithm that we advertise
+        raise TokenInvalid("alg is not ES256")
+    if "crit" in header:  # RFC 7515 §4.1.11: no extension is understood here
+        raise TokenInvalid("header 'crit' is not accepted")
+    jwk = header.get("jwk")
+    if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
+        raise TokenInvalid("jwk is not a P-256 key")
+    if any(member in jwk for member in _PRIVATE_MEMBERS):
+        raise TokenInvalid("jwk holds a private key")
+    return _read_key(jwk.get("x"), jwk.get("y")), thumbprint(jwk)
+
+
+def _read_key(x: Any, y: Any) -> ec.EllipticCurvePublicKey:
+    """RFC 7518 §6.2.1: both coordinates in full length; the point must be on the curve."""
+    if not isinstance(x, str) or not isinstance(y, str):
+        raise TokenInvalid("jwk is not a P-256 key")
+    octets = b64url_decode(x), b64url_decode(y)
+    if any(len(coordinate) != 32 for coordinate in octets):
+        raise TokenInvalid("proof can't be checked")
+    numbers = ec.EllipticCurvePublicNumbers(
+        int.from_bytes(octets[0]), int.from_bytes(octets[1]), ec.SECP256R1()
+    )
+    try:
+        return numbers.public_key()
+    except ValueError as error:
+        raise TokenInvalid("proof can't be checked") from error
+
+
+def _check_signature(
+    key: ec.EllipticCurvePublicKey, signing_input: bytes, signature: bytes
+) -> None:
+    if len(signature) != 64:  # RFC 7518 §3.4: R and S, 32 octets each
+        raise TokenInvalid("bad proof signature")
+    encoded = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
+    try:
+        key.verify(encoded, signing_input, _ECDSA)
+    except InvalidSignature as error:
+        raise TokenInvalid("bad proof signature") from error

@@ -69,6 +69,7 @@ class ClientAuthenticator:
         self._proofs = proofs
         self._nonces = nonces
         self._clock = clock
+        self._proof_keys = dpop.KnownKeys()
 
     def nonce(self) -> str:
         """The nonce to send with an answer."""
@@ -130,6 +131,7 @@ class ClientAuthenticator:
                 url=url,
                 now=now,
                 nonce_is_ours=lambda nonce: self._nonces.is_ours(nonce, now),
+                known=self._proof_keys,
             )
         except dpop.NonceRequired as error:
             raise CallerError(codes.DPOP_NONCE, str(error)) from error
