@@ -43,7 +43,9 @@ def judge(measured: Measurements) -> list[Finding]:
         _at_most("Time to ready, 1,000 routes", _ready(measured), 0.6, "s"),
         _saturation_p99(measured),
         _at_least("Broker exchanges per second, one core", broker, 1500.0, number="{:,.0f}"),
-        _ratio(measured, "DPoP per call, over the same", "valetkey-dpop", envoy, 0.5),
+        _ratio(
+            measured, "DPoP per call over Envoy `credential_injector`", "valetkey-dpop", envoy, 0.5
+        ),
     ]
 
 

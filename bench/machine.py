@@ -24,6 +24,7 @@ def describe(temporary: Path, mitmdump: Path) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "kernel": ".".join(platform.release().split(".")[:2]),
         "spool_file_system": _file_system(temporary),
+        "tcp_congestion_control": _sysctl("net/ipv4/tcp_congestion_control"),
         "load_average": round(os.getloadavg()[0], 2),  # of others: nothing of ours runs yet
         "versions": _versions(mitmdump),
         "commit": _commit(),
@@ -41,6 +42,10 @@ def _file_system(directory: Path) -> str:
     command = ["df", "--output=fstype", str(directory)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return run.stdout.splitlines()[-1].strip()
+
+
+def _sysctl(name: str) -> str:
+    return (Path("/proc/sys") / name).read_text().strip()
 
 
 def _versions(mitmdump: Path) -> dict[str, str]:

@@ -133,7 +133,8 @@ def _method(measured: Measurements) -> str:
     machine_line = (
         f"Measured {measured.date} at commit {machine['commit']}: {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
-        f"spool on {machine['spool_file_system']}, load average before the start "
+        f"spool on {machine['spool_file_system']}, TCP "
+        f"{machine['tcp_congestion_control']}, load average before the start "
         f"{machine['load_average']}; {versions}."
     )
     rounds = (

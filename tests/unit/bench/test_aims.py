@@ -127,3 +127,16 @@ def test_cost_of_routes(many: float, verdict: str) -> None:
 def test_broker(rate: float, verdict: str) -> None:
     measured = measurements(broker={"exchanges_per_second": rate})
     assert findings(measured)["Broker exchanges per second, one core"].verdict == verdict
+
+
+def test_different_heads_are_compared_with_different_heads() -> None:
+    measured = measurements(
+        throughput=[
+            throughput("valetkey", 90_000),
+            throughput("valetkey-unique", 24_000),
+            throughput("envoy-injector", 20_000),
+            throughput("envoy-unique", 16_000),
+        ]
+    )
+    finding = findings(measured)["The same, every head different"]
+    assert (finding.measured, finding.verdict) == ("1.50 ×", "least met")

@@ -12,6 +12,7 @@ MACHINE = {
     "memory_gib": 8,
     "kernel": "6.1",
     "spool_file_system": "ext4",
+    "tcp_congestion_control": "cubic",
     "load_average": 0.1,
     "versions": {"python": "3.11"},
     "commit": "abc1234",
