@@ -15,13 +15,15 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 from sqlalchemy import Row, Select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from valetkey.collector.api.authenticate import Authenticator
 from valetkey.collector.store import queries
 from valetkey.collector.store.database import Database
 from valetkey.collector.store.queries import MAX_PAGE, Filters
 from valetkey.contracts import codes
-from valetkey.contracts.errors import CallerError
+from valetkey.contracts.errors import AuditError, CallerError
 
 _DEFAULT_PAGE: Final = 100
 _EVENTS: Final = Filters.names() | {"after", "limit", "last", "order", "raw", "outcomes"}
@@ -87,8 +89,12 @@ class Read:
         return _json(answer)
 
     async def _all(self, statement: Select[Any]) -> list[Row[Any]]:
-        async with self._engine.connect() as connection:
-            return list((await connection.execute(statement)).all())
+        try:
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(statement)).all())
+        except (DatabaseError, PoolTimeout) as error:
+            kind = type(error).__name__
+            raise AuditError(codes.SERVICE_UNAVAILABLE, f"the database refuses: {kind}") from error
 
 
 def _item(row: Row[Any], raw: bool, outcome: bytes | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import msgspec
 from valetkey.collector.core import columns, statements
 from valetkey.collector.core.columns import Columns
 from valetkey.collector.core.coverage import MAX_SEQUENCE
+from valetkey.collector.core.links import Link
 from valetkey.collector.core.statements import Declaration, PreviousBoot
 from valetkey.contracts import codes, events
 from valetkey.contracts.errors import CallerError
@@ -23,13 +24,9 @@ from valetkey.contracts.errors import CallerError
 MAX_EVENTS: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Link, frozen=True, gc=False):
     """One event: its place in the chain, its exact bytes, and what is kept beside them."""
 
-    seq: int
-    hash: str
-    prevhash: str
     time: str
     raw: bytes
     columns: Columns

@@ -7,8 +7,9 @@ record, the columns only find it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from valetkey.contracts import events
 
@@ -20,8 +21,7 @@ _DECISIONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(msgspec.Struct, frozen=True, gc=False):
     """``answers`` is, for an outcome, the sequence number of its decision (same boot), else 0."""
 
     type: str

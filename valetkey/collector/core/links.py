@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from valetkey.contracts.events import GENESIS
 
 NOT_LINKED: Final = "the event's link differs from the event before it"
 NOT_GENESIS: Final = "the first event is not linked to the genesis"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True, gc=False):
     """The place of one event: its own hash, and the hash that it names as the one before."""
 
     seq: int

@@ -7,6 +7,7 @@ Readers never block the writer (WAL) and can't write at all (``query_only``).
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -26,19 +27,24 @@ _READERS: Final = 4
 
 
 class Database:
-    """The engines of one file. `open_database` makes it."""
+    """The engines of one file: ``writer`` for threads, ``reader`` for the event loop.
+
+    `open_database` makes it.
+    """
 
     def __init__(self, file: Path) -> None:
-        url = f"sqlite+aiosqlite:///{file}"
-        self.writer: AsyncEngine = create_async_engine(url, pool_size=1, max_overflow=0)
-        self.reader: AsyncEngine = create_async_engine(url, pool_size=_READERS, max_overflow=0)
-        _begin_with(self.writer.sync_engine, "BEGIN IMMEDIATE")
+        self.writer: Engine = create_engine(f"sqlite:///{file}", pool_size=1, max_overflow=0)
+        self.reader: AsyncEngine = create_async_engine(
+            f"sqlite+aiosqlite:///{file}", pool_size=_READERS, max_overflow=0
+        )
+        _begin_with(self.writer, "BEGIN IMMEDIATE")
         _begin_with(self.reader.sync_engine, "BEGIN")
         event.listen(self.reader.sync_engine, "connect", _query_only)
 
     async def close(self) -> None:
-        await self.writer.dispose()
         await self.reader.dispose()
+        # Its last connection checkpoints the log into the file.
+        await asyncio.to_thread(self.writer.dispose)
 
 
 def open_database(file: Path) -> Database:
@@ -47,8 +53,8 @@ def open_database(file: Path) -> Database:
         # The record names who did what: for the collector's own user alone.
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
         engine = create_engine(f"sqlite:///{file}", poolclass=NullPool)
-        event.listen(engine, "connect", _durable)
-        with engine.connect() as connection:
+        _begin_with(engine, "BEGIN IMMEDIATE")
+        with engine.begin() as connection:
             migrate(connection, "head")
     except (DatabaseError, CommandError, OSError) as error:
         raise ConfigError(
@@ -58,7 +64,11 @@ def open_database(file: Path) -> Database:
 
 
 def migrate(connection: Connection, revision: str) -> None:
-    """Bring the schema up or down to ``revision`` (``head``, ``base`` or an id)."""
+    """Bring the schema up or down to ``revision`` (``head``, ``base`` or an id).
+
+    All of it in the transaction that the caller has begun and commits: a start that is killed in
+    between has changed nothing.
+    """
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -67,7 +77,6 @@ def migrate(connection: Connection, revision: str) -> None:
         command.downgrade(config, revision)
     else:
         command.upgrade(config, revision)
-    connection.commit()
 
 
 def _durable(connection: Any, _record: Any) -> None:

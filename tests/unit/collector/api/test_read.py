@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
 import pytest
 
 from tests.support.chain import WORKLOAD, Chain, batch
@@ -160,3 +163,9 @@ async def test_only_readers_read(get, bench, path):
 async def test_nothing_is_cached(client, get, bench):
     async with client.get("/v1/events", headers=bench.reader()) as response:
         assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_database_that_fails(get, bench):
+    with contextlib.closing(sqlite3.connect(bench.database)) as connection:
+        connection.execute("DROP TABLE conflicts")
+    assert (await get("/v1/gaps", 503))["code"] == "service.unavailable"

@@ -34,11 +34,27 @@ def test_the_migrations_make_the_schema(tmp_path):
     assert "AUTOINCREMENT" in made["events"]
 
 
-async def test_pragmas(database):
-    async with database.writer.connect() as connection:
-        assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
-        assert await connection.scalar(text("PRAGMA synchronous")) == 2  # FULL
-        assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+@pytest.fixture
+def writer(tmp_path):
+    opened = open_database(tmp_path / "events.db")
+    yield opened.writer
+    opened.writer.dispose()
+
+
+def test_pragmas(writer):
+    with writer.connect() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert connection.scalar(text("PRAGMA synchronous")) == 2  # FULL
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+def test_a_migration_that_is_cut_has_changed_nothing(writer):
+    with writer.connect() as connection:
+        transaction = connection.begin()
+        migrate(connection, "base")
+        transaction.rollback()
+        assert connection.scalar(text("SELECT count(*) FROM events")) == 0
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0001"
 
 
 async def test_readers_can_not_write(database):
@@ -47,9 +63,9 @@ async def test_readers_can_not_write(database):
             await connection.execute(text("DELETE FROM events"))
 
 
-async def test_a_writing_transaction_takes_the_lock_when_it_begins(database, tmp_path):
-    async with database.writer.begin() as connection:
-        await connection.execute(text("SELECT 1"))
+def test_a_writing_transaction_takes_the_lock_when_it_begins(writer, tmp_path):
+    with writer.begin() as connection:
+        connection.execute(text("SELECT 1"))
         other = sqlite3.connect(tmp_path / "events.db", timeout=0, isolation_level=None)
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("BEGIN IMMEDIATE")

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from tests.support.chain import Chain, batch
 from valetkey.collector.core.batch import Contradiction, read_batch
@@ -12,7 +13,7 @@ from valetkey.collector.store.queries import Filters
 from valetkey.collector.store.schema import BOOTS, CONFLICTS, EVENTS, HOLES, SOURCES
 from valetkey.collector.store.writer import Identity, Writer
 from valetkey.contracts import codes, events
-from valetkey.contracts.errors import CallerError, PolicyError
+from valetkey.contracts.errors import AuditError, CallerError, PolicyError
 
 AGENT = Identity("https://idp", "agent")
 A, B = "00000000000000a1", "00000000000000b2"
@@ -241,3 +242,24 @@ async def test_any_order_with_repeats_and_overlaps_ends_whole(writer, ask, seed)
     (boot,) = await ask(queries.sources(after=0, limit=10))
     assert (boot["count"], boot["gaps"], boot["breaks"]) == (61, 0, 0)
     assert all(gap["state"] == "filled" for gap in await ask(queries.gaps(Filters())))
+
+
+async def test_a_database_that_fails_is_no_fault_of_the_sidecar(writer, database):
+    def break_it():
+        with database.writer.begin() as connection:
+            connection.execute(text("DROP TABLE breaks"))
+            connection.execute(text("DROP TABLE events"))
+
+    await asyncio.to_thread(break_it)
+    with pytest.raises(AuditError) as refused:
+        await store(writer, chain().events)
+    assert refused.value.code is codes.SERVICE_UNAVAILABLE
+    assert "tickets" not in refused.value.reason
+
+
+async def test_batches_that_come_at_once_are_stored_one_after_the_other(writer):
+    made = chain(50)
+    pieces = [made.events[first : first + 7] for first in range(0, len(made.events), 7)]
+    done = await asyncio.gather(*(store(writer, piece) for piece in pieces))
+    assert sum(one.stored for one in done) == 101
+    assert max(one.acked for one in done) == 101
