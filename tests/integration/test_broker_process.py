@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import trustme
 import yaml
 
 from tests.integration.broker_support import GRANTS, Served, World, free_url
@@ -158,3 +160,27 @@ async def test_the_example_settings_run(tmp_path: Path) -> None:
         Path(issuer["jwks_file"]).write_text(json.dumps(world.idp.jwks()))
     async with Program.of("broker", tmp_path / "broker.yaml", tmp_path / "run") as program:
         await program.listening()
+
+
+async def test_it_serves_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    key_file.write_bytes(certificate.private_key_pem.bytes())
+    world = World(tmp_path / "world", free_url(), overrides={"log_level": "info"})
+    port = world.url.rpartition(":")[2]
+    # The clients' URL is the issuer: here https and a name, on the same port.
+    world.url = f"https://localhost:{port}"
+    world.overrides |= {
+        "bind": f"127.0.0.1:{port}",
+        "tls": {"cert_file": str(cert_file), "key_file": str(key_file)},
+    }
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with Program.of("broker", world.write(), tmp_path / "run"):
+        connector = aiohttp.TCPConnector(ssl=context)
+        async with aiohttp.ClientSession(connector=connector) as client:
+            served = Served(world, None, client)  # type: ignore[arg-type]
+            status, body, _ = await served.exchange(world.form(world.workload()))
+            assert status == 200, body

@@ -172,14 +172,17 @@ class Broker:
         while True:
             await asyncio.sleep(_TICK)
             ticks += 1
-            await self.policies.reload()
-            try:
-                await self.ring.rotate()
-                if ticks % _TICKS_PER_SWEEP == 0:
-                    await self.sweep()
-            except SQLAlchemyError as error:
-                # The keys in memory go on signing; the next tick tries again.
-                self._log.error("housekeeping_failed", error_type=type(error).__name__)
+            await self._tick(sweep=ticks % _TICKS_PER_SWEEP == 0)
+
+    async def _tick(self, *, sweep: bool) -> None:
+        await self.policies.reload()
+        try:
+            await self.ring.rotate()
+            if sweep:
+                await self.sweep()
+        except SQLAlchemyError as error:
+            # The keys in memory go on signing; the next tick tries again.
+            self._log.error("housekeeping_failed", error_type=type(error).__name__)
 
     async def _ready(self) -> str:
         if self._housekeeping is not None and self._housekeeping.done():

@@ -133,6 +133,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so nobody could authenticate")
         for issuer in self.issuers:
+            if issuer.use == "workload" and issuer.issuer == self.issuer:
+                # What we mint is for targets: it must never authenticate a client here.
+                raise ValueError("issuers: the broker is no issuer of workload tokens to itself")
             if (
                 issuer.use == "workload"
                 and not issuer.reusable

@@ -67,6 +67,7 @@ def test_defaults() -> None:
         ("only users", {"issuers": [USERS]}, "nobody could authenticate"),
         ("another audience", {"issuers": [{**ISSUER, "audience": "x"}]}, "audience must be"),
         ("list for self-signed", {"issuers": [{**ISSUER, "audience_list": True}]}, "as a list"),
+        ("the broker itself", {"issuers": [{**ISSUER, "issuer": URL}]}, "to itself"),
         ("hmac", {"issuers": [{**ISSUER, "algorithms": ["HS256"]}]}, "HS256"),
         ("published too late", {"keys": {"rotate_every": "1h", "publish_before": "1h"}},
          "publish_before"),

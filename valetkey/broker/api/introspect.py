@@ -12,7 +12,7 @@ from valetkey.broker.issuers.jwt import JwtIssuer, OwnToken
 from valetkey.broker.settings import ResourceServerSettings
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
-from valetkey.contracts.errors import CallerError
+from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.logs import Log
 
 PATH: Final = "/introspect"
@@ -62,12 +62,10 @@ class IntrospectEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url)
-        except CallerError as error:
+        except ValetkeyError as error:
             self._log.info("introspection_refused", code=error.code.name, reason=error.reason)
-            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
-            return error_answer(error.code, nonce=nonce)
-        nonce = self._clients.nonce() if proofs else ""
-        return json_answer(self._describe(token, client), nonce=nonce)
+            return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
+        return json_answer(self._describe(token, client), nonce=self._clients.nonce(proofs))
 
     def _describe(self, token: str, client: Client) -> dict[str, Any]:
         own = self._issuer.recognise(token)

@@ -14,7 +14,7 @@ from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
-from valetkey.contracts.errors import CallerError
+from valetkey.contracts.errors import CallerError, ValetkeyError
 from valetkey.contracts.logs import Log
 
 PATH: Final = "/revoke"
@@ -48,11 +48,10 @@ class RevokeEndpoint:
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url)
             await self._revoke(token, client)
-        except CallerError as error:
+        except ValetkeyError as error:
             self._log.info("revocation_refused", code=error.code.name, reason=error.reason)
-            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
-            return error_answer(error.code, nonce=nonce)
-        return json_answer({}, nonce=self._clients.nonce() if proofs else "")
+            return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
+        return json_answer({}, nonce=self._clients.nonce(proofs))
 
     async def _revoke(self, token: str, client: Client) -> None:
         own = self._issuer.recognise(token)

@@ -18,7 +18,7 @@ from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import Clock
-from valetkey.contracts.errors import CallerError, PolicyError
+from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import TokenResponse
 
@@ -53,13 +53,12 @@ class TokenEndpoint:
         proofs = request.headers.getall("DPoP", ())
         try:
             response = await self._exchange(await read_form(request), proofs)
-        except (CallerError, PolicyError) as error:
+        except ValetkeyError as error:
             self._metrics.refused(error.code, time.perf_counter() - began)
             self._log.info("exchange_refused", code=error.code.name, reason=error.reason)
-            nonce = self._clients.nonce() if proofs or error.code.family == "dpop" else ""
-            return error_answer(error.code, nonce=nonce)
+            return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         self._metrics.issued(time.perf_counter() - began)
-        return json_answer(response, nonce=self._clients.nonce() if proofs else "")
+        return json_answer(response, nonce=self._clients.nonce(proofs))
 
     async def _exchange(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
         asked = parse_exchange(form)

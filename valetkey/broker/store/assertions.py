@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable
 
 from sqlalchemy import delete, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from valetkey.broker.store.database import StoreError
 from valetkey.broker.store.schema import USED_ASSERTIONS
 
 
@@ -20,7 +21,10 @@ class UsedAssertions:
         self._clock = clock
 
     async def use(self, issuer: str, jti: str, *, expires: float) -> bool:
-        """Whether this is the first use. ``expires`` is when the assertion is surely refused."""
+        """Whether this is the first use. ``expires`` is when the assertion is surely refused.
+
+        Raises `StoreError`.
+        """
         # `jti` is only unique within its issuer; the length keeps two splits apart.
         key = hashlib.sha256(f"{len(issuer)}:{issuer}{jti}".encode()).digest()
         try:
@@ -28,6 +32,8 @@ class UsedAssertions:
                 await connection.execute(insert(USED_ASSERTIONS).values(id=key, expires_at=expires))
         except IntegrityError:
             return False
+        except SQLAlchemyError as error:
+            raise StoreError(error) from error
         return True
 
     async def sweep(self) -> None:

@@ -11,13 +11,22 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from valetkey.contracts.errors import ConfigError
+from valetkey.contracts import codes
+from valetkey.contracts.errors import ConfigError, ValetkeyError
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _DRIVER: Final = "sqlite+aiosqlite"
+
+
+class StoreError(ValetkeyError):
+    """The database did not take a write: nothing that depends on it may be answered with yes."""
+
+    def __init__(self, error: SQLAlchemyError) -> None:
+        # The database's own message may quote the row; its type says enough.
+        super().__init__(codes.SERVICE_UNAVAILABLE, f"database: {type(error).__name__}")
 
 
 async def open_database(url: str) -> AsyncEngine:

@@ -14,8 +14,10 @@ from typing import Final, Literal
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from valetkey.broker.store.database import StoreError
 from valetkey.broker.store.schema import REVOCATIONS
 
 Kind = Literal["jti", "txn"]
@@ -50,7 +52,7 @@ class Revocations:
         """Revoke one token and all of its transaction.
 
         ``expires`` is the token's own expiry, ``descendants`` the latest that a token of the same
-        transaction can have.
+        transaction can have. Raises `StoreError`; the token is refused all the same.
         """
         rows = [(_JTI, jti, expires), (_TXN, txn, max(expires, descendants))]
         now = self._clock()
@@ -67,8 +69,11 @@ class Revocations:
             set_={"expires_at": change.excluded.expires_at},
             where=REVOCATIONS.c.expires_at < change.excluded.expires_at,
         )
-        async with self._engine.begin() as connection:
-            await connection.execute(change)
+        try:
+            async with self._engine.begin() as connection:
+                await connection.execute(change)
+        except SQLAlchemyError as error:
+            raise StoreError(error) from error
 
     async def sweep(self) -> int:
         """Forget what has expired; says how many rows that were."""

@@ -21,6 +21,7 @@ from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory, Use
 from valetkey.broker.trust.tokens import Clock, TokenVerifier, VerifiedToken
 from valetkey.contracts import codes, dpop, jose
+from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
 from valetkey.contracts.oauth import ASSERTION_JWT_BEARER
@@ -71,9 +72,14 @@ class ClientAuthenticator:
         self._clock = clock
         self._proof_keys = dpop.KnownKeys()
 
-    def nonce(self) -> str:
-        """The nonce to send with an answer."""
-        return self._nonces.current(self._clock())
+    def nonce(self, proofs: Sequence[str], code: Code | None = None) -> str:
+        """The nonce to send with an answer, or nothing where DPoP plays no part in it.
+
+        ``proofs`` are all values of the DPoP header, ``code`` is why the request was refused.
+        """
+        if not proofs and (code is None or code.family != "dpop"):
+            return ""
+        return self._nonces.current(self._clock())  # RFC 9449 §8.2
 
     async def authenticate(self, form: Form, proofs: Sequence[str], *, url: str) -> Client:
         """``proofs`` are all values of the DPoP header, ``url`` is this endpoint's own URL.

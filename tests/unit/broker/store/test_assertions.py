@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.integration.broker_support import Clock
 from valetkey.broker.store.assertions import UsedAssertions
+from valetkey.broker.store.database import StoreError
 
 
 async def test_once_per_issuer(engine: AsyncEngine) -> None:
@@ -34,3 +37,12 @@ async def test_swept_when_it_could_not_count_anyway(engine: AsyncEngine) -> None
     clock.now = 1100
     await used.sweep()
     assert await used.use("a", "j", expires=1200)
+
+
+async def test_a_database_that_fails_says_neither_yes_nor_no(engine: AsyncEngine) -> None:
+    used = UsedAssertions(engine, clock=Clock(1000))
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP TABLE used_assertions"))
+    with pytest.raises(StoreError) as failed:
+        await used.use("a", "j", expires=1100)
+    assert failed.value.code.name == "service.unavailable"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.integration.broker_support import Clock
+from valetkey.broker.store.database import StoreError
 from valetkey.broker.store.revocations import Revocations
 
 
@@ -74,6 +74,7 @@ async def test_a_write_that_fails_is_an_error_and_still_counts(engine: AsyncEngi
     revocations = Revocations(engine, clock=Clock(1000))
     async with engine.begin() as connection:
         await connection.execute(text("DROP TABLE revocations"))
-    with pytest.raises(SQLAlchemyError):
+    with pytest.raises(StoreError) as failed:
         await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
     assert revocations.is_revoked("j1", "x")
+    assert failed.value.code.name == "service.unavailable"

@@ -15,6 +15,7 @@ from valetkey.broker.core.form import Form
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
+from valetkey.contracts import codes
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.oauth import ASSERTION_JWT_BEARER
@@ -55,7 +56,7 @@ class Door:
             url=more.get("url", ENDPOINT),
             jti=secrets.token_urlsafe(8),
             now=int(self.setup.clock()),
-            nonce=self.clients.nonce() if nonce is None else nonce,
+            nonce=self.clients.nonce(["any"]) if nonce is None else nonce,
         )
 
     async def come(self, token: str, *proofs: str, **form: str) -> Client:
@@ -151,7 +152,23 @@ async def test_a_proof_of_two_keys_may_have_the_same_jti(door: Door) -> None:
             url=ENDPOINT,
             jti="same",
             now=int(door.setup.clock()),
-            nonce=door.clients.nonce(),
+            nonce=door.clients.nonce(["any"]),
         )
         assert await door.code(token, proof) == "in"
         assert await door.code(token, proof) == "dpop.replayed"
+
+
+@pytest.mark.parametrize(
+    ("name", "proofs", "code", "expected"),
+    [
+        ("no proof", (), None, False),
+        ("a proof", ("p",), None, True),
+        ("refused for another reason", (), codes.GRANT_SCOPE, False),
+        ("refused for another reason, with a proof", ("p",), codes.GRANT_SCOPE, True),
+        ("refused for want of a proof", (), codes.DPOP_MISSING, True),
+    ],
+)
+async def test_where_a_nonce_is_sent(
+    door: Door, name: str, proofs: Any, code: Any, expected: bool
+) -> None:
+    assert bool(door.clients.nonce(proofs, code)) is expected, name
