@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import secrets
 import socket
@@ -146,7 +145,6 @@ class World:
     own: Issuer = field(default_factory=lambda: Issuer(SELF_SIGNED))
     overrides: dict[str, Any] = field(default_factory=dict)
     proof_key: ProofKey = field(default_factory=ProofKey)
-    _numbers: Iterable[int] = field(default_factory=itertools.count)
 
     def write(self) -> Path:
         """Write all files; gives the settings file."""

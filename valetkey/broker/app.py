@@ -74,50 +74,54 @@ class Broker:
         tokens = TokenVerifier(
             TrustedIssuers(config.issuers), clock=clock, capacity=config.limits.verified_tokens
         )
-        clients = ClientAuthenticator(
+        self._clock = clock
+        self._clients = ClientAuthenticator(
             tokens, self._assertions, proofs, Nonces(secrets.token_bytes(32)), clock=clock
         )
-        parties = PartyResolver(tokens, self.revocations, issuer=config.issuer)
-        issuer = JwtIssuer(
-            ring,
-            issuer=config.issuer,
-            clock=clock,
-            random_id=lambda: secrets.token_urlsafe(16),
+        self._parties = PartyResolver(tokens, self.revocations, issuer=config.issuer)
+        self._issuer = JwtIssuer(
+            ring, issuer=config.issuer, clock=clock, random_id=lambda: secrets.token_urlsafe(16)
         )
         self.app = web.Application(client_max_size=MAX_BODY, middlewares=[service.problems])
-        router = self.app.router
-        url = config.issuer
-        router.add_post(
-            token.PATH,
-            token.TokenEndpoint(
-                clients, parties, policies, issuer, metrics, url=url + token.PATH, clock=clock
-            ).handle,
+        self._add_oauth_routes(config)
+        self.app.router.add_get(
+            jwks.PATH, jwks.JwksEndpoint(ring, publish_before=config.keys.publish_before).handle
         )
-        router.add_post(
-            introspect.PATH,
-            introspect.IntrospectEndpoint(
-                clients,
-                issuer,
-                self.revocations,
-                config.resource_servers,
-                url=url + introspect.PATH,
-            ).handle,
-        )
-        router.add_post(
-            revoke.PATH,
-            revoke.RevokeEndpoint(
-                clients, issuer, self.revocations, metrics, url=url + revoke.PATH, clock=clock
-            ).handle,
-        )
-        router.add_get(
-            jwks.PATH,
-            jwks.JwksEndpoint(ring, publish_before=config.keys.publish_before).handle,
-        )
-        router.add_get(
+        self.app.router.add_get(
             metadata.PATH,
             metadata.MetadataEndpoint(issuer=config.issuer, issuers=config.issuers).handle,
         )
         service.add_probes(self.app, metrics.registry, self._ready, details=self._details)
+
+    def _add_oauth_routes(self, config: BrokerSettings) -> None:
+        """The endpoints that authenticate their callers, each by its own URL."""
+        exchange = token.TokenEndpoint(
+            self._clients,
+            self._parties,
+            self.policies,
+            self._issuer,
+            self._metrics,
+            url=config.issuer + token.PATH,
+            clock=self._clock,
+        )
+        introspection = introspect.IntrospectEndpoint(
+            self._clients,
+            self._issuer,
+            self.revocations,
+            config.resource_servers,
+            url=config.issuer + introspect.PATH,
+        )
+        revocation = revoke.RevokeEndpoint(
+            self._clients,
+            self._issuer,
+            self.revocations,
+            self._metrics,
+            url=config.issuer + revoke.PATH,
+            clock=self._clock,
+        )
+        self.app.router.add_post(token.PATH, exchange.handle)
+        self.app.router.add_post(introspect.PATH, introspection.handle)
+        self.app.router.add_post(revoke.PATH, revocation.handle)
 
     @classmethod
     async def open(cls, config: BrokerSettings, *, clock: Callable[[], float]) -> Broker:

@@ -126,7 +126,7 @@ async def test_a_token_of_our_own(
         return TrustedIssuers(
             (
                 IssuerSettings(issuer=URL, audience="https://t", use="user", jwks_file=file),
-                setup.trusted.find.__self__._by_name[IDP].settings,
+                setup.settings[IDP],
             )
         )
 

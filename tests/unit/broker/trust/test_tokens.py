@@ -21,21 +21,19 @@ class Setup:
     def __init__(self, root: Path) -> None:
         self.clock = Clock(1_800_000_000)
         self.issuers = {name: Issuer(name) for name in (IDP, USERS, SELF_SIGNED)}
-        settings = []
+        self.settings: dict[str, IssuerSettings] = {}
         for number, (name, issuer) in enumerate(self.issuers.items()):
             file = root / f"{number}.json"
             file.write_text(json.dumps(issuer.jwks()))
-            settings.append(
-                IssuerSettings(
-                    issuer=name,
-                    audience=URL,
-                    use="user" if name == USERS else "workload",
-                    jwks_file=file,
-                    reusable=name == IDP,
-                )
+            self.settings[name] = IssuerSettings(
+                issuer=name,
+                audience=URL,
+                use="user" if name == USERS else "workload",
+                jwks_file=file,
+                reusable=name == IDP,
             )
-        self.trusted = TrustedIssuers(tuple(settings))
-        self.verifier = TokenVerifier(self.trusted, clock=self.clock, capacity=10)
+        trusted = TrustedIssuers(tuple(self.settings.values()))
+        self.verifier = TokenVerifier(trusted, clock=self.clock, capacity=10)
 
     def token(self, issuer: str = IDP, subject: str = BOT, **more: Any) -> str:
         return self.issuers[issuer].token(subject, URL, now=self.clock(), **more)
