@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from valetkey.collector.api.authenticate import Authenticator
-from valetkey.collector.core.batch import Batch, Contradiction, read_batch
+from valetkey.collector.core.batch import Contradiction, read_batch
 from valetkey.collector.metrics import Metrics
 from valetkey.collector.store.writer import Identity, Stored, Writer
 from valetkey.contracts import codes
@@ -61,16 +61,17 @@ class Ingest:
 
     async def _take(self, body: bytes, identity: Identity) -> Stored:
         now = time.time_ns() // 1_000_000
-        size = 0
+        size = 1
         try:
-            # Reading takes about 20 µs per event: off the loop, so that probes stay prompt.
-            batch: Batch = await asyncio.to_thread(read_batch, body)
-            size = len(batch.events) + batch.repeated
+            try:
+                # Reading takes about 15 µs per event: off the loop, so that probes stay prompt.
+                batch = await asyncio.to_thread(read_batch, body)
+            except Contradiction as found:
+                size = len(found.batch.events)
+                await self._writer.contradiction(found, identity, now=now)
+                raise
+            size = len(batch.events)
             stored = await self._writer.store(batch, identity, now=now)
-        except Contradiction as found:
-            await self._writer.contradiction(found, identity, now=now)
-            self._refused(found, len(found.batch.events))
-            raise
         except ValetkeyError as error:
             self._refused(error, size)
             raise
@@ -79,7 +80,7 @@ class Ingest:
 
     def _refused(self, error: ValetkeyError, size: int) -> None:
         conflict = error.code is codes.AUDIT_CONFLICT
-        self._results["conflict" if conflict else "refused"].inc(max(size, 1))
+        self._results["conflict" if conflict else "refused"].inc(size)
         if conflict:
             self._metrics.conflicts.inc()
             self._log.error("conflict", code=error.code.name, reason=error.reason)

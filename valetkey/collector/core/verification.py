@@ -29,9 +29,9 @@ from valetkey.collector.core.statements import Declaration, PreviousBoot
 from valetkey.contracts import events
 from valetkey.contracts.events import ChainHead, Envelope, EventInvalid
 
-# After a power loss a sidecar may know fewer events of its last boot than it delivered: at most
-# what one commit interval holds.
-_TAIL: Final = 65_536
+# After a power loss a sidecar may know fewer events of its last boot than it delivered: what one
+# commit interval holds, some hundreds. Kept per boot, so not generous.
+_TAIL: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)

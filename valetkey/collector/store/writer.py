@@ -242,6 +242,7 @@ def _check_links(connection: Connection, boot: _Boot, new: Sequence[Received]) -
 def _insert_events(connection: Connection, boot: _Boot, new: Sequence[Received], now: int) -> None:
     if not new:
         return
+    # In the order of the schema's columns.
     rows = [
         (
             boot.id,

@@ -83,6 +83,16 @@ async def test_another_identity(client, bench):
     assert await metric(client, 'valetkey_collector_events_total{result="refused"}') == 4
 
 
+async def test_a_stranger_that_contradicts_itself_is_a_stranger_first(client, bench):
+    made = chain()
+    await post(client, batch(made.events[:3]), bench.sidecar())
+    body = batch([made.events[2], made.events[2][:-1] + b" }"])
+    status, answer = await post(client, body, bench.sidecar("mallory"))
+    assert (status, answer["code"]) == (403, "audit.source_taken")
+    assert await metric(client, 'valetkey_collector_events_total{result="refused"}') == 1
+    assert await metric(client, "valetkey_collector_conflicts_total") == 0
+
+
 REFUSED = {
     "no token": (
         lambda b: b.sidecar() | {"Authorization": ""},

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 
-from valetkey.collector.store import queries
+from valetkey.collector.store import queries, writer
 from valetkey.collector.store.queries import Filters
 
 PLANS = {
@@ -44,3 +44,12 @@ async def test_the_last_of_a_kind_needs_no_sorting(database):
         )
         plan = [row[3] for row in await connection.execute(text(f"EXPLAIN QUERY PLAN {sql}"))]
     assert not [step for step in plan if "TEMP B-TREE" in step], plan
+
+
+@pytest.mark.parametrize("statement", [writer._HASHES, writer._LINKS])
+async def test_looking_up_a_batch_reads_no_more_than_the_batch(database, statement):
+    sql = str(statement.compile(dialect=sqlite.dialect()))
+    async with database.reader.connect() as connection:
+        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", (1, "[1,2]"))
+        plan = [row[3] for row in rows]
+    assert any("(boot_id=? AND seq=?)" in step for step in plan), plan
