@@ -3,7 +3,8 @@
 Broker and collector both authenticate callers by tokens of external issuers; this is the one
 reader of such tokens. An issuer is pinned to its key source in settings: nothing in a token can
 name another place to fetch keys from. Unknown ``kid`` leads to one refetch, at most every
-`REFETCH_COOLDOWN`; a failed or empty answer keeps the old set (RFC 7517 pitfalls).
+`REFETCH_COOLDOWN`; a failed or empty answer keeps the old set (RFC 7517 pitfalls). A set is
+fetched again when it is older than `REFRESH_AFTER`, so that withdrawn keys stop counting.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from valetkey.contracts.logs import Log
 from valetkey.contracts.settings import Settings
 
 REFETCH_COOLDOWN: Final = 10.0
+# A set this old is fetched again: a key that the issuer withdrew must not count until we restart.
+REFRESH_AFTER: Final = 300.0
 _FETCH_TIMEOUT: Final = 5.0
 _MAX_JWKS: Final = 256 * 1024
 
@@ -69,12 +72,15 @@ class TrustedIssuer:
         }
         self._keys: KeySet | None = None
         self._fetched_at = float("-inf")
+        self._fresh_until = float("-inf")
         self._fetching = asyncio.Lock()
         self._log = Log("issuer")
 
     async def verify(self, token: jose.UnverifiedToken, *, now: float) -> VerifiedClaims:
         """Verify with this issuer's keys; one refetch for an unknown key."""
-        keys = self._keys or await self._refetch(None)
+        keys = self._keys
+        if keys is None or time.monotonic() >= self._fresh_until:
+            keys = await self._refetch(keys)
         if keys is None:
             raise TokenInvalid("the issuer's keys are not available")
         try:
@@ -98,6 +104,7 @@ class TrustedIssuer:
             try:
                 document = await self._read()
                 self._keys = KeySet.from_jwks(document, algorithms=self._algorithms)
+                self._fresh_until = time.monotonic() + REFRESH_AFTER
             except (OSError, aiohttp.ClientError, TimeoutError, TokenInvalid) as error:
                 self._log.warning(
                     "jwks_unavailable",
