@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
@@ -103,11 +102,13 @@ def _relation(p: Sequence[_Segment], q: Sequence[_Segment]) -> _Relation:
     return _Relation.INSIDE if inside else _Relation.AROUND if around else _Relation.EQUAL
 
 
-@dataclass(frozen=True, slots=True)
 class _Leaf(Generic[R]):
-    pattern: str
-    segments: tuple[_Segment, ...]
-    route: R
+    __slots__ = ("pattern", "route", "segments")
+
+    def __init__(self, pattern: str, segments: tuple[_Segment, ...], route: R) -> None:
+        self.pattern = pattern
+        self.segments = segments
+        self.route = route
 
 
 class _Node(Generic[R]):

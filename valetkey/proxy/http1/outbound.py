@@ -33,8 +33,11 @@ class Place(Enum):
     GONE = auto()
 
 
-class TargetConnection(asyncio.Protocol):
-    """A transport to a target, its borrower, and since when it is idle."""
+class TargetConnection:
+    """A transport to a target, its borrower, and since when it is idle.
+
+    An `asyncio.Protocol` by its methods; compiled, it can have no interpreted base class.
+    """
 
     __slots__ = ("_out", "borrower", "idle_since", "open", "place", "pool", "transport", "used")
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from typing import cast
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, TargetError
@@ -147,22 +148,29 @@ class Pool:
         failure: OSError | None = None
         for address in addresses:
             try:
-                _, connection = await loop.create_connection(
-                    lambda: TargetConnection(self),
-                    address,
-                    self._target.port,
-                    ssl=self._context,
-                    server_hostname=host if self._context else None,
-                )
+                connection = await self._open(address, host)
             except ssl.SSLError as error:
                 raise TargetError(codes.TARGET_TLS, type(error).__name__) from error
             except OSError as error:
                 failure = error
             else:
                 self.opened += 1
-                connection.place = Place.LENT
-                return connection
+                if connection.open:
+                    connection.place = Place.LENT
+                    return connection
+                failure = ConnectionResetError()  # lost before anybody could be told
         raise TargetError(codes.TARGET_UNREACHABLE, "no address accepts connections") from failure
+
+    async def _open(self, address: str, host: str) -> TargetConnection:
+        connection = TargetConnection(self)
+        await asyncio.get_running_loop().create_connection(
+            lambda: cast("asyncio.Protocol", connection),
+            address,
+            self._target.port,
+            ssl=self._context,
+            server_hostname=host if self._context else None,
+        )
+        return connection
 
 
 def _context(target: Target) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
@@ -20,7 +21,10 @@ async def listen(settings: ListenerSettings, pep: EnforcementPoint) -> asyncio.S
     loop = asyncio.get_running_loop()
     try:
         server = await loop.create_server(
-            lambda: WorkloadConnection(pep, settings.target), host, port, backlog=_BACKLOG
+            lambda: cast("asyncio.Protocol", WorkloadConnection(pep, settings.target)),
+            host,
+            port,
+            backlog=_BACKLOG,
         )
     except OSError as error:
         raise ConfigError(f"listeners: {settings.bind}: {error.strerror or error}") from error
