@@ -48,13 +48,16 @@ def verify_spool(directory: Path) -> Verdict:
 def _segment(path: Path, verifier: BootVerifier, link: str) -> list[str]:
     damage = []
     end = HEADER_SIZE
+    whole = True
     for record in read_segment(path):
         if end == HEADER_SIZE and not record.problem and _prevhash(record.raw) != link:
             damage.append(f"{path.name}: the header's link differs from the first event's")
         torn = record.problem.startswith(TORN)
         verifier.feed(Entry(record.seq, record.raw, problem=record.problem, torn=torn))
         end += FRAME_SIZE + len(record.raw)
-    if not _only_zeros(path, end):
+        whole = whole and not record.problem
+    # Where a record can't be read, that is said already, and where it ends nobody knows.
+    if whole and not _only_zeros(path, end):
         damage.append(f"{path.name}: there are bytes behind the end of the log, at {end}")
     return damage
 
