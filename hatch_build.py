@@ -37,6 +37,7 @@ MODULES: Final = (
     "valetkey/proxy/http1/chunked.py",
     "valetkey/proxy/http1/head.py",
     "valetkey/proxy/http1/inbound.py",
+    "valetkey/proxy/http1/memo.py",
     "valetkey/proxy/http1/outbound.py",
     "valetkey/proxy/http1/outbox.py",
     "valetkey/proxy/http1/pool.py",

@@ -21,6 +21,7 @@ import httptools
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, TargetError
 from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.authority import host_of
 from valetkey.proxy.core.headers import (
     MANAGED,
     Field,
@@ -30,6 +31,7 @@ from valetkey.proxy.core.headers import (
     request_fields,
     response_fields,
 )
+from valetkey.proxy.http1.memo import Memo
 from valetkey.proxy.http1.respond import status_line
 
 # RFC 9112 §3: method SP request-target SP HTTP-version; the target is visible ASCII.
@@ -40,8 +42,6 @@ _REQUEST_LINE: Final = re.compile(
 _STATUS_LINE: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?"
 )
-# RFC 3986 §3.2.2 reg-name (no percent-encoding: no two spellings of one host) or IP literal.
-_HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _NONCE: Final = re.compile(rb"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -50,8 +50,9 @@ _METHOD_START: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&'*+-.^_`|~"
 )
 
-_MEMO_ENTRIES: Final = 256
-_MEMO_BLOCK: Final = 2048
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+
+_NONE: Final[list[bytes]] = []
 
 
 class HeaderBlock:
@@ -59,7 +60,7 @@ class HeaderBlock:
 
     __slots__ = (
         "_forward", "chunked", "close", "expect_continue", "fields", "host", "keep_alive",
-        "length", "listed", "memorable", "nonce", "subject", "traceparent", "upgrade",
+        "length", "listed", "memorable", "names", "nonce", "subject", "traceparent", "upgrade",
     )  # fmt: skip
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
@@ -77,10 +78,17 @@ class HeaderBlock:
         self.keep_alive = False
         self.memorable = True
         self._forward: dict[HeaderPolicy, tuple[bytes, tuple[str, ...]]] = {}
+        self.names: dict[str, list[bytes]] = {}
+        """The values of each field, by normal name."""
+        for name, _, value in fields:
+            if name in self.names:
+                self.names[name].append(value)
+            else:
+                self.names[name] = [value]
 
     def value(self, name: str) -> list[bytes]:
         """All values of a field, by normal name."""
-        return [value for field, _, value in self.fields if field == name]
+        return self.names.get(name, _NONE)
 
     def forward(self, policy: HeaderPolicy) -> tuple[bytes, tuple[str, ...]]:
         """Lines that go on under a target's policy, and names of credentials dropped.
@@ -159,8 +167,8 @@ class HeadReader:
         self._max_size = max_size
         self._max_fields = max_fields
         self._subject = normal(subject_header)
-        self._requests: dict[bytes, HeaderBlock] = {}
-        self._responses: dict[bytes, ResponseHead] = {}
+        self._requests: Memo[HeaderBlock] = Memo()
+        self._responses: Memo[ResponseHead] = Memo()
 
     def request(self, buffer: bytes) -> RequestHead | None:
         """The head at the front, ``None`` while it is incomplete. Raises `CallerError`."""
@@ -176,11 +184,11 @@ class HeadReader:
         if major != b"1" or minor not in b"01":
             raise CallerError(codes.REQUEST_VERSION, "not HTTP/1.0 or HTTP/1.1")
         raw = buffer[line_end + 2 : end + 4]
-        block = self._requests.get(raw)
+        block = self._requests.entries.get(raw)
         if block is None:
             block = self._read_request_block(raw)
-            if block.memorable and len(raw) <= _MEMO_BLOCK:
-                _remember(self._requests, raw, block)
+            if block.memorable:
+                self._requests.offer(raw, block)
         if minor == b"0":
             if block.chunked:  # RFC 9112 §6.1: framing of such a message is faulty
                 raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, "Transfer-Encoding in HTTP/1.0")
@@ -193,16 +201,20 @@ class HeadReader:
     def response(self, buffer: bytes) -> ResponseHead | None:
         """The head at the front, ``None`` while it is incomplete. Raises `TargetError`."""
         end = buffer.find(b"\r\n\r\n")
-        if end < 0:
+        if end < 0 or end > self._max_size:
             if len(buffer) > self._max_size:
                 raise _bad_response("head too large")
+            if not buffer.startswith(b"HTTP/1."[: len(buffer)]):
+                raise _bad_response("not the start of a status line")
+            if buffer.count(b"\n") != buffer.count(b"\r\n"):
+                raise _bad_response("bare LF")
             return None
         raw = buffer[: end + 4]
-        head = self._responses.get(raw)
+        head = self._responses.entries.get(raw)
         if head is None:
             head = self._read_response(raw)
-            if head.block.memorable and len(raw) <= _MEMO_BLOCK:
-                _remember(self._responses, raw, head)
+            if head.block.memorable:
+                self._responses.offer(raw, head)
         return head
 
     def _check_incomplete(self, buffer: bytes, end: int) -> None:
@@ -248,9 +260,12 @@ class HeadReader:
             raise CallerError(codes.SUBJECT_INVALID, "more than one user token")
         if subjects:
             # RFC 6750 §2.1 allows the scheme's name before it; the token itself is ASCII.
-            token = subjects[0].decode("latin-1")
-            block.subject = Secret(token.removeprefix("Bearer ").strip())
-        block.memorable = not any(name in MANAGED or name == self._subject for name, _, _ in fields)
+            token = subjects[0].decode("latin-1").strip()
+            if token[:7].lower() == "bearer ":
+                token = token[7:].strip()
+            block.subject = Secret(token)
+        # What carried a credential must not stay in memory.
+        block.memorable = not subjects and MANAGED.isdisjoint(block.names)
         return block
 
     def _read_response(self, raw: bytes) -> ResponseHead:
@@ -275,19 +290,6 @@ class HeadReader:
             block.nonce = nonces[0].decode()
         block.memorable = not nonces and not block.value("set-cookie")
         return ResponseHead(int(status), int(minor), reason or b"", block, len(raw))
-
-
-def host_of(value: str) -> str:
-    """A Host or authority in its one form: lower case, no trailing dot. Raises `CallerError`."""
-    host = value.lower()
-    name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-    if colon and name.endswith("."):
-        host = f"{name[:-1]}:{port}"
-    elif not colon and host.endswith("."):
-        host = host[:-1]
-    if _HOST.fullmatch(host) is None:
-        raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "not a valid host")
-    return host
 
 
 class _Refused(Exception):  # noqa: N818
@@ -340,6 +342,8 @@ def _read_framing(block: HeaderBlock) -> None:
     """RFC 9112 §6: at most one length, or chunked as the only coding; never both."""
     lengths = block.value("content-length")
     codings = block.value("transfer-encoding")
+    if any(b"_" in raw for name, raw, _ in block.fields if name in _FRAMING):
+        raise _Refused("a framing field spelled with _, which some readers take for -")
     if lengths and codings:
         raise _Refused("Content-Length and Transfer-Encoding")
     if len(lengths) > 1 or len(codings) > 1:
@@ -371,12 +375,6 @@ def _read_connection(block: HeaderBlock) -> None:
     if "upgrade" in options and upgrades and upgrades != [b"h2c"]:
         block.upgrade = upgrades[0]
     block.listed = frozenset(options - {"close", "keep-alive", "upgrade", "te", "http2-settings"})
-
-
-def _remember(table: dict[bytes, Any], key: bytes, value: object) -> None:
-    if len(table) >= _MEMO_ENTRIES:
-        table.clear()
-    table[key] = value
 
 
 def _bad_response(reason: str) -> TargetError:
