@@ -7,12 +7,14 @@ decided and recorded. Stop order: listeners, calls under way, the rest of the re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +44,10 @@ _HEARTBEAT: Final = 30.0
 _THREADS: Final = 2
 _WATCH: Final = 1.0
 # Sections that a running sidecar can't change: they belong to what was opened at the start.
-_FIXED: Final = ("workload", "broker", "collector", "spool", "listeners", "admin", "instance")
+_FIXED: Final = (
+    "workload", "broker", "collector", "spool", "listeners", "admin", "instance",
+    "limits.credentials",
+)  # fmt: skip
 
 
 class Sidecar:
@@ -98,6 +103,9 @@ class Sidecar:
             current.admin.bind, self.metrics, ready=self._ready, health=self._health
         )
         self._rejected = ""
+        self._reload_asked = asyncio.Event()
+        self.broken = asyncio.Event()
+        """Set when a background task ended by itself: the sidecar is not what it should be."""
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._export_gauges()
@@ -115,6 +123,8 @@ class Sidecar:
         if self._shipper is not None:
             work.append(self._shipper.run())
         self._tasks = [asyncio.ensure_future(item) for item in work]
+        for task in self._tasks:
+            task.add_done_callback(self._background_ended)
         self._log.info("ready", version=__version__, boot=self.spool.boot, pid=os.getpid())
 
     async def stop(self) -> None:
@@ -135,15 +145,30 @@ class Sidecar:
         await self.spool.stop()
         self._log.info("stopped", seq=self.spool.seq)
 
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        """Deadlines, delivery or identity without their task: better restarted than half alive."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        self._log.error(
+            "background_failed", error_type=type(error).__name__, line=logs.place_of(error)
+        )
+        self.broken.set()
+
     # --- settings -----------------------------------------------------------------------------
 
     def _load(self) -> ProxySettings:
         return settings.load(ProxySettings, self._config, program="proxy", environ=os.environ)
 
-    def reload(self) -> None:
-        """Apply the file as it is now, or keep what is in force and say why. Blocking."""
+    def ask_reload(self) -> None:
+        """Have the file looked at now, whether it seems changed or not (SIGHUP)."""
+        self._reload_asked.set()
+
+    async def reload(self) -> None:
+        """Apply the file as it is now, or keep what is in force and say why."""
         try:
-            snapshot = self._compile_reload()
+            snapshot = await asyncio.to_thread(self._compile_reload)
+            self.pep.apply(snapshot)
         except ConfigError as error:
             self._rejected = str(error)
             self.metrics.reloads["rejected"] += 1
@@ -152,24 +177,27 @@ class Sidecar:
         self._rejected = ""
         self.metrics.reloads["applied"] += 1
         self.settings = snapshot.settings
-        self.pep.apply(snapshot)
+        logs.configure(snapshot.settings.log_level)
         self._log.info("reload_applied", count=len(snapshot.routes))
 
     def _compile_reload(self) -> Snapshot:
         new = self._load()
         for section in _FIXED:
-            if getattr(new, section) != getattr(self.settings, section):
-                raise ConfigError(f"{self._config}: {section}: a change needs a restart")
+            key = _difference(section, attrgetter(section)(self.settings), attrgetter(section)(new))
+            if key:
+                raise ConfigError(f"{self._config}: {key}: a change needs a restart")
         return compile_snapshot(new, thumbprint=self._proof_key.thumbprint)
 
     async def _watch(self) -> None:
-        """Reload when the file changes."""
+        """Reload when the file changes, or when somebody asks for it."""
         while True:
-            await asyncio.sleep(_WATCH)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reload_asked.wait(), _WATCH)
             stamp = await asyncio.to_thread(_stamp, self._config)
-            if stamp != self._stamp:
+            if stamp != self._stamp or self._reload_asked.is_set():
                 self._stamp = stamp
-                self.reload()
+                self._reload_asked.clear()
+                await self.reload()
 
     async def _beat(self) -> None:
         while True:
@@ -223,6 +251,17 @@ class Sidecar:
         }
 
 
+def _difference(key: str, old: object, new: object) -> str:
+    """The key path of the first difference between two values of settings, or empty."""
+    if type(old) is type(new) and isinstance(old, settings.Settings):
+        for name in old.__struct_fields__:
+            found = _difference(f"{key}.{name}", getattr(old, name), getattr(new, name))
+            if found:
+                return found
+        return ""
+    return "" if old == new else key
+
+
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
@@ -232,16 +271,18 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def run(config: Path) -> int:
-    """Run a sidecar until SIGTERM or SIGINT. Returns the exit code; 2 for unusable settings."""
+    """Run a sidecar until SIGTERM or SIGINT.
+
+    Returns the exit code: 2 for unusable settings, 1 if a part of it ended by itself.
+    """
     try:
-        uvloop.run(_main(config))
+        return uvloop.run(_main(config))
     except ConfigError as error:
         print(f"valetkey proxy: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
         return 2
-    return 0
 
 
-async def _main(config: Path) -> None:
+async def _main(config: Path) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Few threads: each has a heap of its own, and all they do is look at small files.
@@ -249,12 +290,16 @@ async def _main(config: Path) -> None:
     sidecar = Sidecar(config, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
+    loop.add_signal_handler(signal.SIGHUP, sidecar.ask_reload)
     # What was built by now lives as long as the process: the collector need not look at it.
     gc.collect()
     gc.freeze()
     try:
         await sidecar.start()
-        await stop.wait()
+        ends = [asyncio.ensure_future(event.wait()) for event in (stop, sidecar.broken)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
     finally:
         await sidecar.stop()
+    return 1 if sidecar.broken.is_set() else 0

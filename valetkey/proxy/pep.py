@@ -101,7 +101,8 @@ class EnforcementPoint:
         ways = {target: self._way(target, snapshot) for target in snapshot.targets.values()}
         for way in self._ways.values():
             way.pool.close()
-            self._retired.append(way.pool)
+            if way.pool not in self._retired:
+                self._retired.append(way.pool)
         self._ways.update(ways)
         self.snapshot = snapshot
         self.timeouts = settings.timeouts
@@ -236,7 +237,10 @@ class EnforcementPoint:
 
     def _decided(self, call: Call, verdict: Permit | Deny) -> None:
         if isinstance(verdict, Deny):
-            self._deny(call, verdict)
+            if call.permit is None:
+                self._deny(call, verdict)
+            else:  # tried again after a 401: its decision is on record, and this is its outcome
+                call.fail(verdict.code, verdict.reason)
             return
         try:
             call.lines, dropped = call.head.block.forward(verdict.target.headers)
@@ -250,9 +254,19 @@ class EnforcementPoint:
         if not again and not self._record(call, verdict, dropped):
             return
         if verdict.route.durable and self._spool.committed < call.decision_seq:
-            self._spool.on_durable(call.decision_seq, lambda: self._go(call))
+            self._spool.on_durable(
+                call.decision_seq, lambda committed: self._recorded(call, committed)
+            )
         else:
             self._go(call)
+
+    def _recorded(self, call: Call, committed: bool) -> None:
+        """A durable route's decision is on disk, or can't be brought there."""
+        if committed:
+            self._go(call)
+        elif call.phase != Phase.DONE:
+            call.permit = None
+            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
 
     def _record(self, call: Call, permit: Permit, dropped: tuple[str, ...]) -> bool:
         """Put a permitted call on record before anything goes upstream."""
@@ -370,7 +384,8 @@ class EnforcementPoint:
             self._deny(call, Deny(code, reason))
             return
         self._log.info("call_failed", code=code.name, reason=reason)
-        call.answer_problem(code, "target_failed" if code.family == "target" else "caller_failed")
+        outcome = {"target": "target_failed", "request": "caller_failed"}.get(code.family, "denied")
+        call.answer_problem(code, outcome)
 
     def ended(self, call: Call, outcome: str, code: Code | None) -> None:
         """Record and count the end of a call."""
@@ -418,9 +433,18 @@ class EnforcementPoint:
 
     def _forget_retired(self) -> None:
         """Let go of targets of older snapshots once their last call is over."""
-        for pool in [pool for pool in self._retired if not pool.lent]:
+        if not self._retired:
+            return
+        # A call may still wait for its credential, with no connection lent to it yet.
+        needed = {
+            call.needs.route.target
+            for connection in self._connections
+            if (call := connection.call) is not None and call.needs is not None
+        }
+        pools = {way.pool for target, way in self._ways.items() if target in needed}
+        for pool in {pool for pool in self._retired if not pool.lent and pool not in pools}:
             pool.close()
-            self._retired.remove(pool)
+            self._retired = [other for other in self._retired if other is not pool]
             self._ways = {target: way for target, way in self._ways.items() if way.pool is not pool}
 
     async def drain(self, seconds: float) -> None:

@@ -48,7 +48,7 @@ class Recorder:
         self._stamp = b""
         self.written = 0
         self.lost = 0
-        """Events of calls that went on unrecorded (``spool_full: record_gap``), in all."""
+        """Events that were not recorded, or can't be delivered any more, in all."""
         self._unrecorded = 0
 
     def forget_routes(self) -> None:
@@ -202,6 +202,8 @@ class Recorder:
 
     def heartbeat(self) -> None:
         """Record that the sidecar is alive: the chain's end is never older than this."""
+        if self._unrecorded:
+            self._record_gap()
         self._write(
             events.TYPE_HEARTBEAT,
             {"unmapped": {"open_calls": self._spool.open_calls, "lost": self.lost}},
@@ -209,7 +211,7 @@ class Recorder:
         )
 
     def declare_lost(self, boot: str, first: int, last: int, reason: str) -> None:
-        """Record that events of a boot can't be delivered any more."""
+        """Record that events of a boot can't be delivered any more. Raises `AuditError`."""
         data = {
             "unmapped": {
                 "boot": boot, "first": first, "last": last, "lost": last - first + 1,
@@ -217,6 +219,7 @@ class Recorder:
             }
         }  # fmt: skip
         self._write(events.TYPE_GAP, data, decision=True)
+        self.lost += last - first + 1
 
     def unrecorded(self) -> None:
         """A call goes on although its decision could not be recorded; counted, recorded later."""

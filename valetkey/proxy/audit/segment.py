@@ -6,6 +6,9 @@
 A record's SHA-256 is its checksum and the next event's ``prevhash``: one hash, both uses. A
 length of zero is the end so far. A record that was only half stored when the process was killed
 does not match its checksum: the torn tail.
+
+Reading never trusts a length further than the checksum behind it holds, and one damaged record
+costs no other one.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from valetkey.contracts.events import BOOT
 
@@ -29,6 +31,8 @@ FRAME_SIZE: Final = _FRAME.size
 HEADER_SIZE: Final = _HEADER.size
 SUFFIX: Final = ".seg"
 TORN: Final = "torn"
+# How the recorder begins every event: what a search for the next whole record looks for.
+_EVENT: Final = b'{"specversion":"1.0","id":"%b-'
 
 
 def path_of(directory: Path, boot: str, number: int) -> Path:
@@ -39,12 +43,13 @@ def path_of(directory: Path, boot: str, number: int) -> Path:
 class Segment:
     """A segment being written. The file has its full size on disk before the first record."""
 
-    __slots__ = ("_fd", "_map", "end", "path", "size")
+    __slots__ = ("_fd", "_map", "_named", "end", "path", "size")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
         self.end = 0
+        self._named = False
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Blocks are taken now: a full disk is an error here, never a SIGBUS at a store later.
@@ -70,6 +75,14 @@ class Segment:
     def sync(self) -> None:
         """Bring what was stored to the disk. Blocking, without the GIL (unlike mmap.flush)."""
         os.fdatasync(self._fd)
+        if not self._named:
+            # A new file is on disk once its directory is (fsync(2)).
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+            self._named = True
 
     def close(self) -> None:
         """Unmap and close; the file stays."""
@@ -77,8 +90,7 @@ class Segment:
         os.close(self._fd)
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolRecord:
+class SpoolRecord(NamedTuple):
     """A record as found on disk. ``problem`` is empty, or why ``raw`` is not what was written."""
 
     boot: str
@@ -87,8 +99,7 @@ class SpoolRecord:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentHeader:
+class SegmentHeader(NamedTuple):
     """Where a segment stands in its boot's chain."""
 
     boot: str
@@ -107,32 +118,109 @@ def read_header(content: bytes) -> SegmentHeader | None:
     return SegmentHeader(text, first, link)
 
 
-def parse_records(
-    content: bytes, boot: str, seq: int, *, final: bool
-) -> Iterator[tuple[SpoolRecord, int]]:
-    """Records in ``content``, numbered from ``seq``, each with the offset behind it.
+def is_blank(content: bytes) -> bool:
+    """Whether a header was never written: the file was prepared and not begun."""
+    return not content.strip(b"\0")
 
-    ``final`` says that the file ends with ``content``: a record that does not fit is torn then,
-    and otherwise left for the next reading.
+
+def parse_records(
+    content: bytes, boot: str, seq: int, *, whole: bool, until: int | None = None
+) -> Iterator[tuple[SpoolRecord, int]]:
+    """Records in ``content``, numbered from ``seq`` to ``until``, each with the offset behind it.
+
+    ``whole`` says that the segment ends with ``content``; otherwise whatever can't be read is
+    left for a reading that has all of it.
+
+    A record that can't be read is lost if a readable one stands behind it, and torn if none does:
+    the last store was cut short. Nothing behind it is given up for it, whatever it looks like:
+    a changed length, a page of zeros (what a power loss can leave), any other bytes.
     """
     at = 0
-    while at + FRAME_SIZE <= len(content):
-        length, digest = _FRAME.unpack_from(content, at)
-        if length == 0:
-            return
-        payload = content[at + FRAME_SIZE : at + FRAME_SIZE + length]
-        at += FRAME_SIZE + length
-        if len(payload) < length:
-            if final:
-                yield SpoolRecord(boot, seq, payload, f"{TORN}: longer than the segment"), at
-            return
-        if hashlib.sha256(payload).hexdigest().encode() == digest:
+    while until is None or seq <= until:
+        payload = _payload_at(content, at)
+        if payload is not None:
+            at += FRAME_SIZE + len(payload)
             yield SpoolRecord(boot, seq, payload), at
-        else:
-            behind = content[at : at + FRAME_SIZE]
-            what = "corrupt" if any(behind[:4]) else TORN
-            yield SpoolRecord(boot, seq, payload, f"{what}: the checksum differs"), at
-        seq += 1
+            seq += 1
+            continue
+        if not whole or is_blank(content[at:]):
+            return
+        found = _resume(content, at, boot, seq)
+        if found is None:
+            yield SpoolRecord(boot, seq, _stated(content, at), f"{TORN}: cut short"), len(content)
+            return
+        behind, following = found
+        alone = _stated(content, at) if following == seq + 1 else b""
+        raw = alone if at + FRAME_SIZE + len(alone) == behind else b""
+        for lost in range(seq, following):
+            # Only the last one moves on: a reading that ends before it begins here once more.
+            end = behind if lost == following - 1 else at
+            yield SpoolRecord(boot, lost, raw, "corrupt: the checksum differs"), end
+        at, seq = behind, following
+
+
+def first_record(content: bytes, boot: str) -> int | None:
+    """The number of the first readable record, for a segment whose header is damaged."""
+    found = _search(content, 0, boot)
+    return found[1] if found is not None else None
+
+
+def _payload_at(content: bytes, at: int) -> bytes | None:
+    """The payload of the record that begins here, if it is one and whole."""
+    if at + FRAME_SIZE > len(content):
+        return None
+    length, digest = _FRAME.unpack_from(content, at)
+    end = at + FRAME_SIZE + length
+    if length == 0 or end > len(content):
+        return None
+    payload = content[at + FRAME_SIZE : end]
+    return payload if hashlib.sha256(payload).hexdigest().encode() == digest else None
+
+
+def _stated(content: bytes, at: int) -> bytes:
+    """What a damaged record's length claims as its payload; nothing if that can't be."""
+    if at + FRAME_SIZE > len(content):
+        return b""
+    end = at + FRAME_SIZE + int(_FRAME.unpack_from(content, at)[0])
+    return content[at + FRAME_SIZE : end] if end <= len(content) else b""
+
+
+def _resume(content: bytes, at: int, boot: str, seq: int) -> tuple[int, int] | None:
+    """Offset and number of the next readable record behind a damaged one."""
+    behind = at + FRAME_SIZE + len(_stated(content, at))
+    payload = _payload_at(content, behind)
+    if payload is not None and (found := _number(payload, boot) or seq + 1) > seq:
+        return behind, found
+    found_at = _search(content, at, boot)
+    while found_at is not None:
+        start, number = found_at
+        # Each lost record took up a frame at least; a number beyond that is not of this place.
+        if seq <= number <= seq + (start - at) // FRAME_SIZE:
+            return found_at
+        found_at = _search(content, start + FRAME_SIZE, boot)
+    return None
+
+
+def _search(content: bytes, at: int, boot: str) -> tuple[int, int] | None:
+    """Offset and number of the next whole record that begins as an event of this boot does."""
+    marker = _EVENT % boot.encode()
+    place = content.find(marker, at + FRAME_SIZE)
+    while place >= 0:
+        payload = _payload_at(content, place - FRAME_SIZE)
+        number = _number(payload, boot) if payload is not None else None
+        if number is not None:
+            return place - FRAME_SIZE, number
+        place = content.find(marker, place + 1)
+    return None
+
+
+def _number(payload: bytes, boot: str) -> int | None:
+    """The sequence number that an event's id states."""
+    marker = _EVENT % boot.encode()
+    if not payload.startswith(marker):
+        return None
+    digits = payload[len(marker) : len(marker) + 20].partition(b'"')[0]
+    return int(digits) if digits.isdigit() else None
 
 
 def is_full_disk(error: OSError) -> bool:

@@ -4,7 +4,9 @@ At least once: a segment is deleted when the collector has acknowledged its last
 whatever is on disk at a start is sent again; the collector drops what it has. Boots are sent in
 the order in which they were, each in batches of its own. A record that can't be read any more is
 declared lost, by an event of its own, so that the gap is on record and the rest can be
-acknowledged behind it.
+acknowledged behind it; while the spool has no room for that event, it waits and delivery goes on.
+
+What the collector refuses stays: nothing is deleted for an answer other than 200.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import random
 import ssl
 import time
+from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +23,7 @@ import aiohttp
 import msgspec
 
 from valetkey.contracts import events
-from valetkey.contracts.errors import ConfigError, ValetkeyError
+from valetkey.contracts.errors import AuditError, ConfigError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.proxy.audit.reader import SegmentTail, segments
 from valetkey.proxy.audit.recorder import Recorder
@@ -32,6 +35,16 @@ from valetkey.proxy.settings import CollectorSettings
 
 _INTERVAL: Final = 0.1
 _BACKOFF: Final = (0.2, 5.0)
+_MAX_ANSWER: Final = 64 << 10
+_MAX_MARKS: Final = 1024
+
+
+class CollectorRefused(Exception):  # noqa: N818
+    """The collector answered with something other than an acknowledgement."""
+
+    def __init__(self, reason: str, status: int = 200) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class _Acknowledged(msgspec.Struct, frozen=True):
@@ -62,9 +75,10 @@ class Shipper:
         self._session: aiohttp.ClientSession | None = None
         self._tail: SegmentTail | None = None
         self._acked: dict[str, int] = {}
-        self._declared: dict[str, set[int]] = {}
-        self._failing = False
-        self._settled: float | None = None
+        self._declared: dict[str, list[tuple[int, int]]] = {}
+        self._undeclared: deque[tuple[str, int, int, str]] = deque()
+        self._failure = ""
+        self._marks: deque[tuple[int, float]] = deque()
         self.acked = 0
         """The highest sequence of this boot that the collector has acknowledged."""
 
@@ -74,13 +88,13 @@ class Shipper:
         while True:
             try:
                 more = await self.ship_some()
-            except (aiohttp.ClientError, TimeoutError, OSError, ValetkeyError) as error:
+            except _FAILURES as error:
                 self._note_failure(error)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 backoff = min(backoff * 2, _BACKOFF[1])
             else:
                 backoff = _BACKOFF[0]
-                self._failing = False
+                self._failure = ""
                 if not more:
                     await asyncio.sleep(_INTERVAL)
 
@@ -88,9 +102,9 @@ class Shipper:
         """Try to deliver everything before the end; what remains is sent at the next start."""
         try:
             async with asyncio.timeout(seconds):
-                while self.acked < self._spool.seq:
-                    await self.ship_some()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValetkeyError) as error:
+                while self.acked < self._spool.seq and await self.ship_some():
+                    pass
+        except _FAILURES as error:
             self._note_failure(error)
 
     async def close(self) -> None:
@@ -99,16 +113,25 @@ class Shipper:
 
     @property
     def age(self) -> float:
-        """Seconds since everything was last acknowledged; 0 if it is now."""
-        if self.acked >= self._spool.seq:
-            self._settled = None
-            return 0.0
-        if self._settled is None:
-            self._settled = time.monotonic()
-        return time.monotonic() - self._settled
+        """Seconds for which the oldest event of this boot has waited for its acknowledgement."""
+        self._mark()
+        return time.monotonic() - self._marks[0][1] if self._marks else 0.0
+
+    def _mark(self) -> None:
+        """Note when which number was reached; what is acknowledged is forgotten."""
+        marks, seq = self._marks, self._spool.seq
+        while marks and marks[0][0] <= self.acked:
+            marks.popleft()
+        if seq > self.acked and (not marks or seq > marks[-1][0]):
+            if len(marks) == _MAX_MARKS:
+                # The first tells the age; of the others half will do.
+                self._marks = marks = deque(list(marks)[::2])
+            marks.append((seq, time.monotonic()))
 
     async def ship_some(self) -> bool:
         """Send one batch of the oldest segment. True if there may be more to send at once."""
+        self._mark()
+        self._declare_waiting()
         tail = self._tail
         if tail is None:
             tail = self._tail = await asyncio.to_thread(self._open_oldest)
@@ -125,44 +148,76 @@ class Shipper:
                 await self._finish(tail)
             return not live
         try:
-            await self._send(tail.boot, records)
+            await self._send(tail, records)
+        except CollectorRefused as error:
+            self._tail = None
+            if error.status != 413 or self._batch == 1:
+                raise
+            self._batch = max(1, self._batch // 2)  # RFC 9110 §15.5.14: the batch was too large
         except BaseException:
             self._tail = None  # begin again with the oldest; what is acknowledged is passed over
             raise
         return True
 
-    async def _send(self, boot: str, records: list[SpoolRecord]) -> None:
+    async def _send(self, tail: SegmentTail, records: list[SpoolRecord]) -> None:
+        boot = tail.boot
         acked = self._acked.get(boot, 0)
         for record in records:
-            if record.problem and not record.problem.startswith(TORN):
-                # A torn tail was never part of a call that went on; this one was.
+            # A torn tail was never part of a call that went on; all else was.
+            if record.problem and not await self._is_torn_tail(tail, record):
                 self._declare_lost(boot, record.seq, record.seq, record.problem)
         good = [record for record in records if not record.problem and record.seq > acked]
         if not good:
             return
         answer = await self._post(b"[" + b",".join(record.raw for record in good) + b"]")
         if answer.boot != boot:
-            raise aiohttp.ClientError("the collector acknowledged another boot")
+            raise CollectorRefused("it acknowledged another boot")
+        if boot == self._spool.boot:
+            if answer.acked > self._spool.seq:
+                raise CollectorRefused("it acknowledged what was never sent")
+            self.acked = answer.acked
         self._metrics.shipped += len(good)
         self._acked[boot] = answer.acked
-        if boot == self._spool.boot:
-            self.acked = answer.acked
         missing = answer.acked + 1
-        if missing < good[0].seq and missing not in self._declared.get(boot, ()):
+        if missing < good[0].seq and not self._is_declared(boot, missing):
             # It lacks what it once had acknowledged (a restored backup?): send again what is
             # still here, and say so of what is not.
-            oldest = await asyncio.to_thread(self._oldest_of, boot)
+            oldest = await asyncio.to_thread(self._oldest_of, tail)
             if oldest > missing:
                 self._declare_lost(boot, missing, oldest - 1, "the collector lost it")
             self._tail = None
 
+    async def _is_torn_tail(self, tail: SegmentTail, record: SpoolRecord) -> bool:
+        """Whether a record is the cut end of its boot: torn, in the boot's last segment."""
+        if not record.problem.startswith(TORN):
+            return False
+        names = [path.name for path in await asyncio.to_thread(segments, self._spool.directory)]
+        return not any(name > tail.path.name and name.startswith(tail.boot) for name in names)
+
+    def _is_declared(self, boot: str, seq: int) -> bool:
+        return any(first <= seq <= last for first, last in self._declared.get(boot, ()))
+
     def _declare_lost(self, boot: str, first: int, last: int, reason: str) -> None:
-        declared = self._declared.setdefault(boot, set())
-        if first in declared:
+        """State a loss, once; later, if there is no room for the statement now."""
+        if self._is_declared(boot, first):
             return
-        declared.update(range(first, last + 1))
+        declared = self._declared.setdefault(boot, [])
+        if declared and declared[-1][1] == first - 1:
+            declared[-1] = (declared[-1][0], last)
+        else:
+            declared.append((first, last))
         self._log.error("events_lost", boot=boot, seq=first, count=last - first + 1, reason=reason)
-        self._recorder.declare_lost(boot, first, last, reason)
+        self._undeclared.append((boot, first, last, reason))
+        self._declare_waiting()
+
+    def _declare_waiting(self) -> None:
+        while self._undeclared:
+            try:
+                self._recorder.declare_lost(*self._undeclared[0])
+            except AuditError as error:
+                self._log.warning("loss_undeclared", reason=error.reason)
+                return
+            self._undeclared.popleft()
 
     async def _finish(self, tail: SegmentTail) -> None:
         """Everything in a segment that is no longer written was sent: delete it."""
@@ -173,7 +228,9 @@ class Shipper:
     async def _post(self, body: bytes) -> _Acknowledged:
         token, _ = self._identity.token()
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=False)
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
         async with self._session.post(
             self._url,
             data=body,
@@ -184,13 +241,16 @@ class Shipper:
             ssl=self._ssl if self._ssl is not None else True,
             allow_redirects=False,
         ) as response:
-            answer = await response.read()
             if response.status != 200:
-                raise aiohttp.ClientError(f"the collector answered {response.status}")
+                raise CollectorRefused(f"it answered {response.status}", response.status)
+            try:
+                answer = await response.content.readexactly(_MAX_ANSWER + 1)
+            except asyncio.IncompleteReadError as whole:
+                answer = whole.partial
         try:
             return msgspec.json.decode(answer, type=_Acknowledged)
         except msgspec.DecodeError as error:
-            raise aiohttp.ClientError("the collector's answer can't be read") from error
+            raise CollectorRefused("its answer is no acknowledgement") from error
 
     def _open_oldest(self) -> SegmentTail | None:
         for path in segments(self._spool.directory):
@@ -199,16 +259,25 @@ class Shipper:
                 return tail
         return None
 
-    def _oldest_of(self, boot: str) -> int:
+    def _oldest_of(self, tail: SegmentTail) -> int:
         """The first sequence number of a boot that is still on disk."""
-        tails = (SegmentTail.open(path) for path in segments(self._spool.directory))
-        return next(tail.next for tail in tails if tail is not None and tail.boot == boot)
+        for path in segments(self._spool.directory):
+            first = SegmentTail.open(path)
+            if first is not None and first.boot == tail.boot:
+                return first.next
+        return tail.next
 
     def _note_failure(self, error: Exception) -> None:
         self._metrics.ship_failures += 1
-        if not self._failing:
-            self._failing = True
-            self._log.warning("collector_unavailable", error_type=type(error).__name__)
+        # Only what is ours is quoted: texts of libraries can carry what they parsed.
+        told = isinstance(error, CollectorRefused | ValetkeyError)
+        failure = str(error) if told else type(error).__name__
+        if failure != self._failure:
+            self._failure = failure
+            self._log.warning("collector_unavailable", reason=failure)
+
+
+_FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValetkeyError, CollectorRefused)
 
 
 def _unlink(path: Path) -> int:

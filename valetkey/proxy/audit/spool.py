@@ -3,9 +3,11 @@
 - A record is stored into a shared, file-backed mapping. From then on the kernel has it: SIGKILL
   of this process loses nothing, and no system call was made.
 - A thread of its own brings the mapping to disk every few milliseconds (group commit); what a
-  power loss can cost is one interval. `on_durable` calls back once a record is on disk.
-- Space is taken ahead, a segment at a time. When no further segment may be had, decisions are
-  refused (`SpoolFull`) while enough room is left for the outcomes of the calls in flight.
+  power loss can cost is one interval. `on_durable` calls back once a record is on disk, or can't
+  be brought there: after a sync that failed nothing counts as committed any more.
+- Space is taken ahead, a segment at a time. While no further segment may be had, decisions are
+  refused (`SpoolFull`) as soon as what is left is needed for the outcomes of the calls in flight.
+  Space is asked for again every second.
 - A segment is deleted only when the collector has acknowledged everything in it; the last one of
   a boot stays until the next boot has stated where it ended.
 
@@ -23,30 +25,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import AuditError, ConfigError
-from valetkey.contracts.events import GENESIS
+from valetkey.contracts.events import BOOT, GENESIS
 from valetkey.contracts.logs import Log
-from valetkey.proxy.audit.reader import read_segment, segments
+from valetkey.proxy.audit.reader import SegmentTail, read_segment, segments
 from valetkey.proxy.audit.segment import (
     FRAME_SIZE,
     HEADER_SIZE,
+    TORN,
     Segment,
+    is_blank,
     is_full_disk,
     path_of,
-    read_header,
 )
 
-# An outcome event is at most this long (its only free text is a code); see recorder.
+# An outcome event with its frame takes at most this (its only free text is a code); see recorder.
 OUTCOME_ROOM: Final = 2048
+# Below this a segment could not hold a decision with a long reason, and its outcome.
+LEAST_SEGMENT: Final = 64 << 10
+_RETRY: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousBoot:
+class PreviousBoot(NamedTuple):
     """Where the boot before this one ended, as its last segment shows."""
 
     boot: str
@@ -65,51 +69,64 @@ class Spool:
     def __init__(
         self, directory: Path, *, segment_size: int, max_size: int, commit_every: float
     ) -> None:
+        if segment_size < LEAST_SEGMENT:
+            raise ConfigError(f"spool.segment_size: less than {LEAST_SEGMENT >> 10}KiB")
+        if max_size < 2 * segment_size:
+            raise ConfigError("spool.max_size: less than two segments (spool.segment_size)")
         self._log = Log("spool")
         self.directory = directory
         self._segment_size = segment_size
         self._max_size = max_size
         self._commit_every = commit_every
-        self.boot = f"{int(time.time()):08x}{secrets.token_hex(4)}"
         self.seq = 0
         self.link = GENESIS.encode()
         """Hex SHA-256 of the last event: the next one's ``prevhash``."""
         self.open_calls = 0
         """Calls whose outcome event is still to come; room is kept for it."""
         self._lock = self._take_directory()
-        leftover = segments(directory)
-        self.previous = self._read_previous(leftover)
-        self._disk = sum(path.stat().st_size for path in leftover)
         self._number = 0
         self._next: Segment | None = None
         self._space = threading.Lock()
         self._full = ""
+        self._retry_at = 0.0
         self._failed = ""
         self._retired: deque[Segment] = deque()
-        self._waiters: deque[tuple[int, Callable[[], None]]] = deque()
+        self._waiters: deque[tuple[int, Callable[[bool], None]]] = deque()
         self.committed = 0
-        self._current = self._new_segment()
+        self._comfortable = 0
+        """Up to here the current segment is used without a second look: never, until there is a
+        next one."""
+        try:
+            leftover = segments(directory)
+            self.boot = _new_boot(leftover)
+            self.previous = self._read_previous(leftover)
+            self._disk = sum(path.stat().st_size for path in leftover)
+            self._current = self._new_segment()
+        except OSError as error:
+            os.close(self._lock)
+            raise ConfigError(f"spool.dir: {directory}: {error}") from error
         self._current.begin(self.boot, 1, bytes.fromhex(GENESIS))
-        self._limit = segment_size
-        self._comfortable = segment_size - FRAME_SIZE - OUTCOME_ROOM
         self._sleeping = False
         self._wake = threading.Event()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._commit_loop, name="spool-commit", daemon=True)
+        self._committer = threading.Thread(
+            target=self._commit_loop, name="spool-commit", daemon=True
+        )
 
     # --- for the event loop -------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin committing. Called on the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._committer.start()
 
     async def stop(self) -> None:
         """Commit everything and let go of the directory."""
         self._stopping = True
         self._wake.set()
-        await asyncio.to_thread(self._thread.join)
+        if self._committer.ident is not None:
+            await asyncio.to_thread(self._committer.join)
         self._current.close()
         if self._next is not None:
             self._next.close()
@@ -122,7 +139,7 @@ class Spool:
         Raises `SpoolFull` for a decision that finds no room, `AuditError` when the disk fails.
         """
         current = self._current
-        if current.end + len(raw) > self._comfortable or self._failed:
+        if current.end + len(raw) > self._comfortable:
             current = self._make_room(FRAME_SIZE + len(raw), decision=decision)
         self.link = link = hashlib.sha256(raw).hexdigest().encode()
         current.store(raw, link)
@@ -131,17 +148,22 @@ class Spool:
             self._wake.set()
         return seq
 
-    def on_durable(self, seq: int, callback: Callable[[], None]) -> None:
-        """Call back on the loop once the event of that number is on disk."""
+    def on_durable(self, seq: int, callback: Callable[[bool], None]) -> None:
+        """Call back on the loop once the event of that number is on disk (or never will be)."""
         if self.committed >= seq:
-            callback()
+            callback(True)
+        elif self._failed:
+            callback(False)
         else:
             self._waiters.append((seq, callback))
 
     @property
     def problem(self) -> str:
         """Why decisions are refused now, or empty."""
-        return self._failed or self._full
+        if self._failed or self._next is not None:
+            return self._failed
+        left = self._segment_size - self._current.end
+        return self._full if left < (self.open_calls + 2) * OUTCOME_ROOM else ""
 
     @property
     def disk(self) -> int:
@@ -153,10 +175,10 @@ class Spool:
         return self._current.path
 
     def deleted(self, size: int) -> None:
-        """A segment was acknowledged and deleted: there is room again."""
+        """A segment was acknowledged and deleted: there may be room again."""
         with self._space:
             self._disk -= size
-            self._full = ""
+        self._retry_at = 0.0
         self._wake.set()
 
     # --- room ---------------------------------------------------------------------------------
@@ -166,40 +188,50 @@ class Spool:
             raise AuditError(codes.AUDIT_UNAVAILABLE, self._failed)
         if room > self._segment_size - HEADER_SIZE:
             raise AuditError(codes.AUDIT_UNAVAILABLE, "an event is larger than a segment")
-        if self._next is None:
+        left = self._segment_size - self._current.end
+        # Outcomes may use up the last segment; decisions leave them their room.
+        reserved = (self.open_calls + 1) * OUTCOME_ROOM if decision else 0
+        if self._next is None and left < room + reserved and not self._full:
             # The committer prepares it ahead; this is for a burst that outran it.
             self._prepare_next()
-        left = self._limit - self._current.end
         if self._next is None:
-            # The last segment: outcomes may use it up, decisions leave them their room.
-            reserved = (self.open_calls + 1) * OUTCOME_ROOM if decision else 0
             if left < room + reserved:
                 raise SpoolFull(codes.AUDIT_UNAVAILABLE, self._full or "no further segment")
             return self._current
         if left >= room:
             return self._current
-        self._retired.append(self._current)
-        self._current, self._next = self._next, None
-        self._current.begin(self.boot, self.seq + 1, bytes.fromhex(self.link.decode()))
+        with self._space:
+            self._retired.append(self._current)
+            self._current, self._next = self._next, None
+            self._comfortable = 0
+            self._current.begin(self.boot, self.seq + 1, bytes.fromhex(self.link.decode()))
         self._wake.set()
         return self._current
 
     def _prepare_next(self) -> None:
         """Take space for one more segment, if settings and disk allow it. From either thread."""
         with self._space:
-            if self._next is not None:
+            if self._next is not None or self._failed:
                 return
+            problem = ""
             if self._disk + self._segment_size > self._max_size:
-                self._full = "spool.max_size is reached"
-                return
-            try:
-                self._next = self._new_segment()
-            except OSError as error:
-                if is_full_disk(error):
-                    self._full = "the disk is full"
+                problem = "spool.max_size is reached"
+            else:
+                try:
+                    self._next = self._new_segment()
+                except OSError as error:
+                    problem = (
+                        "the disk is full"
+                        if is_full_disk(error)
+                        else f"a segment can't be made: {type(error).__name__}"
+                    )
                 else:
-                    self._failed = f"a segment can't be made: {type(error).__name__}"
-                    self._log.error("spool_failed", reason=self._failed)
+                    self._comfortable = self._segment_size - FRAME_SIZE
+            if problem and problem != self._full:
+                self._log.warning("spool_full", reason=problem)
+            elif self._full and not problem:
+                self._log.info("spool_has_room")
+            self._full = problem
 
     def _new_segment(self) -> Segment:
         self._number += 1
@@ -225,39 +257,54 @@ class Spool:
         return lock
 
     def _read_previous(self, leftover: list[Path]) -> PreviousBoot | None:
-        """The end of the latest boot on disk; segments that were never begun are removed."""
+        """The end of the latest boot on disk; segments that were never begun are removed.
+
+        A boot that was killed before its first event had nothing to end.
+        """
         for path in reversed(list(leftover)):
-            with path.open("rb") as file:
-                header = read_header(file.read(HEADER_SIZE))
-            if header is None:
-                path.unlink()
-                leftover.remove(path)
+            tail = SegmentTail.open(path)
+            if tail is None:
+                with path.open("rb") as file:
+                    blank = is_blank(file.read(HEADER_SIZE))
+                if blank:
+                    path.unlink()
+                    leftover.remove(path)
+                else:
+                    self._log.error("segment_damaged", file=path)
                 continue
-            seq, link, torn = header.first - 1, header.link.hex(), False
+            seq, link, torn = tail.next - 1, tail.link.hex(), False
             for record in read_segment(path):
-                if record.problem:
-                    torn = True
-                    break
-                seq, link = record.seq, hashlib.sha256(record.raw).hexdigest()
-            return PreviousBoot(header.boot, seq, link, torn)
+                torn = record.problem.startswith(TORN)
+                if not record.problem:
+                    seq, link = record.seq, hashlib.sha256(record.raw).hexdigest()
+            if seq or torn:
+                return PreviousBoot(tail.boot, seq, link, torn)
         return None
 
     # --- the committer's thread ---------------------------------------------------------------
 
     def _commit_loop(self) -> None:
         while True:
-            if self.seq == self.committed and not self._stopping:
+            now = time.monotonic()
+            if self._next is None and (not self._full or now >= self._retry_at):
+                self._retry_at = now + _RETRY
+                self._prepare_next()
+            if self._idle() and not self._stopping:
                 self._sleeping = True
                 # Looked at once more: an append may have come before the flag was up.
-                if self.seq == self.committed and not self._stopping:
-                    self._wake.wait(1.0)
+                if self._idle() and not self._stopping:
+                    self._wake.wait(_RETRY)
                 self._sleeping = False
                 self._wake.clear()
             if not self._stopping:
                 time.sleep(self._commit_every)
-            self._commit()
-            if self._stopping and self.seq == self.committed:
+            if not self._failed:
+                self._commit()
+            if self._stopping and self._idle():
                 return
+
+    def _idle(self) -> bool:
+        return self.seq == self.committed or bool(self._failed)
 
     def _commit(self) -> None:
         # In this order: what `seq` counts is then in a retired segment or in `current`.
@@ -265,25 +312,43 @@ class Spool:
         current: Segment | None = self._current
         try:
             while self._retired:
-                retired = self._retired.popleft()
+                retired = self._retired[0]
                 retired.sync()
+                self._retired.popleft()
                 retired.close()
                 if retired is current:
                     current = None
             if current is not None and seq != self.committed:
                 current.sync()
         except OSError as error:
-            # After a failed sync nobody knows what is on disk (the kernel may drop the pages).
-            self._failed = f"the spool can't be brought to disk: {type(error).__name__}"
-            self._log.error("spool_failed", reason=self._failed)
-            return
-        self.committed = seq
+            self._fail(f"the spool can't be brought to disk: {type(error).__name__}")
+        else:
+            self.committed = seq
         if self._waiters and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._release, seq)
-        if self._current.end * 2 > self._segment_size and not self._full:
-            self._prepare_next()
+            self._loop.call_soon_threadsafe(self._release)
 
-    def _release(self, seq: int) -> None:
-        """On the loop: call back everybody who waited for a record up to ``seq``."""
-        while self._waiters and self._waiters[0][0] <= seq:
-            self._waiters.popleft()[1]()
+    def _fail(self, reason: str) -> None:
+        """Refuse everything from now on: after a failed sync nobody knows what is on disk.
+
+        The kernel may have dropped the pages, and the next sync would report success.
+        """
+        with self._space:
+            self._failed = reason
+            self._comfortable = 0
+        self._log.error("spool_failed", reason=reason)
+
+    def _release(self) -> None:
+        """On the loop: call back everybody whose record is on disk, or will never be."""
+        while self._waiters and (self._waiters[0][0] <= self.committed or self._failed):
+            seq, callback = self._waiters.popleft()
+            callback(seq <= self.committed)
+
+
+def _new_boot(leftover: list[Path]) -> str:
+    """A name for this boot that sorts behind all on disk, also if the clock went back."""
+    seconds = int(time.time())
+    for path in leftover:
+        boot = path.name.partition("-")[0]
+        if BOOT.fullmatch(boot):
+            seconds = max(seconds, int(boot[:8], 16) + 1)
+    return f"{seconds:08x}{secrets.token_hex(4)}"

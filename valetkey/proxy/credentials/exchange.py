@@ -36,6 +36,7 @@ from valetkey.proxy.identity.file import FileIdentity
 _MAX_ANSWER: Final = 64 << 10
 # RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
+_WORD: Final = re.compile(r"[a-z0-9_]{1,64}")
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
 # Whose refusals the workload may be told by their own code.
@@ -104,7 +105,9 @@ class ExchangeClient:
 
     async def _post_once(self, form: dict[str, str]) -> tuple[int, bytes, str]:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=False)
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
         proof = self._key.proof(
             method="POST",
             url=self._endpoint,
@@ -187,7 +190,7 @@ def _seconds_left(token: Secret) -> float:
         expires = parse(token.reveal()).unverified_claims.get("exp")
     except TokenInvalid as error:
         raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
-    if not isinstance(expires, int | float):
+    if not isinstance(expires, int | float) or isinstance(expires, bool):
         raise CallerError(codes.SUBJECT_INVALID, "exp is missing")
     left = expires - time.time()
     if left <= 0:
@@ -205,13 +208,16 @@ def _error(body: bytes) -> oauth.TokenError:
 def _refusal(status: int, body: bytes) -> ValetkeyError:
     """What a refused exchange means for the call. RFC 6749 §5.2."""
     error = _error(body)
-    reason = f"the broker answered {status} {error.error or 'without an OAuth error'}"
+    # An error is a word; anything else might be something that must not be repeated.
+    word = error.error if _WORD.fullmatch(error.error) else ""
+    reason = f"the broker answered {status} {word or 'without an OAuth error'}"
     if status >= 500 or status == 429:
         return BrokerError(codes.BROKER_UNAVAILABLE, reason)
     code = codes.by_name(error.code)
     if code is not None and code.family in _PASSED_ON:
         return PolicyError(code, reason)
-    if not error.error:
+    if not word or word == "use_dpop_nonce":
+        # Not a policy's no: the second proof had the nonce that came with the first refusal.
         return _unusable(reason)
     return PolicyError(codes.BROKER_REFUSED, reason)
 

@@ -9,6 +9,7 @@ workload and knowing when to stop using it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.decision import Principal
 
 _POLL: Final = 1.0
+# More than any token that a server takes in a header.
+_MAX_FILE: Final = 64 << 10
 
 
 class FileIdentity:
@@ -33,7 +36,14 @@ class FileIdentity:
         self._token: Secret | None = None
         self._expires = 0.0
         self._principal: Principal | None = None
-        self.problem = "the token file was not read yet"
+        self._problem = "the token file was not read yet"
+
+    @property
+    def problem(self) -> str:
+        """Why the file can't be used, or why there is no identity; empty if all is well."""
+        if not self._problem and time.time() >= self._expires:
+            return "the token has expired"
+        return self._problem
 
     def principal(self) -> Principal | None:
         """Whom this sidecar speaks for; ``None`` when there is no unexpired token."""
@@ -43,8 +53,7 @@ class FileIdentity:
         """The token and the seconds it is still good for. Raises `BrokerError`."""
         left = self._expires - time.time()
         if self._token is None or left <= 0:
-            reason = self.problem or "the token has expired"
-            raise BrokerError(codes.IDENTITY_UNAVAILABLE, reason)
+            raise BrokerError(codes.IDENTITY_UNAVAILABLE, self.problem)
         return self._token, left
 
     def refresh(self) -> None:
@@ -54,7 +63,8 @@ class FileIdentity:
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
             if stamp == self._stamp:
                 return
-            text = self._path.read_text(encoding="ascii").strip()
+            with self._path.open(encoding="ascii") as file:
+                text = file.read(_MAX_FILE).strip()
         except (OSError, UnicodeDecodeError) as error:
             self._fail(f"the token file can't be read: {type(error).__name__}")
             return
@@ -67,14 +77,18 @@ class FileIdentity:
         if (
             not isinstance(issuer, str)
             or not isinstance(subject, str)
+            or not issuer
+            or not subject
             or not isinstance(expires, int | float)
+            or isinstance(expires, bool)
+            or not math.isfinite(expires)
         ):
             self._fail("the token lacks iss, sub or exp")
             return
         self._stamp = stamp
         self._token = Secret(text)
         self._expires = float(expires)
-        self.problem = ""
+        self._problem = ""
         known = self._principal
         if known is None or (known.tenant, known.subject) != (issuer, subject):
             self._principal = Principal(issuer, subject)
@@ -93,6 +107,6 @@ class FileIdentity:
             self._principal = Principal(known.tenant, known.subject, known.epoch)
 
     def _fail(self, problem: str) -> None:
-        if problem != self.problem:
+        if problem != self._problem:
             self._log.warning("identity_unavailable", reason=problem, file=self._path)
-        self.problem = problem
+        self._problem = problem

@@ -1,0 +1,19 @@
+"""Options of the crash test: ``pytest tests/e2e/test_crash.py --kills 50``."""
+
+from __future__ import annotations
+
+import pytest
+
+_KILLS = 5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=_KILLS, help="How often the crash test kills the sidecar."
+    )
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often the sidecar is killed; the option is unknown where all tests are collected."""
+    return int(request.config.getoption("kills", _KILLS))
