@@ -26,6 +26,7 @@ from valetkey.contracts.jose import (
     TokenInvalid,
     b64url,
     b64url_decode,
+    is_time,
     thumbprint,
 )
 
@@ -120,7 +121,7 @@ def verify_proof(
     jti, issued_at = claims.get("jti"), claims.get("iat")
     if not isinstance(jti, str) or not 1 <= len(jti) <= 256:
         raise TokenInvalid("jti is missing or too long")
-    if not isinstance(issued_at, int | float) or isinstance(issued_at, bool):
+    if not is_time(issued_at):
         raise TokenInvalid("iat is missing")
     if abs(now - issued_at) > PROOF_LIFETIME:
         raise TokenInvalid("iat is too far from now")

@@ -19,7 +19,7 @@ import binascii
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import msgspec
 
@@ -34,6 +34,9 @@ ALGORITHMS: Final = frozenset({"ES256", "ES384", "RS256", "PS256", "EdDSA"})
 
 # standards.md §8: at most 30 s of leeway between two clocks.
 LEEWAY: Final = 30
+
+# The last second that calendars with four digits can write.
+MAX_TIME: Final = 253_402_300_799
 
 _FORBIDDEN_HEADERS: Final = ("jku", "x5u", "x5c", "jwk", "crit", "zip")
 
@@ -229,6 +232,16 @@ def present(value: Any, _now: float) -> None:
         raise TokenInvalid("a required claim is missing")
 
 
+def is_time(value: Any) -> TypeGuard[int | float]:
+    """Whether a claim is a NumericDate (RFC 7519 §2) that arithmetic can be done with."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        # JSON integers have no bound, floats have: a larger one is no date but an overflow.
+        and abs(value) <= MAX_TIME
+    )
+
+
 def thumbprint(jwk: Mapping[str, Any]) -> str:
     """RFC 7638 SHA-256 thumbprint, base64url. Raises `TokenInvalid` for an unknown ``kty``."""
     members = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n"), "OKP": ("crv", "kty", "x")}
@@ -278,7 +291,7 @@ def _check_signature(compact: str, key: jwt.PyJWK, algorithm: str) -> None:
 
 def _check_times(claims: Mapping[str, Any], now: float) -> None:
     expires = claims.get("exp")
-    if not isinstance(expires, int | float) or isinstance(expires, bool):
+    if not is_time(expires):
         raise TokenInvalid("exp is missing")
     if now >= expires + LEEWAY:
         raise TokenInvalid("expired")
@@ -286,7 +299,7 @@ def _check_times(claims: Mapping[str, Any], now: float) -> None:
         value = claims.get(name)
         if value is None:
             continue
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not is_time(value):
             raise TokenInvalid(f"{name} is not a time")
         if now < value - LEEWAY:
             raise TokenInvalid(f"{name} is in the future")

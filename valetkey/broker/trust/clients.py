@@ -115,7 +115,7 @@ class ClientAuthenticator:
         claims = assertion.claims.claims
         now = self._clock()
         begins = claims.get("iat", now)
-        if not isinstance(begins, int | float) or assertion.expires - begins > ASSERTION_LIFETIME:
+        if not jose.is_time(begins) or assertion.expires - begins > ASSERTION_LIFETIME:
             raise TokenInvalid("the assertion lives longer than 60 s")
         if assertion.expires - now > ASSERTION_LIFETIME + jose.LEEWAY:
             raise TokenInvalid("the assertion expires too far from now")
