@@ -1,4 +1,4 @@
-"""``valetkey check``: says whether a settings file would start its program."""
+"""``valetkey check``: reads a settings file as its program does; what it names is not opened."""
 
 from __future__ import annotations
 
