@@ -190,13 +190,16 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
     route = target.routes.match(facts.method, segments, start)
     if route is None:
         return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target)
-    if ";" in path and target.routes.match(facts.method, _bare(segments), start) is not route:
+    if (";" in path or "%3" in path) and target.routes.match(
+        facts.method, _bare(segments), start
+    ) is not route:
         # Servlet containers cut path parameters before they map the path (RFC 3986 §3.3).
         return Deny(
             codes.REQUEST_AMBIGUOUS_PATH, "path parameters lead to another route", target, route
         )
     if start:
-        path = path[len(target.prefix) :]
+        # By its slash, not by its length: the prefix may have been sent percent-encoded.
+        path = path[path.index("/", 1) :]
     request_target = path
     dropped: tuple[str, ...] = ()
     query = facts.query

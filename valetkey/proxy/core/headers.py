@@ -10,7 +10,6 @@ Fields come as ``(normal name, raw name, raw value)`` and keep their order and s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from valetkey.contracts import codes
@@ -31,6 +30,9 @@ MANAGED: Final = frozenset({
     "x-api-key", "api-key", "apikey", "x-auth-token", "x-access-token", "private-token",
     "x-amz-security-token", "x-goog-iam-authorization-token", "ocp-apim-subscription-key",
 })  # fmt: skip
+
+# Passing these through would let a caller speak with a credential of its own.
+ALWAYS_MANAGED: Final = frozenset({"authorization", "proxy-authorization", "dpop", "txn-token"})
 
 # The sidecar writes these itself.
 _OWN: Final = frozenset({"host", "content-length", "via"})
@@ -55,14 +57,16 @@ RESPONSE_STRIPPED: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class HeaderPolicy:
     """What one target manages on top of `MANAGED`, and what it lets through of it.
 
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    managed: frozenset[str]
+    __slots__ = ("managed",)
+
+    def __init__(self, managed: frozenset[str]) -> None:
+        self.managed = managed
 
     @classmethod
     def of(
@@ -73,8 +77,7 @@ class HeaderPolicy:
         names.add(normal(subject_header))
         if injected:
             names.add(normal(injected))
-        # Passing these through would let a caller speak with a credential of its own.
-        return cls(frozenset(names | {"authorization", "proxy-authorization", "dpop", "txn-token"}))
+        return cls(frozenset(names | ALWAYS_MANAGED))
 
 
 def normal(name: str) -> str:

@@ -16,8 +16,11 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 
 # RFC 3986 §3.3 without percent-encoding: segments of pchar, none of them empty but the last, none
-# a dot segment (also not with a path parameter behind it, `..;x`, which some servers strip).
-_PLAIN: Final = re.compile(r"(?:/(?!\.{1,2}(?:[/;]|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+)*(?:/)?")
+# a dot segment (also not with a path parameter behind it: some servers strip that, and `..;x`
+# would be `..` to them, and `/;x/` an empty segment).
+_PLAIN: Final = re.compile(
+    r"(?:/(?!\.{0,2};|\.{1,2}(?:/|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+)*(?:/)?"
+)
 _ENCODED: Final = re.compile(r"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+)*(?:/)?")
 # RFC 3986 §3.4 plus what browsers and libraries send unencoded; never a space, control or `#`.
 _QUERY: Final = re.compile(r"[\x21\x22\x24-\x7e]*")
@@ -78,8 +81,9 @@ def _decode(segment: str) -> str:
         raise _ambiguous("a segment is not UTF-8") from error
     if _HIDDEN.search(text):
         raise _ambiguous("an encoded delimiter or control character")
-    if text.partition(";")[0] in {".", ".."}:
-        raise _ambiguous("an encoded dot segment")
+    bare, parameter, _ = text.partition(";")
+    if bare in {".", ".."} or (parameter and not bare):
+        raise _ambiguous("an encoded dot segment, or nothing but parameters")
     if unquote_to_bytes(text) != text.encode():
         raise _ambiguous("decoding it twice would change it")
     return text

@@ -14,16 +14,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
 from valetkey.proxy.core.addresses import Network, parse_networks
-from valetkey.proxy.core.headers import HOP_BY_HOP, HeaderPolicy, normal
+from valetkey.proxy.core.authority import host_of
+from valetkey.proxy.core.headers import ALWAYS_MANAGED, HOP_BY_HOP, HeaderPolicy, normal
 from valetkey.proxy.core.routing import PatternError, RouteTree
 from valetkey.proxy.settings import ProxySettings, RouteSettings, TargetSettings
 
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _PORTS: Final = {"http": 80, "https": 443}
-_FRAMING: Final = frozenset({"host", "content-length", "via", "expect", "cookie"})
+_FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 
 
 class Target:
@@ -49,6 +50,12 @@ class Target:
         self.endpoint = endpoint
         self.inject = _injected_header(settings, where)
         self.thumbprint = thumbprint if settings.credential.kind == "dpop" else ""
+        for passed in settings.pass_headers:
+            if normal(passed) in ALWAYS_MANAGED | HOP_BY_HOP | {
+                normal(self.inject or ""),
+                normal(subject),
+            }:
+                raise ConfigError(f"{where}.pass_headers: {passed!r} can't be passed")
         self.headers = HeaderPolicy.of(
             injected=self.inject, subject_header=subject, passed=settings.pass_headers
         )
@@ -116,9 +123,13 @@ class Snapshot:
         self._hosts: dict[str, Target] = {}
         for target in targets.values():
             if target.prefix:
+                if target.prefix in {"/.", "/.."}:
+                    raise ConfigError(
+                        f"targets.{target.name}.prefix: a dot segment matches nothing"
+                    )
                 self._claim(self._prefixes, target.prefix[1:], target, "prefix")
             for host in target.settings.hosts:
-                self._claim(self._hosts, host.lower(), target, "hosts")
+                self._claim(self._hosts, _host(host, target), target, "hosts")
 
     def find_target(
         self, listener_target: str | None, authority: str, segments: Sequence[str]
@@ -155,6 +166,9 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     if settings.collector is not None:
         tls, host, _ = split_origin(settings.collector.url, "collector.url")
         _require_tls(tls, host, "collector.url")
+    subject = normal(settings.workload.subject_header)
+    if subject in HOP_BY_HOP | _FRAMING:
+        raise ConfigError(f"workload.subject_header: {subject!r} can't carry a token")
     endpoint = settings.broker.url.rstrip("/") + "/token"
     targets = {
         name: Target(
@@ -203,11 +217,19 @@ def split_origin(url: str, where: str) -> tuple[bool, str, int]:
     host = parts.hostname or ""
     if ":" in host:
         host = f"[{host}]"
-    if parts.scheme not in _PORTS or not _HOST.fullmatch(host):
+    if parts.scheme not in _PORTS or not _HOST.fullmatch(host) or port == 0:
         raise ConfigError(f"{where}: not an http(s) origin: {url!r}")
     if parts.username is not None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(f"{where}: an origin has no userinfo, path, query or fragment: {url!r}")
     return parts.scheme == "https", host, port or _PORTS[parts.scheme]
+
+
+def _host(text: str, target: Target) -> str:
+    """A host that a Host header can name; anything else would silently match nothing."""
+    try:
+        return host_of(text)
+    except CallerError as error:
+        raise ConfigError(f"targets.{target.name}.hosts: {text!r} is no host name") from error
 
 
 def _require_tls(tls: bool, host: str, where: str) -> None:
@@ -224,7 +246,8 @@ def _injected_header(settings: TargetSettings, where: str) -> str | None:
         return None
     if name is None:
         raise ConfigError(f"{where}.credential.name: kind header needs the header's name")
-    if normal(name) in HOP_BY_HOP or normal(name) in _FRAMING:
+    # The settings' pattern lets a newline at the end through (`$` of Python's `re`).
+    if normal(name) in HOP_BY_HOP | _FRAMING | {"cookie"} or name.endswith("\n"):
         raise ConfigError(f"{where}.credential.name: {name!r} can't carry a credential")
     return name
 

@@ -48,10 +48,10 @@ class Call:
 
     __slots__ = (
         "_answer", "_answer_left", "_dechunk", "_decoder", "_interim", "_left", "_rechunk",
-        "_reuse", "attempts", "body_open", "deadline", "decision_seq", "ended", "head", "inbound",
-        "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received", "replay",
-        "retried_credential", "retried_nonce", "sent", "started", "status", "t_answer",
-        "t_forward", "t_reply",
+        "_retried_stale", "_reuse", "attempts", "body_open", "deadline", "decision_seq", "ended",
+        "head", "inbound", "lines", "needs", "outbound", "pending", "pep", "permit", "phase",
+        "received", "replay", "retried_credential", "retried_nonce", "sent", "started", "status",
+        "t_answer", "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Call:
         self._dechunk: ChunkedDecoder | None = None
         self._rechunk = False
         self._interim = 0
+        self._retried_stale = False
         self._reuse = True
         self.status = 0
         self.sent = 0
@@ -212,6 +213,9 @@ class Call:
             inbound.close_after = True
         if block.close or (head.version == 0 and not block.keep_alive):
             self._reuse = False
+        if status == 204 and (block.chunked or block.length):
+            # RFC 9112 §6.3: it has no body. A target that thinks it has sends one we don't read.
+            self._reuse = False
         if self.head.method == "HEAD" or status in {204, 304}:
             # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
             self._answer_left = 0
@@ -297,16 +301,16 @@ class Call:
         if outbound is None:
             return
         if self.phase == Phase.ANSWERING:
-            if self._dechunk is None and self._answer_left is None:
-                self.target_ended()
-            else:
-                self._cut(b"", codes.TARGET_CLOSED)
+            # Also a body that ends with the connection: its end would have been announced
+            # (`target_ended`); a reset, or TLS without close_notify, is none.
+            self._cut(b"", codes.TARGET_CLOSED)
             return
         # A connection that was kept open may have been closed before our request reached it: a
         # request that may be repeated is, once, on a new connection (RFC 9112 §9.3.1).
-        stale = outbound.used and not self._answer and self.attempts == 1
+        stale = outbound.used and not self.t_answer and not self._retried_stale
         self.drop_target()
         if stale and self.replayable and self.head.method in _IDEMPOTENT:
+            self._retried_stale = True
             self.pep.send_again(self)
             return
         self.fail(codes.TARGET_CLOSED, "closed before the response head")
@@ -315,6 +319,7 @@ class Call:
         self.inbound.hold_reading()
 
     def target_write_resumed(self) -> None:
+        self._progressed()
         self.inbound.release_reading()
 
     def workload_write_paused(self) -> None:
@@ -322,8 +327,18 @@ class Call:
             self.outbound.transport.pause_reading()
 
     def workload_write_resumed(self) -> None:
+        self._progressed()
         if self.outbound is not None and self.outbound.open:
             self.outbound.transport.resume_reading()
+
+    def _progressed(self) -> None:
+        """A side took what waited for it: whoever is next to move has its whole time again."""
+        if self.phase >= Phase.WAITING:
+            timeouts = self.pep.timeouts
+            last_word = self.phase == Phase.WAITING and not self.body_open
+            self.deadline = time.monotonic() + (
+                timeouts.first_byte if last_word else timeouts.stall
+            )
 
     def workload_lost(self) -> None:
         """The workload is gone: nobody waits for the answer."""

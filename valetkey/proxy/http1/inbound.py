@@ -9,6 +9,8 @@ arrives is thrown away for a moment, then it is closed.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from typing import TYPE_CHECKING, Final, cast
 
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 _AHEAD: Final = 64 << 10
 # nginx's lingering_timeout is 5 s, its lingering_time 30 s; a sidecar's peer is on the same host.
 _LINGER: Final = 2.0
+# struct linger: on, for no time at all. The close then sends RST (socket(7), SO_LINGER).
+_RESET: Final = struct.pack("ii", 1, 0)
 _CLOSE: Final = b"connection: close\r\n"
 _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
-class WorkloadConnection(asyncio.Protocol):
-    """Reads heads, makes calls, writes answers."""
+class WorkloadConnection:
+    """Reads heads, makes calls, writes answers: an `asyncio.Protocol` by its methods."""
 
     __slots__ = (
         "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_out", "call", "close_after",
@@ -77,6 +81,9 @@ class WorkloadConnection(asyncio.Protocol):
         if call is None:
             if self._lingering:
                 return
+            if self.write_paused:
+                self._keep(data)
+                return
             self._buffer = self._buffer + data if self._buffer else data
             self._read_requests()
         elif call.body_open:
@@ -90,10 +97,13 @@ class WorkloadConnection(asyncio.Protocol):
         """The workload sends no more; what it has asked for is still answered."""
         self._ended = True
         call = self.call
-        if call is None or self._lingering:
+        if self._lingering or (call is None and not (self.write_paused and self._buffer)):
             self.end()
             return None
-        self.close_after = True
+        if call is None:
+            return True
+        if not self._buffer:
+            self.close_after = True
         if call.body_open:
             call.workload_lost()
             return None
@@ -114,13 +124,15 @@ class WorkloadConnection(asyncio.Protocol):
         self.write_paused = False
         if self.call is not None:
             self.call.workload_write_resumed()
+        else:
+            self._read_requests()
 
     def expired(self, now: float) -> None:
         """A deadline passed (called by the sweep)."""
         if self.call is not None:
             if self.call.deadline and now >= self.call.deadline:
                 self.call.expired()
-        elif self._lingering or not self._buffer:
+        elif self._lingering or not self._buffer or self.write_paused:
             self.transport.abort()
         else:
             self._refuse_head(self.pep.head_timeout())
@@ -128,19 +140,26 @@ class WorkloadConnection(asyncio.Protocol):
     # --- requests -----------------------------------------------------------------------------
 
     def _read_requests(self) -> None:
-        """Read heads and make calls until bytes or turns run out. Never recursive."""
+        """Read heads and make calls until bytes or turns run out. Never recursive.
+
+        A workload that does not take its answers gets no further ones to wait in memory.
+        """
         if self._looping:
             return
         self._looping = True
         try:
             while self.call is None and self._buffer and not self._lingering:
+                if self.write_paused:
+                    return
                 try:
                     head = self.pep.heads.request(self._buffer)
                 except CallerError as error:
                     self._refuse_head(error)
                     return
                 if head is None:
-                    if not self._in_head:
+                    if self._ended:
+                        self.end()
+                    elif not self._in_head:
                         self._in_head = True
                         self.deadline = time.monotonic() + self.pep.timeouts.head
                     return
@@ -155,7 +174,7 @@ class WorkloadConnection(asyncio.Protocol):
         self.minor = head.version
         block = head.block
         self.close_after = (
-            self._ended
+            (self._ended and not rest)
             or block.close
             or (head.version == 0 and not block.keep_alive)
             or self.pep.draining
@@ -195,7 +214,8 @@ class WorkloadConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Send now what was written."""
         out, self._out = self._out, []
-        if out:
+        # A transport that was lost in the same turn takes no more, and uvloop says so by raising.
+        if out and not self.transport.is_closing():
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def connection_line(self) -> bytes:
@@ -225,8 +245,7 @@ class WorkloadConnection(asyncio.Protocol):
         unread = call.body_open
         self.call = None
         if self.reset_after:
-            self.flush()
-            self.transport.abort()
+            self._reset()
         elif self.close_after:
             if unread and not self._ended:
                 self._say_goodbye()
@@ -261,6 +280,15 @@ class WorkloadConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + self.pep.timeouts.stall
         self.flush()
         self.transport.close()
+
+    def _reset(self) -> None:
+        """End so that the workload can't take it for a clean end: RST, not FIN."""
+        self._buffer = b""
+        self.flush()
+        peer = self.transport.get_extra_info("socket")
+        if peer is not None and not self.transport.is_closing():
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def _say_goodbye(self) -> None:
         self._lingering = True

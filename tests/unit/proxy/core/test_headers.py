@@ -1,0 +1,161 @@
+"""What of a head goes on, what is dropped, and what makes the call a refusal."""
+
+from __future__ import annotations
+
+import pytest
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.proxy.core.headers import (
+    HOP_BY_HOP,
+    MANAGED,
+    Field,
+    HeaderPolicy,
+    check_connection,
+    normal,
+    request_fields,
+    response_fields,
+)
+
+SUBJECT = "X-Valetkey-Subject"
+
+
+def policy(injected: str | None = None, passed: tuple[str, ...] = ()) -> HeaderPolicy:
+    return HeaderPolicy.of(injected=injected, subject_header=SUBJECT, passed=passed)
+
+
+def fields(*lines: str) -> list[Field]:
+    return [
+        (normal(name), name.encode(), value.encode())
+        for name, _, value in (line.partition(": ") for line in lines)
+    ]
+
+
+def sent(*lines: str, listed: set[str] | None = None, by: HeaderPolicy | None = None) -> list[str]:
+    raw, _ = request_fields(fields(*lines), frozenset(listed or set()), by or policy())
+    return raw.decode().split("\r\n")[:-1]
+
+
+def dropped(*lines: str, by: HeaderPolicy | None = None) -> tuple[str, ...]:
+    return request_fields(fields(*lines), frozenset(), by or policy())[1]
+
+
+def test_end_to_end_fields_keep_order_and_spelling() -> None:
+    lines = ["Accept: */*", "x-odd_NAME: 1", "ACCEPT: text/html", "Content-Type: a/b"]
+    assert sent(*lines) == lines
+
+
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
+def test_hop_by_hop_fields_end_here(name: str) -> None:
+    assert sent(f"{name.title()}: x", "Accept: y") == ["Accept: y"]
+    assert dropped(f"{name}: x") == ()
+
+
+@pytest.mark.parametrize("name", ["Host", "Content-Length", "Via", "content_length", "HOST"])
+def test_what_the_sidecar_writes_itself_is_not_copied(name: str) -> None:
+    assert sent(f"{name}: x") == []
+
+
+@pytest.mark.parametrize("name", sorted(MANAGED))
+@pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
+@pytest.mark.parametrize("mark", ["-", "_"])
+def test_every_copy_of_a_credential_is_dropped_in_every_spelling(
+    name: str, spelling: object, mark: str
+) -> None:
+    written = spelling(name.replace("-", mark))  # type: ignore[operator]
+    line = f"{written}: secret"
+    assert sent(line, "Accept: */*", line) == ["Accept: */*"]
+    assert dropped(line, line) == (name, name)
+
+
+MIXED = ["X_Api-Key", "x-API_key", "X_API_KEY"]
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixed_separators_are_the_same_name(name: str) -> None:
+    assert sent(f"{name}: secret") == []
+
+
+def test_the_injected_header_and_the_users_token_are_managed() -> None:
+    own = policy(injected="X-Vendor_Token")
+    assert sent("x_vendor-token: mine", "X-Valetkey-Subject: user", "A: b", by=own) == ["A: b"]
+    assert dropped("x_vendor-token: mine", by=own) == ("x-vendor-token",)
+    assert sent("X-Vendor-Token: mine") == ["X-Vendor-Token: mine"]  # not managed elsewhere
+
+
+def test_pass_headers_let_through_what_is_listed_and_nothing_else() -> None:
+    own = policy(passed=("Cookie",))
+    assert sent("Cookie: a=b", "X-Api-Key: c", by=own) == ["Cookie: a=b"]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "DPoP", "Proxy-Authorization", "Txn-Token"])
+def test_credentials_of_our_own_kind_can_never_be_passed(name: str) -> None:
+    assert sent(f"{name}: x", by=policy(passed=(name,))) == []
+
+
+def test_the_injected_header_cannot_be_passed() -> None:
+    assert sent("X-Key: x", by=policy(injected="X-Key", passed=("X-Key",))) == []
+
+
+def test_what_connection_lists_is_dropped() -> None:
+    assert sent("X-Hop: 1", "X_Hop: 2", "Accept: a", listed={"x-hop"}) == ["Accept: a"]
+
+
+LISTED = [
+    ("unknown name", {"x-hop"}, False),
+    ("nothing", set(), False),
+    ("authorization", {"authorization"}, True),
+    ("an API key", {"x-api-key"}, True),
+    ("cookie", {"cookie"}, True),
+    ("host", {"host"}, True),
+    ("content-length", {"content-length"}, True),
+    ("content-type", {"content-type"}, True),
+    ("traceparent", {"traceparent"}, True),
+    ("via", {"via"}, True),
+    ("x-forwarded-for", {"x-forwarded-for"}, True),
+    ("expect", {"expect"}, True),
+    ("one bad among good", {"x-hop", "dpop"}, True),
+    ("the injected header", {"x-vendor-token"}, True),
+    ("the user's token", {"x-valetkey-subject"}, True),
+]
+
+
+@pytest.mark.parametrize(("name", "listed", "refused"), LISTED, ids=[case[0] for case in LISTED])
+def test_connection_lists(name: str, listed: set[str], refused: bool) -> None:
+    own = policy(injected="X-Vendor-Token")
+    if not refused:
+        check_connection(frozenset(listed), own)
+        return
+    with pytest.raises(CallerError) as error:
+        check_connection(frozenset(listed), own)
+    assert error.value.code is codes.REQUEST_CONNECTION_HEADER
+
+
+def test_a_passed_cookie_can_still_not_be_listed() -> None:
+    with pytest.raises(CallerError):
+        check_connection(frozenset({"cookie"}), policy(passed=("Cookie",)))
+
+
+RESPONSES = [
+    ("content type", "Content-Type: a/b", True),
+    ("cookie", "Set-Cookie: a=b", True),
+    ("location", "Location: https://elsewhere.example/", True),
+    ("challenge", 'WWW-Authenticate: Bearer realm="x"', False),
+    ("challenge with underscore", "WWW_Authenticate: x", False),
+    ("authentication info", "Authentication-Info: x", False),
+    ("nonce", "DPoP-Nonce: x", False),
+    ("proxy challenge", "Proxy-Authenticate: x", False),
+    ("length", "Content-Length: 5", False),
+    ("coding", "Transfer-Encoding: chunked", False),
+    ("connection", "Connection: close", False),
+    ("keep-alive", "Keep-Alive: timeout=5", False),
+    ("upgrade", "Upgrade: h2c", False),
+    ("trailer", "Trailer: x", False),
+    ("listed", "X-Hop: 1", False),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "kept"), RESPONSES, ids=[case[0] for case in RESPONSES])
+def test_response_fields(name: str, line: str, kept: bool) -> None:
+    made = response_fields(fields(line, "Date: now"), frozenset({"x-hop"}))
+    assert made == (f"{line}\r\nDate: now\r\n" if kept else "Date: now\r\n").encode()

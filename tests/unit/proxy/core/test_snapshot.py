@@ -1,0 +1,134 @@
+"""Settings that can't be used are refused with their key path; a good one is complete."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.proxy.core.conftest import compiled, route, tree
+from valetkey.contracts.errors import ConfigError
+from valetkey.proxy.core.snapshot import Snapshot, split_origin
+
+
+def changed(*path: str | int, value: Any) -> dict[str, Any]:
+    """The good tree with one value set."""
+    document = copy.deepcopy(tree())
+    node: Any = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return document
+
+
+BAD = [
+    ("broker in the clear", changed("broker", "url", value="http://broker.example"), "broker.url: plain http"),
+    ("broker with a path", changed("broker", "url", value="https://b.example/token"), "broker.url: an origin has no"),
+    ("collector in the clear", tree(collector={"url": "http://c.example"}), "collector.url: plain http"),
+    ("collector elsewhere by a trick", tree(collector={"url": "http://localhost.evil.example"}), "collector.url: plain http"),
+    ("target url without scheme", changed("targets", "pay", "url", value="pay.example"), "targets.pay.url: not an http"),
+    ("target url of another scheme", changed("targets", "pay", "url", value="ftp://pay.example"), "targets.pay.url: not an http"),
+    ("target url with userinfo", changed("targets", "pay", "url", value="https://a:b@pay.example"), "targets.pay.url: an origin has no userinfo"),
+    ("target url with empty userinfo", changed("targets", "pay", "url", value="https://@pay.example"), "targets.pay.url: an origin has no userinfo"),
+    ("target url with path", changed("targets", "pay", "url", value="https://pay.example/v1"), "targets.pay.url: an origin has no"),
+    ("target url with query", changed("targets", "pay", "url", value="https://pay.example?a"), "targets.pay.url: an origin has no"),
+    ("target url with fragment", changed("targets", "pay", "url", value="https://pay.example#a"), "targets.pay.url: an origin has no"),
+    ("target url without host", changed("targets", "pay", "url", value="https://"), "targets.pay.url: not an http"),
+    ("target url with port 0", changed("targets", "pay", "url", value="https://pay.example:0"), "targets.pay.url: not an http"),
+    ("target url with port beyond", changed("targets", "pay", "url", value="https://pay.example:65536"), "targets.pay.url: Port out of range"),
+    ("target url with trailing dot", changed("targets", "pay", "url", value="https://pay.example."), "targets.pay.url: not an http"),
+    ("target url with a space", changed("targets", "pay", "url", value="https://pay example"), "targets.pay.url: not an http"),
+    ("target url with an escape", changed("targets", "pay", "url", value="https://pay%2eexample"), "targets.pay.url: not an http"),
+    ("CA file without TLS", changed("targets", "vendor", "ca_file", value="/ca.pem"), "targets.vendor.ca_file: the target's url is not https"),
+    ("bad network", changed("targets", "vendor", "allow_networks", value=["10.0.0.1/8"]), "targets.vendor.allow_networks: 10.0.0.1/8"),
+    ("header without a name", changed("targets", "vendor", "credential", value={"kind": "header"}), "targets.vendor.credential.name: kind header needs"),
+    ("name without header", changed("targets", "pay", "credential", value={"kind": "dpop", "name": "X"}), "targets.pay.credential.name: only kind header"),
+    ("unknown kind", changed("targets", "pay", "credential", value={"kind": "none"}), "targets: Invalid enum value 'none'"),
+    ("credential in Host", changed("targets", "vendor", "credential", "name", value="Host"), "targets.vendor.credential.name: 'Host' can't"),
+    ("credential in Connection", changed("targets", "vendor", "credential", "name", value="Connection"), "targets.vendor.credential.name"),
+    ("credential in Cookie", changed("targets", "vendor", "credential", "name", value="Cookie"), "targets.vendor.credential.name"),
+    ("credential in Content-Length", changed("targets", "vendor", "credential", "name", value="content-LENGTH"), "targets.vendor.credential.name"),
+    ("header name with a newline", changed("targets", "vendor", "credential", "name", value="X-Key\n"), "targets.vendor.credential.name"),
+    ("header name with a colon", changed("targets", "vendor", "credential", "name", value="X:Y"), "targets: Expected `str` matching regex"),
+    ("Authorization passed", changed("targets", "vendor", "pass_headers", value=["Authorization"]), "targets.vendor.pass_headers: 'Authorization'"),
+    ("hop-by-hop passed", changed("targets", "vendor", "pass_headers", value=["Upgrade"]), "targets.vendor.pass_headers: 'Upgrade'"),
+    ("injected header passed", changed("targets", "vendor", "pass_headers", value=["x-vendor-KEY"]), "targets.vendor.pass_headers: 'x-vendor-KEY'"),
+    ("user's token passed", changed("targets", "vendor", "pass_headers", value=["X-Valetkey-Subject"]), "targets.vendor.pass_headers"),
+    ("user's token in Host", changed("workload", "subject_header", value="Host"), "workload.subject_header: 'host'"),
+    ("user's token in Connection", changed("workload", "subject_header", value="Connection"), "workload.subject_header"),
+    ("prefix taken", changed("targets", "vendor", "prefix", value="/tickets"), "targets.vendor.prefix: 'tickets' already leads to 'tickets'"),
+    ("prefix of two segments", changed("targets", "vendor", "prefix", value="/a/b"), "targets: Expected `str` matching regex"),
+    ("prefix that is a dot segment", changed("targets", "vendor", "prefix", value="/.."), "targets.vendor.prefix: a dot segment"),
+    ("prefix with an escape", changed("targets", "vendor", "prefix", value="/%61"), "targets: Expected `str` matching regex"),
+    ("host taken", changed("targets", "vendor", "hosts", value=["TICKETS.local."]), "targets.vendor.hosts: 'tickets.local' already leads to 'tickets'"),
+    ("host that no header can name", changed("targets", "vendor", "hosts", value=["a b"]), "targets.vendor.hosts: 'a b' is no host name"),
+    ("host with a scheme", changed("targets", "vendor", "hosts", value=["http://a"]), "targets.vendor.hosts"),
+    ("host with wildcard", changed("targets", "vendor", "hosts", value=["*.a.example"]), "targets.vendor.hosts"),
+    ("listener of no target", tree(listeners=[{"bind": "127.0.0.1:0", "target": "other"}]), "listeners.0.target: no target 'other'"),
+    ("no listener", tree(listeners=[]), "listeners"),
+    ("no target", tree(targets={}), "targets"),
+    ("no route", tree(routes=[]), "routes"),
+    ("route of no target", tree(routes=[route("a", "/a", target="other")]), "routes.0.target: no target 'other'"),
+    ("route id taken", tree(routes=[route("a", "/a"), route("a", "/b")]), "routes.1.id: 'a' is taken"),
+    ("routes that could both win", tree(routes=[route("a", "/{x}/b"), route("b", "/a/{y}")]), "routes.1.match: GET '/a/{y}' and '/{x}/b' could both win"),
+    ("unusable pattern", tree(routes=[route("a", "/a/../b")]), "routes.0.match"),
+    ("pattern without slash", tree(routes=[route("a", "a")]), "routes.0.match.path"),
+    ("route without scopes", tree(routes=[route("a", "/a", scopes=[])]), "routes.0.scopes"),
+    ("scope with a space", tree(routes=[route("a", "/a", scopes=["a b"])]), "routes.0.scopes"),
+    ("route without methods", tree(routes=[route("a", "/a", methods=[])]), "routes.0.match.methods"),
+    ("method in lower case", tree(routes=[route("a", "/a", methods=["get"])]), "routes.0.match.methods"),
+    ("unknown key", tree(other=1), "other: unknown key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "document", "message"), BAD, ids=[case[0] for case in BAD])
+def test_unusable_settings(name: str, document: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compiled(document)
+    assert message in str(refused.value)
+
+
+ORIGINS = [
+    ("https://a.example", (True, "a.example", 443)),
+    ("http://a.example", (False, "a.example", 80)),
+    ("https://A.Example:8443/", (True, "a.example", 8443)),
+    ("http://127.0.0.1:9000", (False, "127.0.0.1", 9000)),
+    ("http://[::1]:9000", (False, "[::1]", 9000)),
+]
+
+
+@pytest.mark.parametrize(("url", "parts"), ORIGINS)
+def test_origins(url: str, parts: tuple[bool, str, int]) -> None:
+    assert split_origin(url, "x") == parts
+
+
+def test_what_is_compiled(snapshot: Snapshot) -> None:
+    pay, vendor = snapshot.targets["pay"], snapshot.targets["vendor"]
+    assert (pay.authority, pay.url) == ("pay.example.com:8443", "https://pay.example.com:8443")
+    assert snapshot.targets["tickets"].authority == "tickets.example.com"
+    assert vendor.inject == "X-Vendor-Key"
+    assert len(snapshot.routes) == len(tree()["routes"])
+    assert {r.target for r in snapshot.routes} == set(snapshot.targets.values())
+
+
+POLICY: list[tuple[str, Callable[[], dict[str, Any]], bool]] = [
+    ("nothing", tree, False),
+    ("another timeout", lambda: tree(timeouts={"head": "1s"}), False),
+    ("another listener", lambda: tree(listeners=[{"bind": "127.0.0.1:1"}]), False),
+    ("another scope", lambda: changed("routes", 0, "scopes", value=["s:write"]), True),
+    ("another method", lambda: changed("routes", 0, "match", "methods", value=["GET"]), True),
+    ("another audience", lambda: changed("targets", "pay", "audience", value="urn:x"), True),
+    ("another url", lambda: changed("targets", "pay", "url", value="https://x.example"), True),
+    ("another way to inject", lambda: changed("targets", "pay", "credential", "kind", value="bearer"), True),
+    ("another host", lambda: changed("targets", "pay", "hosts", value=["x"]), True),
+    ("another subject header", lambda: changed("workload", "subject_header", value="X-User"), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "document", "differs"), POLICY, ids=[case[0] for case in POLICY])
+def test_the_policy_digest_changes_with_what_decides(
+    name: str, document: Callable[[], dict[str, Any]], differs: bool, snapshot: Snapshot
+) -> None:
+    assert (compiled(document()).policy_digest != snapshot.policy_digest) == differs
