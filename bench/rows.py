@@ -15,7 +15,10 @@ LOAD_CORE: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``config`` is the template in configs/ that the proxy runs with (see `bench.servers`)."""
+    """``config`` is the template in configs/ that the proxy runs with (see `bench.servers`).
+
+    ``interpreted`` runs the sidecar from its source, not from the compiled package.
+    """
 
     name: str
     title: str
@@ -25,6 +28,7 @@ class Row:
     credential: Literal["bearer", "dpop"] = "bearer"
     unique_heads: bool = False
     collector: bool = False
+    interpreted: bool = False
 
 
 DIRECT: Final = Row("direct", "direct, no proxy", "direct")
@@ -62,6 +66,14 @@ VALETKEY_UNIQUE: Final = Row(
     routes=1_000,
     unique_heads=True,
 )
+VALETKEY_INTERPRETED: Final = Row(
+    "valetkey-interpreted",
+    "Valetkey, 1,000 routes, not compiled",
+    "valetkey",
+    "sidecar.yaml",
+    routes=1_000,
+    interpreted=True,
+)
 ENVOY_UNIQUE: Final = Row(
     "envoy-unique",
     "Envoy, credential_injector, every head different",
@@ -88,6 +100,7 @@ THROUGHPUT: Final = (
     MITMPROXY,
     VALETKEY,
     VALETKEY_UNIQUE,
+    VALETKEY_INTERPRETED,
     VALETKEY_10,
     VALETKEY_10000,
     VALETKEY_DPOP,

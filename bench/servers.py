@@ -276,7 +276,8 @@ def _start_valetkey(row: Row, site: Site, processes: Processes, directory: Path)
     )
     command = program("proxy", config)
     started = time.perf_counter()
-    process = processes.start("valetkey", command, core=PROXY_CORE)
+    source = {"PYTHONPATH": str(HERE.parent)} if row.interpreted else {}
+    process = processes.start("valetkey", command, core=PROXY_CORE, **source)
     wait_until_ready(process, answers_200(admin_port, "/readyz"), timeout=READY_WITHIN)
     return Running(port, time.perf_counter() - started, (process,), collector_port)
 
