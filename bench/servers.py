@@ -277,7 +277,7 @@ def _start_valetkey(row: Row, site: Site, processes: Processes, directory: Path)
     command = program("proxy", config)
     started = time.perf_counter()
     source = {"PYTHONPATH": str(HERE.parent)} if row.interpreted else {}
-    process = processes.start("valetkey", command, core=PROXY_CORE, **source)
+    process = processes.start("valetkey", command, core=PROXY_CORE, env=source)
     wait_until_ready(process, answers_200(admin_port, "/readyz"), timeout=READY_WITHIN)
     return Running(port, time.perf_counter() - started, (process,), collector_port)
 
