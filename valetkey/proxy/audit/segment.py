@@ -187,18 +187,15 @@ def _stated(content: bytes, at: int) -> bytes:
 
 def _resume(content: bytes, at: int, boot: str, seq: int) -> tuple[int, int] | None:
     """Offset and number of the next readable record behind a damaged one."""
-    behind = at + FRAME_SIZE + len(_stated(content, at))
-    payload = _payload_at(content, behind)
-    if payload is not None and (found := _number(payload, boot) or seq + 1) > seq:
-        return behind, found
-    found_at = _search(content, at, boot)
-    while found_at is not None:
-        start, number = found_at
-        # Each lost record took up a frame at least; a number beyond that is not of this place.
-        if seq <= number <= seq + (start - at) // FRAME_SIZE:
-            return found_at
-        found_at = _search(content, start + FRAME_SIZE, boot)
-    return None
+    found = _search(content, at, boot)
+    # Each lost record took up a frame at least; a number beyond that is not of this place.
+    while found is not None and not seq <= found[1] <= seq + (found[0] - at) // FRAME_SIZE:
+        found = _search(content, found[0] + FRAME_SIZE, boot)
+    if found is None:
+        behind = at + FRAME_SIZE + len(_stated(content, at))
+        if _payload_at(content, behind) is not None:
+            return behind, seq + 1
+    return found
 
 
 def _search(content: bytes, at: int, boot: str) -> tuple[int, int] | None:

@@ -85,7 +85,7 @@ class Spool:
         """Calls whose outcome event is still to come; room is kept for it."""
         self._lock = self._take_directory()
         self._number = 0
-        self._next: Segment | None = None
+        self._ahead: deque[Segment] = deque()
         self._space = threading.Lock()
         self._full = ""
         self._retry_at = 0.0
@@ -93,9 +93,10 @@ class Spool:
         self._retired: deque[Segment] = deque()
         self._waiters: deque[tuple[int, Callable[[bool], None]]] = deque()
         self.committed = 0
-        self._comfortable = 0
-        """Up to here the current segment is used without a second look: never, until there is a
-        next one."""
+        self._limit = segment_size - FRAME_SIZE
+        self._per_segment = (segment_size - HEADER_SIZE) // OUTCOME_ROOM
+        self._covered = 0
+        """Calls whose outcomes find room in the segments ahead, whatever the current one holds."""
         try:
             leftover = segments(directory)
             self.boot = _new_boot(leftover)
@@ -127,10 +128,13 @@ class Spool:
         self._wake.set()
         if self._committer.ident is not None:
             await asyncio.to_thread(self._committer.join)
+        await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
         self._current.close()
-        if self._next is not None:
-            self._next.close()
-            self._next.path.unlink()
+        for segment in self._ahead:
+            segment.close()
+            segment.path.unlink()
         os.close(self._lock)
 
     def append(self, raw: bytes, *, decision: bool) -> int:
@@ -139,7 +143,7 @@ class Spool:
         Raises `SpoolFull` for a decision that finds no room, `AuditError` when the disk fails.
         """
         current = self._current
-        if current.end + len(raw) > self._comfortable:
+        if current.end + len(raw) > self._limit or self.open_calls >= self._covered:
             current = self._make_room(FRAME_SIZE + len(raw), decision=decision)
         self.link = link = hashlib.sha256(raw).hexdigest().encode()
         current.store(raw, link)
@@ -160,10 +164,9 @@ class Spool:
     @property
     def problem(self) -> str:
         """Why decisions are refused now, or empty."""
-        if self._failed or self._next is not None:
+        if self._failed or self._fits(OUTCOME_ROOM, self.open_calls + 1):
             return self._failed
-        left = self._segment_size - self._current.end
-        return self._full if left < (self.open_calls + 2) * OUTCOME_ROOM else ""
+        return self._full
 
     @property
     def disk(self) -> int:
@@ -188,37 +191,44 @@ class Spool:
             raise AuditError(codes.AUDIT_UNAVAILABLE, self._failed)
         if room > self._segment_size - HEADER_SIZE:
             raise AuditError(codes.AUDIT_UNAVAILABLE, "an event is larger than a segment")
-        left = self._segment_size - self._current.end
         # Outcomes may use up the last segment; decisions leave them their room.
-        reserved = (self.open_calls + 1) * OUTCOME_ROOM if decision else 0
-        if self._next is None and left < room + reserved and not self._full:
+        outcomes = self.open_calls + 1 if decision else 0
+        while not self._fits(room, outcomes) and not self._full and not self._failed:
             # The committer prepares it ahead; this is for a burst that outran it.
-            self._prepare_next()
-        if self._next is None:
-            if left < room + reserved:
-                raise SpoolFull(codes.AUDIT_UNAVAILABLE, self._full or "no further segment")
-            return self._current
-        if left >= room:
+            self._prepare()
+        if not self._fits(room, outcomes):
+            raise SpoolFull(codes.AUDIT_UNAVAILABLE, self._full or self._failed)
+        if self._segment_size - self._current.end >= room:
             return self._current
         with self._space:
             self._retired.append(self._current)
-            self._current, self._next = self._next, None
-            self._comfortable = 0
+            self._current = self._ahead.popleft()
+            self._cover()
             self._current.begin(self.boot, self.seq + 1, bytes.fromhex(self.link.decode()))
         self._wake.set()
         return self._current
 
-    def _prepare_next(self) -> None:
+    def _fits(self, room: int, outcomes: int) -> bool:
+        """Whether a record of that size can be stored, and so many outcomes after it."""
+        left, ahead = self._segment_size - self._current.end, len(self._ahead)
+        if left < room:
+            left, ahead = self._segment_size - HEADER_SIZE, ahead - 1
+        return ahead >= 0 and outcomes <= (left - room) // OUTCOME_ROOM + ahead * self._per_segment
+
+    def _cover(self) -> None:
+        self._covered = 0 if self._failed else len(self._ahead) * self._per_segment
+
+    def _prepare(self) -> None:
         """Take space for one more segment, if settings and disk allow it. From either thread."""
         with self._space:
-            if self._next is not None or self._failed:
+            if self._failed:
                 return
             problem = ""
             if self._disk + self._segment_size > self._max_size:
                 problem = "spool.max_size is reached"
             else:
                 try:
-                    self._next = self._new_segment()
+                    self._ahead.append(self._new_segment())
                 except OSError as error:
                     problem = (
                         "the disk is full"
@@ -226,7 +236,7 @@ class Spool:
                         else f"a segment can't be made: {type(error).__name__}"
                     )
                 else:
-                    self._comfortable = self._segment_size - FRAME_SIZE
+                    self._cover()
             if problem and problem != self._full:
                 self._log.warning("spool_full", reason=problem)
             elif self._full and not problem:
@@ -285,10 +295,7 @@ class Spool:
 
     def _commit_loop(self) -> None:
         while True:
-            now = time.monotonic()
-            if self._next is None and (not self._full or now >= self._retry_at):
-                self._retry_at = now + _RETRY
-                self._prepare_next()
+            self._look_ahead()
             if self._idle() and not self._stopping:
                 self._sleeping = True
                 # Looked at once more: an append may have come before the flag was up.
@@ -302,6 +309,16 @@ class Spool:
                 self._commit()
             if self._stopping and self._idle():
                 return
+
+    def _look_ahead(self) -> None:
+        """Have a segment ready, and as many as the calls in flight need for their outcomes."""
+        wanted = 1 + self.open_calls // self._per_segment
+        if len(self._ahead) >= wanted:
+            return
+        now = time.monotonic()
+        if not self._full or now >= self._retry_at:
+            self._retry_at = now + _RETRY
+            self._prepare()
 
     def _idle(self) -> bool:
         return self.seq == self.committed or bool(self._failed)
@@ -334,7 +351,7 @@ class Spool:
         """
         with self._space:
             self._failed = reason
-            self._comfortable = 0
+            self._covered = 0
         self._log.error("spool_failed", reason=reason)
 
     def _release(self) -> None:

@@ -26,7 +26,7 @@ from valetkey.contracts.errors import (
     PolicyError,
     ValetkeyError,
 )
-from valetkey.contracts.jose import TokenInvalid, parse
+from valetkey.contracts.jose import TokenInvalid, is_time, parse
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
@@ -190,7 +190,7 @@ def _seconds_left(token: Secret) -> float:
         expires = parse(token.reveal()).unverified_claims.get("exp")
     except TokenInvalid as error:
         raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
-    if not isinstance(expires, int | float) or isinstance(expires, bool):
+    if not is_time(expires):
         raise CallerError(codes.SUBJECT_INVALID, "exp is missing")
     left = expires - time.time()
     if left <= 0:

@@ -9,7 +9,6 @@ workload and knowing when to stop using it.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from pathlib import Path
 from typing import Final
@@ -79,9 +78,7 @@ class FileIdentity:
             or not isinstance(subject, str)
             or not issuer
             or not subject
-            or not isinstance(expires, int | float)
-            or isinstance(expires, bool)
-            or not math.isfinite(expires)
+            or not jose.is_time(expires)
         ):
             self._fail("the token lacks iss, sub or exp")
             return
