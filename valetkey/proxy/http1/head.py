@@ -342,6 +342,8 @@ def _read_framing(block: HeaderBlock) -> None:
     """RFC 9112 §6: at most one length, or chunked as the only coding; never both."""
     lengths = block.value("content-length")
     codings = block.value("transfer-encoding")
+    if not lengths and not codings:
+        return
     if any(b"_" in raw for name, raw, _ in block.fields if name in _FRAMING):
         raise _Refused("a framing field spelled with _, which some readers take for -")
     if lengths and codings:

@@ -1,0 +1,72 @@
+"""What the sidecar says itself: whole responses, whatever the code."""
+
+from __future__ import annotations
+
+import json
+
+import h11
+import pytest
+
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
+from valetkey.proxy.http1.respond import problem_answer, status_line
+
+
+def parse(raw: bytes, method: str) -> tuple[h11.Response, bytes]:
+    """The one response in ``raw``, as a client reads it; nothing may be behind it."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(raw)
+    head = client.next_event()
+    assert isinstance(head, h11.Response)
+    body = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    assert client.trailing_data[0] == b""
+    return head, body
+
+
+@pytest.mark.parametrize("code", codes.all_codes(), ids=[code.name for code in codes.all_codes()])
+def test_every_code_is_a_whole_response(code: Code) -> None:
+    raw = problem_answer(code, instance="urn:x", connection=b"", head_only=False)
+    head, body = parse(raw, "GET")
+    headers = dict(head.headers)
+    assert head.status_code == code.status
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"cache-control"] == b"no-store"
+    assert headers.get(b"retry-after") == (
+        None if code.retry_after is None else str(code.retry_after).encode()
+    )
+    document = json.loads(body)
+    assert (document["code"], document["status"]) == (code.name, code.status)
+    assert (document["detail"], document["instance"]) == (code.help, "urn:x")
+
+
+def test_an_answer_to_head_has_the_length_and_no_body() -> None:
+    whole = problem_answer(codes.ROUTE_NO_MATCH, instance="", connection=b"", head_only=False)
+    head = problem_answer(codes.ROUTE_NO_MATCH, instance="", connection=b"", head_only=True)
+    assert whole.startswith(head)
+    assert head.endswith(b"\r\n\r\n")
+    assert parse(head, "HEAD")[1] == b""
+
+
+@pytest.mark.parametrize("line", [b"", b"connection: close\r\n", b"connection: keep-alive\r\n"])
+def test_the_connection_line_is_one_of_the_heads(line: bytes) -> None:
+    raw = problem_answer(codes.ROUTE_NO_MATCH, instance="", connection=line, head_only=False)
+    assert raw.partition(b"\r\n\r\n")[0].count(b"connection:") == bool(line)
+    parse(raw, "GET")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "line"),
+    [
+        (200, b"OK", b"HTTP/1.1 200 OK\r\n"),
+        (200, b"Fine", b"HTTP/1.1 200 Fine\r\n"),
+        (404, b"", b"HTTP/1.1 404 \r\n"),
+        (599, b"Odd", b"HTTP/1.1 599 Odd\r\n"),
+    ],
+)
+def test_status_lines(status: int, reason: bytes, line: bytes) -> None:
+    assert status_line(status, reason) == line
