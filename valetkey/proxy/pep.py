@@ -408,7 +408,8 @@ class EnforcementPoint:
                 tally.target.observe(call.t_answer - call.t_forward)
             self._metrics.request(permit.route, "allowed", call.status)
         else:
-            self._metrics.request(None, "denied", call.status)
+            # A caller that left before there was a decision was neither allowed nor denied.
+            self._metrics.request(None, "denied" if call.status else "none", call.status)
 
     def instance_of(self, call: Call) -> str:
         """What a problem answer names the occurrence by: its decision event."""
