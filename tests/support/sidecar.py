@@ -1,0 +1,276 @@
+"""A real sidecar and a real broker as processes, and raw sockets that talk to the sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final, Self
+
+from tests.support.canaries import CANARIES
+from tests.support.idp import Idp
+from tests.support.procs import Program
+from tests.support.recording import TIMEOUT, Ended, Wire
+
+BOT: Final = "spiffe://demo.example/ns/agents/sa/bot"
+AUDIENCE: Final = "https://upstream.example"
+BOUND: Final = "https://bound.example"
+LOOPBACK: Final = ["127.0.0.0/8"]
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class World:
+    """Issuers, a broker process that trusts them, and the bot's token file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.idp = Idp(directory / "idp", issuer="https://idp.wire.example")
+        self.users = Idp(directory / "users", issuer="https://users.wire.example")
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.token_file = directory / "token"
+        self.idp.token_file(self.token_file, BOT, [self.url])
+        self.broker = Program.of("broker", self._broker_config(), directory / "run")
+
+    def start(self) -> None:
+        self.broker.start()
+        asyncio.run(self.broker.listening())
+
+    def user(self, name: str, ttl: float = 600) -> str:
+        """A user's token that the broker believes."""
+        return self.users.mint(name, self.url, ttl)
+
+    def sidecar(self, name: str, targets: dict[str, Any], **sections: Any) -> Sidecar:
+        """A sidecar process, started. ``targets`` as in settings; each gets one route for all."""
+        routes = sections.pop("routes", None) or [whole(target) for target in targets]
+        document = {
+            "workload": {"identity": {"file": str(self.token_file)}},
+            "broker": {"url": self.url},
+            "spool": {"dir": str(self.directory / name / "spool"), "max_size": "256MiB"},
+            "listeners": [{"bind": "127.0.0.1:0"}],
+            "admin": {"bind": "127.0.0.1:0"},
+            "instance": name,
+            "targets": targets,
+            "routes": routes,
+            **sections,
+        }
+        directory = self.directory / name
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "proxy.yaml"
+        config.write_text(json.dumps(document))
+        return Sidecar(Program.of("proxy", config, directory)).start()
+
+    def _broker_config(self) -> Path:
+        path = self.directory / "broker.yaml"
+        master = self.directory / "master.key"
+        master.write_bytes(bytes(range(32)))
+        master.chmod(0o600)
+        CANARIES.allow(master)
+        grants = self.directory / "grants.yaml"
+        scopes = ["s:read", "s:write"]
+        grants.write_text(
+            json.dumps(
+                {
+                    "grants": [
+                        {
+                            "id": f"bot-{target}",
+                            "workload": BOT,
+                            "issuer": self.idp.issuer,
+                            "target": target,
+                            "scopes": scopes,
+                            "on_behalf_of": "users",
+                        }
+                        for target in ("plain", "bound")
+                    ]
+                }
+            )
+        )
+        path.write_text(
+            json.dumps(
+                {
+                    "issuer": self.url,
+                    "bind": self.url.removeprefix("http://"),
+                    "database": f"sqlite+aiosqlite:///{self.directory / 'broker.db'}",
+                    "master_key_file": str(master),
+                    "grants_file": str(grants),
+                    "issuers": [
+                        self.idp.trust(self.url, reusable=True, audience_list=True),
+                        self.users.trust(self.url, "user"),
+                    ],
+                    "targets": {
+                        "plain": {"audience": AUDIENCE, "credential": "bearer"},
+                        "bound": {"audience": BOUND, "credential": "dpop"},
+                    },
+                }
+            )
+        )
+        return path
+
+
+def target(url: str, **more: Any) -> dict[str, Any]:
+    """A target with a bearer credential that may be on loopback."""
+    return {
+        "url": url,
+        "audience": AUDIENCE,
+        "credential": {"kind": "bearer"},
+        "allow_networks": LOOPBACK,
+        **more,
+    }
+
+
+ALL_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
+
+
+def whole(name: str, **more: Any) -> dict[str, Any]:
+    """One route for everything on a target."""
+    return {
+        "id": name,
+        "target": name,
+        "match": {"methods": ALL_METHODS, "path": "/{rest*}"},
+        "scopes": ["s:read"],
+        **more,
+    }
+
+
+def lanes(url: str, count: int) -> dict[str, Any]:
+    """Targets ``lane0``… by prefix, all to one upstream: each has a pool of its own."""
+    return {f"lane{n}": target(url, prefix=f"/lane{n}") for n in range(count)}
+
+
+class Sidecar:
+    """The process and its port."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.port = 0
+        self.admin = 0
+        self._lanes = 0
+
+    def start(self) -> Sidecar:
+        self.program.start()
+        self.port, self.admin = asyncio.run(self._ports())
+        return self
+
+    async def _ports(self) -> tuple[int, int]:
+        data = await self.program.event("listening", where=lambda e: e.get("listener") == "reverse")
+        admin = await self.program.event("listening", where=lambda e: e.get("listener") == "admin")
+        await self.program.event("ready")
+        return int(data["port"]), int(admin["port"])
+
+    def lane(self) -> str:
+        """A prefix whose pool nobody has used."""
+        self._lanes += 1
+        return f"/lane{self._lanes - 1}"
+
+    def open(self) -> Client:
+        return Client(socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT))
+
+    def ask(self, raw: bytes) -> Answer:
+        """One request on a connection of its own; what is behind the answer is an error."""
+        with self.open() as client:
+            client.send(raw)
+            return client.answer(head_only=raw.startswith(b"HEAD "))
+
+    def stop(self) -> None:
+        try:
+            assert asyncio.run(self.program.stop()) == 0
+        finally:
+            self.program.kill()
+
+    def defects(self) -> list[dict[str, Any]]:
+        """Log lines that no caller or target may be able to cause."""
+        return [
+            line
+            for line in self.program.log()
+            if line.get("event") == "call_broke" or line.get("level") == "critical"
+        ]
+
+
+class Answer:
+    """One response as it came over the wire."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        self.head = head
+        self.wire = body
+        match = re.match(rb"HTTP/1\.1 ([0-9]{3}) ?([^\r]*)\r\n", head)
+        assert match, head
+        self.status = int(match[1])
+        self.reason = match[2]
+        self.chunked = b"\r\ntransfer-encoding: chunked\r\n" in head
+        self.body = dechunk(body) if self.chunked else body
+
+    def values(self, name: str) -> list[str]:
+        return [
+            value.strip()
+            for field, _, value in (
+                line.partition(":") for line in self.head.decode("latin-1").split("\r\n")[1:]
+            )
+            if field.lower() == name.lower()
+        ]
+
+    @property
+    def code(self) -> str:
+        """The problem's code, or empty for an answer that is the target's."""
+        if self.values("content-type") != ["application/problem+json"] or not self.body:
+            return ""
+        return str(json.loads(self.body)["code"])
+
+    @property
+    def closes(self) -> bool:
+        return self.values("connection") == ["close"]
+
+
+def dechunk(wire: bytes) -> bytes:
+    """The payload of a whole chunked body, with nothing behind it."""
+    body = b""
+    while True:
+        line, _, wire = wire.partition(b"\r\n")
+        size = int(line, 16)
+        if not size:
+            assert wire == b"\r\n", wire
+            return body
+        body += wire[:size]
+        assert wire[size : size + 2] == b"\r\n"
+        wire = wire[size + 2 :]
+
+
+class Client(Wire):
+    """A raw connection to the sidecar."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def answer(self, *, head_only: bool = False) -> Answer:
+        """The next final response, read by its framing (or to the end of the connection)."""
+        head = self.until(b"\r\n\r\n")
+        status = head.split(b" ", 2)[1]
+        if head_only or status in {b"204", b"304"}:
+            return Answer(head, b"")
+        framed = re.search(rb"\r\n(content-length|transfer-encoding):", head.lower())
+        return Answer(head, self.body(head) if framed else self.rest())
+
+    def slowly(self, raw: bytes, *cuts: int) -> None:
+        """Send in pieces that arrive as such."""
+        for begin, end in zip((0, *cuts), (*cuts, len(raw)), strict=True):
+            if begin < end:
+                self.send(raw[begin:end])
+                time.sleep(0.001)
+
+    def broken(self) -> bool:
+        """Whether the message that is being read ends before its end."""
+        try:
+            self.answer()
+        except (Ended, ConnectionResetError):
+            return True
+        return False
