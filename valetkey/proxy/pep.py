@@ -229,7 +229,9 @@ class EnforcementPoint:
             else:
                 credential = await self._cache.obtain(needs.key, fetch)
         except ValetkeyError as error:
-            verdict: Permit | Deny = Deny(error.code, error.reason, needs.route.target, needs.route)
+            verdict: Permit | Deny = Deny(
+                error.code, error.reason, needs.route.target, needs.route, needs.path
+            )
         else:
             verdict = needs.admit(credential, time.monotonic(), fresh=True)
         if call.phase != Phase.DONE:
@@ -245,7 +247,9 @@ class EnforcementPoint:
         try:
             call.lines, dropped = call.head.block.forward(verdict.target.headers)
         except CallerError as error:
-            self._deny(call, Deny(error.code, error.reason, verdict.target, verdict.route))
+            self._deny(
+                call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
+            )
             return
         again = call.permit is not None
         call.permit = verdict

@@ -106,7 +106,7 @@ class Recorder:
             },
             "http_request": {
                 "http_method": head.method,
-                "url": {"path": head.path[:_MAX_PATH]},
+                "url": {"path": (deny.path or head.path)[:_MAX_PATH]},
             },
             "src_endpoint": {"ip": call.inbound.peer[0], "port": call.inbound.peer[1]},
             "policy": {"uid": deny.route.id if deny.route else ""},

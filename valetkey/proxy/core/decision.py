@@ -92,9 +92,12 @@ class Principal:
 
 
 class Deny:
-    """The call may not leave. ``reason`` is for the record, ``code`` for the caller."""
+    """The call may not leave. ``reason`` is for the record, ``code`` for the caller.
 
-    __slots__ = ("code", "reason", "route", "target")
+    ``path`` is the path at the target (its prefix taken off), once there is a target.
+    """
+
+    __slots__ = ("code", "path", "reason", "route", "target")
 
     def __init__(
         self,
@@ -102,8 +105,10 @@ class Deny:
         reason: str = "",
         target: Target | None = None,
         route: Route | None = None,
+        path: str = "",
     ) -> None:
         self.code = code
+        self.path = path
         self.reason = reason
         self.target = target
         self.route = route
@@ -187,19 +192,18 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
     target, start = snapshot.find_target(facts.listener_target, facts.authority, segments)
     if target is None:
         return Deny(codes.TARGET_NO_MATCH, "no target for this listener, prefix or host")
+    if start:
+        # By its slash, not by its length: the prefix may have been sent percent-encoded.
+        path = path[path.index("/", 1) :]
     route = target.routes.match(facts.method, segments, start)
     if route is None:
-        return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target)
+        return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target, path=path)
     if (";" in path or "%3" in path) and target.routes.match(
         facts.method, _bare(segments), start
     ) is not route:
         # Servlet containers cut path parameters before they map the path (RFC 3986 §3.3).
-        return Deny(
-            codes.REQUEST_AMBIGUOUS_PATH, "path parameters lead to another route", target, route
-        )
-    if start:
-        # By its slash, not by its length: the prefix may have been sent percent-encoded.
-        path = path[path.index("/", 1) :]
+        reason = "path parameters lead to another route"
+        return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, route, path)
     request_target = path
     dropped: tuple[str, ...] = ()
     query = facts.query
@@ -207,7 +211,7 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
         try:
             check_query(query)
         except CallerError as error:
-            return Deny(error.code, error.reason, target, route)
+            return Deny(error.code, error.reason, target, route, path)
         query, names = drop_parameters(query, CREDENTIAL_PARAMETERS)
         dropped = tuple(names)
         request_target = f"{path}?{query}"

@@ -63,10 +63,11 @@ class HeaderPolicy:
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    __slots__ = ("managed",)
+    __slots__ = ("managed", "subject")
 
-    def __init__(self, managed: frozenset[str]) -> None:
+    def __init__(self, managed: frozenset[str], subject: str) -> None:
         self.managed = managed
+        self.subject = subject
 
     @classmethod
     def of(
@@ -77,7 +78,7 @@ class HeaderPolicy:
         names.add(normal(subject_header))
         if injected:
             names.add(normal(injected))
-        return cls(frozenset(names | ALWAYS_MANAGED))
+        return cls(frozenset(names | ALWAYS_MANAGED), normal(subject_header))
 
 
 def normal(name: str) -> str:
@@ -90,13 +91,17 @@ def request_fields(
 ) -> tuple[bytes, tuple[str, ...]]:
     """The header lines to send on, and the names of the credentials that were dropped.
 
+    The user's token in the subject header does not go on either, but is not among those: it is
+    what the call is decided by.
+
     ``listed`` are the normal names in ``Connection``; see `check_connection`.
     """
     lines: list[bytes] = []
     dropped: list[str] = []
     for name, raw, value in fields:
         if name in policy.managed:
-            dropped.append(name)
+            if name != policy.subject:
+                dropped.append(name)
         elif name in HOP_BY_HOP or name in listed or name in _OWN:
             continue
         else:
