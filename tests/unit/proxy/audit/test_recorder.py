@@ -1,0 +1,418 @@
+"""Events of calls that ran through the real enforcement point, without sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from valetkey.contracts import events
+from valetkey.contracts.codes import by_name
+from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import AuditError
+from valetkey.contracts.secret import Secret
+from valetkey.contracts.settings import parse
+from valetkey.proxy.audit.reader import SegmentTail
+from valetkey.proxy.audit.recorder import Recorder
+from valetkey.proxy.audit.segment import FRAME_SIZE
+from valetkey.proxy.audit.spool import OUTCOME_ROOM, Spool, SpoolFull
+from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.snapshot import compile_snapshot
+from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.http1.inbound import WorkloadConnection
+from valetkey.proxy.http1.outbound import Place, TargetConnection
+from valetkey.proxy.http1.outbox import Outbox
+from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.metrics import Metrics
+from valetkey.proxy.pep import EnforcementPoint
+from valetkey.proxy.settings import ProxySettings
+
+CANARY = "canary-7f3b9c1e5d2a"
+SETTINGS: dict[str, Any] = {
+    "workload": {"identity": {"file": "/nonexistent"}},
+    "broker": {"url": "http://127.0.0.1:1"},
+    "spool": {"dir": "/nonexistent"},
+    "listeners": [{"bind": "127.0.0.1:0", "target": "tickets"}],
+    "targets": {
+        "tickets": {
+            "url": "http://127.0.0.1:1",
+            "audience": "https://tickets.test.example",
+            "credential": {"kind": "bearer"},
+        }
+    },
+    "routes": [
+        {
+            "id": "read.all",
+            "target": "tickets",
+            "match": {"methods": ["GET", "HEAD", "PUT", "PURGE"], "path": "/api/{rest*}"},
+            "scopes": ["100%s", "t:read", "%d%%"],
+        }
+    ],
+}
+
+
+class Wire:
+    """A transport that keeps what was written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, _name: str) -> tuple[str, int]:
+        return ("127.0.0.1", 4444)
+
+    def pause_reading(self) -> None: ...
+
+    resume_reading = close = abort = write_eof = pause_reading
+
+    def can_write_eof(self) -> bool:
+        return True
+
+
+class Turn:
+    """The part of an event loop that the outbox needs."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def call_soon(self, call: Any) -> None:
+        self.waiting.append(call)
+
+    def run(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for call in waiting:
+            call()
+
+
+class Stand:
+    """An enforcement point over a real spool; the broker is a credential in the cache."""
+
+    def __init__(self, directory, **spool: Any) -> None:
+        loaded = parse(ProxySettings, json.dumps(SETTINGS), name="test", program="proxy")
+        token = directory / "token"
+        token.write_text(jwt(exp=time.time() + 3600))
+        self.identity = FileIdentity(token)
+        self.identity.refresh()
+        key = ProofKey()
+        self.snapshot = compile_snapshot(loaded, thumbprint=key.thumbprint)
+        self.spool = Spool(
+            directory / "spool",
+            **{"segment_size": 4 << 20, "max_size": 1 << 30, "commit_every": 0.005} | spool,
+        )
+        self.recorder = Recorder(self.spool, "agent-0")
+        self.cache = CredentialCache(10)
+        self.turn = Turn()
+        self.pep = EnforcementPoint(
+            self.snapshot, self.identity, self.cache, None, key, self.spool, self.recorder,
+            Metrics(), Outbox(self.turn),
+        )  # fmt: skip
+        self.tail = SegmentTail.open(self.spool.current_path)
+        self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)
+
+    def credential(self, **fields: str) -> None:
+        """What the broker answered."""
+        route = self.snapshot.routes[0]
+        key = self.identity.principal().key(route, self.snapshot.policy_digest)
+        token = Secret(CANARY)
+        now = time.monotonic()
+        self.cache._entries[key] = Credential(
+            key, token, b"authorization: Bearer " + token.reveal().encode() + b"\r\n",
+            expires_at=now + 1000, refresh_at=now + 800,
+            **{"subject": "bot", "actor": "bot", "jti": "j", "txn": "t", "policy_digest": "d"}
+            | fields,
+        )  # fmt: skip
+
+    def open(self) -> WorkloadConnection:
+        connection = WorkloadConnection(self.pep, "tickets")
+        connection.connection_made(Wire())
+        return connection
+
+    def target(self) -> TargetConnection:
+        """An idle connection to the target."""
+        pool = self.pep._ways[self.snapshot.targets["tickets"]].pool
+        connection = TargetConnection(pool)
+        connection.connection_made(Wire())
+        connection.place = Place.IDLE
+        connection.idle_since = time.monotonic()
+        pool._idle.append(connection)
+        return connection
+
+    def call(self, request: bytes, answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n") -> bytes:
+        connection, target = self.open(), self.target()
+        connection.data_received(request)
+        self.turn.run()
+        if connection.call is not None:
+            target.data_received(answer)
+            self.turn.run()
+        connection.connection_lost(None)
+        target.connection_lost(None)
+        return connection.transport.written if connection.transport else b""
+
+    def events(self) -> list[bytes]:
+        """What was recorded since the last time: whole, readable, a chain."""
+        records = self.tail.read(10_000)
+        raws = [record.raw for record in records]
+        assert not any(record.problem for record in records)
+        for raw in raws:
+            assert CANARY.encode() not in raw
+            events.read(raw)
+            msgspec.json.decode(raw)  # to the last member, strictly UTF-8
+            json.loads(raw)
+        self.checked, breaks = events.check_chain(self.spool.boot, raws, after=self.checked)
+        assert breaks == []
+        return raws
+
+    def close(self) -> None:
+        self.spool._current.close()
+        os.close(self.spool._lock)
+
+
+def jwt(**claims: Any) -> str:
+    import base64
+
+    def part(value: Any) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    payload = {"iss": "https://idp.test.example", "sub": 'bot "%s" \\ ü'} | claims
+    return f"{part({'alg': 'ES256'})}.{part(payload)}.{part({'sig': CANARY})}"
+
+
+@pytest.fixture
+def stand(tmp_path):
+    made = Stand(tmp_path)
+    made.credential()
+    yield made
+    made.close()
+
+
+def check_ocsf(event: dict[str, Any], method: str, *, allowed: bool) -> dict[str, Any]:
+    """OCSF 1.6 API Activity with the security-control profile."""
+    data = event["data"]
+    activity = events.OCSF_ACTIVITY.get(method, 99)
+    assert (data["category_uid"], data["class_uid"]) == (6, 6003)
+    assert (data["activity_id"], data["type_uid"]) == (activity, 600_300 + activity)
+    assert data["severity_id"] == 1
+    assert abs(data["time"] - time.time() * 1000) < 60_000
+    assert data["status_id"] == data["action_id"] == data["disposition_id"] == (1 if allowed else 2)
+    assert data["metadata"]["version"] == "1.6.0"
+    assert data["metadata"]["profiles"] == ["security_control"]
+    assert data["metadata"]["product"]["name"] == "valetkey"
+    assert data["api"]["operation"] == method
+    return data
+
+
+TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+segment = st.text("abcXYZ019-._~!$&'()*+,;=:@", min_size=1, max_size=20).filter(
+    lambda part: part.partition(";")[0] not in {"", ".", ".."}
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    method=st.sampled_from(["GET", "HEAD", "PUT", "PURGE"]),
+    path=st.lists(segment | st.sampled_from(["%20", "%C3%BC", "a%25b"]), min_size=1, max_size=6),
+    query=st.booleans(),
+    trace=st.booleans(),
+    status=st.integers(200, 599).filter(lambda status: status not in {401, 407}),
+    who=st.fixed_dictionaries(
+        dict.fromkeys(("subject", "actor", "jti", "txn", "policy_digest"), text)
+    ),
+    ending=st.sampled_from(["completed", "target_failed", "client_closed", "cut"]),
+)
+def test_every_allowed_call(stand, method, path, query, trace, status, who, ending):
+    stand.credential(**who)
+    target_path = "/api/" + "/".join(path)
+    before = stand.spool.seq
+    head = (
+        f"{method} {target_path}{f'?q={CANARY}&access_token={CANARY}' if query else ''} HTTP/1.1\r\n"
+        f"Host: localhost\r\nAuthorization: Bearer {CANARY}\r\nX-Custom: {CANARY}\r\n"
+        + (f"traceparent: {TRACE}\r\n" if trace else "")
+        + ("Content-Length: 400\r\n" if ending == "client_closed" else "")
+        + "\r\n"
+        + (CANARY if ending == "client_closed" else "")
+    )
+    connection, target = stand.open(), stand.target()
+    connection.data_received(head.encode())
+    stand.turn.run()
+    assume(stand.spool.seq == before + 1)
+    decision = json.loads(stand.events()[0])
+    if ending == "target_failed":
+        target.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n")
+    elif ending == "cut":
+        target.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + b"x")
+        target.connection_lost(None)
+    elif ending == "completed":
+        target.data_received(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())
+    stand.turn.run()
+    connection.connection_lost(None)
+    target.connection_lost(None)
+    (raw,) = stand.events()
+    outcome = json.loads(raw)
+    assert stand.spool.open_calls == 0
+
+    data = check_ocsf(decision, method, allowed=True)
+    assert decision["type"] == events.TYPE_DECISION
+    assert decision.get("traceparent", "") == (TRACE if trace else "")
+    assert data["actor"] == {"user": {"uid": who["subject"]}, "app_uid": who["actor"]}
+    assert data["http_request"] == {"http_method": method, "url": {"path": target_path}}
+    assert data["src_endpoint"] == {"ip": "127.0.0.1", "port": 4444}
+    assert data["api"]["request"]["uid"] == decision["id"]
+    assert data["policy"] == {"uid": "read.all"}
+    unmapped = data["unmapped"]
+    assert unmapped["scopes"] == ["%d%%", "100%s", "t:read"]
+    assert unmapped["credential"] == "bearer"
+    assert [unmapped[name] for name in ("jti", "txn", "policy_digest")] == [
+        who[name] for name in ("jti", "txn", "policy_digest")
+    ]
+    assert unmapped["dropped"] == ["authorization", *(["access_token"] if query else [])]
+
+    ended = check_ocsf(outcome, method, allowed=True)
+    assert outcome["type"] == events.TYPE_OUTCOME
+    assert outcome.get("traceparent", "") == (TRACE if trace else "")
+    assert ended["unmapped"]["decision"] == decision["id"] == ended["api"]["request"]["uid"]
+    assert ended["unmapped"]["outcome"] == (
+        "completed" if method == "HEAD" and ending == "cut" else ending
+    )
+    if ending == "completed":
+        assert ended["http_response"]["code"] == status
+        assert ended["unmapped"]["code"] == ""
+    assert len(raw) + FRAME_SIZE <= OUTCOME_ROOM
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    method=st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}", fullmatch=True).filter(
+        lambda method: method.upper() != "CONNECT"
+    ),
+    path=st.text(
+        st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="?"), max_size=80
+    ),
+)
+def test_every_refused_call(stand, method, path):
+    path = "/other/" + path
+    answer = stand.call(
+        f"{method} {path}?q={CANARY} HTTP/1.1\r\nHost: localhost\r\nCookie: {CANARY}\r\n\r\n".encode()
+    )
+    decision, outcome = map(json.loads, stand.events())
+    data = check_ocsf(decision, method, allowed=False)
+    assert data["http_request"]["url"]["path"] == path
+    code = by_name(data["unmapped"]["code"])
+    assert answer.startswith(b"HTTP/1.1 %d " % code.status)
+    ended = check_ocsf(outcome, method, allowed=False)
+    assert ended["unmapped"]["decision"] == decision["id"]
+    assert ended["unmapped"]["code"] == code.name
+    assert ended["http_response"]["code"] == code.status
+
+
+def test_a_refused_call_names_workload_route_and_dropped_credentials(stand):
+    stand.call(b"DELETE /api/x HTTP/1.1\r\nHost: h\r\nX-Api-Key: " + CANARY.encode() + b"\r\n\r\n")
+    data = json.loads(stand.events()[0])["data"]
+    assert data["actor"]["app_uid"] == 'bot "%s" \\ ü'
+    assert data["api"]["service"] == {"name": "tickets"}
+    assert data["unmapped"]["code"] == "route.no_match"
+    assert data["unmapped"]["dropped"] == ["x-api-key"]
+
+
+def test_a_long_path_is_cut_and_the_event_stays_whole(stand):
+    stand.call(b"GET /api/%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"%C3%BC" * 2000))
+    data = json.loads(stand.events()[0])["data"]
+    assert len(data["http_request"]["url"]["path"]) == 1024
+
+
+def test_the_longest_outcome_fits_into_its_room(stand):
+    """Every free part at its longest."""
+    connection, target = stand.open(), stand.target()
+    connection.data_received(
+        b"PURGE /api/x HTTP/1.1\r\nHost: h\r\ntraceparent: %b\r\n\r\n" % TRACE.encode()
+    )
+    stand.turn.run()
+    call = connection.call
+    call.sent = call.received = 10**18
+    call.started -= 10**6
+    target.connection_lost(None)
+    stand.turn.run()
+    connection.connection_lost(None)
+    raw = stand.events()[-1]
+    names = 63 * 3 + 63 + 32 * 2  # source, route and target may be 63 long, a method 32
+    assert len(raw) + FRAME_SIZE + names <= OUTCOME_ROOM
+
+
+def test_the_start_says_where_the_boot_before_ended(tmp_path):
+    first = Stand(tmp_path)
+    first.recorder.booted("digest")
+    (raw,) = first.events()
+    assert json.loads(raw)["type"] == events.TYPE_BOOT
+    assert "previous_boot" not in json.loads(raw)["data"]["unmapped"]
+    first.close()
+    second = Stand(tmp_path)
+    second.recorder.booted("digest")
+    stated = json.loads(second.events()[0])["data"]["unmapped"]
+    assert stated["policy_digest"] == "digest"
+    assert stated["previous_boot"] == first.spool.boot
+    assert (stated["previous_seq"], stated["previous_hash"]) == (1, events.digest(raw))
+    assert stated["torn_tail"] is False
+    second.close()
+
+
+def test_a_gap_is_recorded_as_soon_as_there_is_room(stand):
+    stand.recorder.unrecorded()
+    stand.recorder.unrecorded()
+    assert stand.recorder.lost == 4
+    stand.recorder.heartbeat()
+    gap, beat = map(json.loads, stand.events())
+    assert gap["type"] == events.TYPE_GAP
+    assert (gap["data"]["unmapped"]["lost"], gap["data"]["unmapped"]["first"]) == (4, 0)
+    assert beat["data"]["unmapped"] == {"open_calls": 0, "lost": 4}
+    stand.recorder.heartbeat()
+    assert [json.loads(raw)["type"] for raw in stand.events()] == [events.TYPE_HEARTBEAT]
+
+
+def test_a_declared_loss_names_its_range_and_counts(stand):
+    stand.recorder.declare_lost("00000000000000a1", 5, 9, "why")
+    (raw,) = stand.events()
+    stated = json.loads(raw)["data"]["unmapped"]
+    assert stated == {
+        "boot": "00000000000000a1", "first": 5, "last": 9, "lost": 5, "reason": "why",
+    }  # fmt: skip
+    assert stand.recorder.lost == 5
+
+
+def test_without_room_calls_are_refused_and_open_calls_stay_right(tmp_path):
+    stand = Stand(tmp_path, segment_size=64 << 10, max_size=128 << 10)
+    stand.credential()
+    request = b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n"
+    while stand.call(request).startswith(b"HTTP/1.1 204"):
+        pass
+    assert b"503" in stand.call(request).partition(b"\r\n")[0]
+    assert stand.spool.open_calls == 0
+
+    def beats():
+        while True:
+            stand.recorder.heartbeat()
+
+    with pytest.raises(SpoolFull):
+        beats()
+    stand.close()
+
+
+def test_a_failed_disk_refuses_events(stand):
+    stand.spool._fail("the disk is gone")
+    with pytest.raises(AuditError, match="the disk is gone"):
+        stand.recorder.heartbeat()
+    assert b"503" in stand.call(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n").partition(b"\r\n")[0]

@@ -1,0 +1,352 @@
+"""The cache contract (docs: design, "Cache" and "Outage"), line by line, on a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import BrokerError, CallerError, PolicyError
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.cache_policy import CacheKey, lifetime
+from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.credentials import cache as module
+from valetkey.proxy.credentials.cache import CredentialCache
+
+KEY = CacheKey(
+    tenant="https://idp.test.example", subject="bot", actors=("agent",), audience="https://a",
+    resource="https://a", details="[]", scopes="t:read", endpoint="https://b/token",
+    thumbprint="", policy_digest="d", epoch=0,
+)  # fmt: skip
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(module.time, "monotonic", made)
+    return made
+
+
+@pytest.fixture
+def cache(clock):
+    return CredentialCache(100)
+
+
+def credential(now, *, key=KEY, life=100.0):
+    span = lifetime(now=now, expires_in=life, actor_expires_in=1e9, subject_expires_in=1e9)
+    return Credential(
+        key, Secret("a-token-that-is-long-enough"), b"", expires_at=span.expires_at,
+        refresh_at=span.refresh_at, subject="bot", actor="bot", jti="j", txn="t", policy_digest="d",
+    )  # fmt: skip
+
+
+class Broker:
+    """What an exchange does, and how often it was asked. Held until `release`, if so made."""
+
+    def __init__(self, clock, *, held=False, key=KEY, life=100.0) -> None:
+        self.clock, self.key, self.life = clock, key, life
+        self.asked = 0
+        self.error: Exception | None = None
+        self.release = asyncio.Event()
+        if not held:
+            self.release.set()
+
+    async def __call__(self) -> Credential:
+        self.asked += 1
+        await self.release.wait()
+        if self.error is not None:
+            raise self.error
+        return credential(self.clock(), key=self.key, life=self.life)
+
+
+async def settled(cache):
+    async with asyncio.timeout(5):
+        while cache.in_flight:
+            await asyncio.sleep(0)
+
+
+# --- one exchange in flight per key --------------------------------------------------------------
+
+
+async def test_a_thousand_callers_on_a_cold_key_make_one_exchange(cache, clock):
+    broker = Broker(clock, held=True)
+    callers = [asyncio.ensure_future(cache.obtain(KEY, broker)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    assert cache.in_flight == 1
+    broker.release.set()
+    answers = await asyncio.gather(*callers)
+    assert broker.asked == 1
+    assert len({id(answer) for answer in answers}) == 1
+    assert cache.get(KEY) is answers[0]
+    assert cache.in_flight == 0
+
+
+async def test_a_caller_that_goes_away_takes_nobody_along(cache, clock):
+    broker = Broker(clock, held=True)
+    first, second = (asyncio.ensure_future(cache.obtain(KEY, broker)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    broker.release.set()
+    assert (await second).key == KEY
+    assert broker.asked == 1
+
+
+async def test_a_failure_goes_to_everybody_who_waits(cache, clock):
+    broker = Broker(clock, held=True)
+    broker.error = BrokerError(codes.BROKER_UNAVAILABLE, "gone")
+    callers = [asyncio.ensure_future(cache.obtain(KEY, broker)) for _ in range(10)]
+    await asyncio.sleep(0)
+    broker.release.set()
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {BrokerError}
+    assert broker.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tenant", "https://other.test.example"), ("subject", "other"), ("actors", ("other",)),
+        ("actors", ("agent", "other")), ("audience", "https://o"), ("resource", "https://o"),
+        ("details", "[{}]"), ("scopes", "t:read t:write"), ("endpoint", "https://o/token"),
+        ("thumbprint", "x"), ("policy_digest", "e"), ("epoch", 1),
+    ],
+)  # fmt: skip
+async def test_every_part_of_the_key_counts(cache, clock, field, value):
+    await cache.obtain(KEY, Broker(clock))
+    other = KEY._replace(**{field: value})
+    assert cache.get(other) is None
+    broker = Broker(clock, key=other)
+    assert (await cache.obtain(other, broker)).key == other
+    assert broker.asked == 1
+    assert set(KEY._fields) == {
+        "tenant", "subject", "actors", "audience", "resource", "details", "scopes", "endpoint",
+        "thumbprint", "policy_digest", "epoch",
+    }  # fmt: skip
+
+
+# --- lifetime ------------------------------------------------------------------------------------
+
+LIFETIMES = {
+    "the token's own": (100, 1000, 1000, 95.0),
+    "the actor's": (1000, 100, 1000, 95.0),
+    "the subject's": (1000, 1000, 100, 95.0),
+    "a short one is cut by a tenth": (10, 1000, 1000, 9.0),
+    "nothing left": (100, 0, 100, 0.0),
+    "already over": (100, 100, -5, 0.0),
+}
+
+
+@pytest.mark.parametrize(("token", "actor", "subject", "use"), LIFETIMES.values(), ids=LIFETIMES)
+def test_lifetime_is_the_least_of_three_less_skew(token, actor, subject, use):
+    life = lifetime(now=50.0, expires_in=token, actor_expires_in=actor, subject_expires_in=subject)
+    assert life.expires_at == pytest.approx(50.0 + use)
+    assert life.refresh_at == pytest.approx(50.0 + use * 0.8)
+
+
+async def test_used_until_it_expires_and_not_a_moment_longer(cache, clock):
+    await cache.obtain(KEY, Broker(clock))
+    clock.now += 94.9
+    assert cache.get(KEY) is not None
+    clock.now += 0.1
+    assert cache.get(KEY) is None
+
+
+async def test_a_lifetime_of_nothing_serves_who_waits_and_nobody_later(cache, clock):
+    broker = Broker(clock, life=0)
+    assert (await cache.obtain(KEY, broker)).key == KEY
+    assert cache.get(KEY) is None
+
+
+# --- refresh ahead -------------------------------------------------------------------------------
+
+
+async def test_refreshed_at_80_percent_in_the_background_once(cache, clock):
+    first = await cache.obtain(KEY, Broker(clock))
+    assert first.refresh_at == pytest.approx(clock.now + 95 * 0.8)
+    clock.now += 80
+    broker = Broker(clock, held=True)
+    for _ in range(50):  # every call that comes meanwhile
+        found = cache.get(KEY)
+        assert found is first
+        if clock.now >= found.refresh_at:
+            cache.refresh(found, clock.now, broker)
+    assert (cache.refreshes, cache.in_flight) == (1, 1)
+    broker.release.set()
+    await settled(cache)
+    assert broker.asked == 1
+    second = cache.get(KEY)
+    assert second is not first
+    assert second.expires_at == pytest.approx(clock.now + 95)
+
+
+async def test_a_broker_that_is_away_leaves_the_old_one_until_it_expires(cache, clock):
+    first = await cache.obtain(KEY, Broker(clock))
+    clock.now += 80
+    broker = Broker(clock)
+    broker.error = BrokerError(codes.BROKER_UNAVAILABLE, "gone")
+    cache.refresh(first, clock.now, broker)
+    await settled(cache)
+    assert cache.get(KEY) is first
+    assert first.refresh_at == clock.now + 1  # tried again a second later, not with every call
+    clock.now += 15
+    assert cache.get(KEY) is None
+    with pytest.raises(BrokerError):
+        await cache.obtain(KEY, broker)
+
+
+@pytest.mark.parametrize("kind", [PolicyError, CallerError])
+async def test_a_no_of_the_policy_drops_the_old_one_at_once(cache, clock, kind):
+    first = await cache.obtain(KEY, Broker(clock))
+    clock.now += 80
+    broker = Broker(clock)
+    broker.error = kind(codes.GRANT_MISSING, "revoked")
+    cache.refresh(first, clock.now, broker)
+    await settled(cache)
+    assert cache.get(KEY) is None
+    with pytest.raises(kind):
+        await cache.obtain(KEY, broker)
+
+
+async def test_a_refresh_that_fails_is_nobodys_unhandled_error(cache, clock):
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    first = await cache.obtain(KEY, Broker(clock))
+    broker = Broker(clock)
+    broker.error = BrokerError(codes.BROKER_UNAVAILABLE, "gone")
+    cache.refresh(first, clock.now, broker)
+    await settled(cache)
+    await asyncio.sleep(0)
+    assert errors == []
+
+
+# --- denials -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PolicyError, CallerError])
+async def test_a_denial_is_remembered_for_a_second(cache, clock, kind):
+    broker = Broker(clock)
+    broker.error = kind(codes.GRANT_SCOPE, "no")
+    for _ in range(10):
+        with pytest.raises(kind) as denied:
+            await cache.obtain(KEY, broker)
+        assert (denied.value.code, denied.value.reason) == (codes.GRANT_SCOPE, "no")
+    assert broker.asked == 1
+    assert module.DENIAL_LIFETIME == 1.0
+    clock.now += 1.001
+    broker.error = None
+    assert (await cache.obtain(KEY, broker)).key == KEY
+    assert broker.asked == 2
+
+
+async def test_a_broker_that_was_away_is_asked_again_at_once(cache, clock):
+    broker = Broker(clock)
+    broker.error = BrokerError(codes.BROKER_UNAVAILABLE, "gone")
+    for _ in range(3):
+        with pytest.raises(BrokerError):
+            await cache.obtain(KEY, broker)
+    assert broker.asked == 3
+    broker.error = None
+    await cache.obtain(KEY, broker)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PolicyError(codes.GRANT_MISSING), CallerError(codes.SUBJECT_INVALID),
+        BrokerError(codes.BROKER_UNAVAILABLE), BrokerError(codes.BROKER_BAD_RESPONSE),
+        BrokerError(codes.IDENTITY_UNAVAILABLE),
+    ],
+    ids=lambda error: error.code.name,
+)  # fmt: skip
+async def test_nothing_that_failed_is_an_allow(cache, clock, error):
+    broker = Broker(clock)
+    broker.error = error
+    with pytest.raises(type(error)):
+        await cache.obtain(KEY, broker)
+    assert cache.get(KEY) is None
+    assert len(cache) == 0
+    assert cache.in_flight == 0
+
+
+async def test_a_denial_of_one_key_is_not_anothers(cache, clock):
+    broker = Broker(clock)
+    broker.error = PolicyError(codes.GRANT_SCOPE)
+    with pytest.raises(PolicyError):
+        await cache.obtain(KEY, broker)
+    other = KEY._replace(scopes="t:list")
+    assert (await cache.obtain(other, Broker(clock, key=other))).key == other
+
+
+# --- eviction and bounds -------------------------------------------------------------------------
+
+
+async def test_a_401_evicts_only_the_credential_that_was_used(cache, clock):
+    used = await cache.obtain(KEY, Broker(clock))
+    clock.now += 80
+    cache.refresh(used, clock.now, Broker(clock))
+    await settled(cache)
+    newer = cache.get(KEY)
+    cache.evict(used)  # the target's answer was to the older one
+    assert cache.get(KEY) is newer
+    assert cache.evictions == 0
+    cache.evict(newer)
+    assert cache.get(KEY) is None
+    assert cache.evictions == 1
+
+
+async def test_bounded_and_least_recently_used_out_first(clock):
+    cache = CredentialCache(3)
+    keys = [KEY._replace(subject=str(number)) for number in range(4)]
+    for key in keys[:3]:
+        await cache.obtain(key, Broker(clock, key=key))
+    assert cache.get(keys[0]) is not None  # now the second is the least recently used
+    await cache.obtain(keys[3], Broker(clock, key=keys[3]))
+    assert len(cache) == 3
+    assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
+
+
+async def test_denials_are_bounded_too(clock):
+    cache = CredentialCache(3)
+    for number in range(50):
+        key = KEY._replace(subject=str(number))
+        broker = Broker(clock, key=key)
+        broker.error = PolicyError(codes.GRANT_MISSING)
+        with pytest.raises(PolicyError):
+            await cache.obtain(key, broker)
+    assert len(cache._denials) == 3
+
+
+async def test_close_stops_what_is_under_way(cache, clock):
+    broker = Broker(clock, held=True)
+    caller = asyncio.ensure_future(cache.obtain(KEY, broker))
+    async with asyncio.timeout(5):
+        while not broker.asked:
+            await asyncio.sleep(0)
+    await cache.close()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert cache.in_flight == 0
+
+
+async def test_counts(cache, clock):
+    await cache.obtain(KEY, Broker(clock))
+    assert (cache.misses, cache.hits) == (1, 0)
+    cache.get(KEY)
+    cache.get(KEY)
+    assert (cache.misses, cache.hits) == (1, 2)
+
+
+def test_the_real_clock_is_monotonic():
+    """Expiry does not follow the wall clock."""
+    entries = CredentialCache(1)._entries
+    assert abs(entries.timer() - time.monotonic()) < 1
