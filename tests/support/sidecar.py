@@ -153,6 +153,7 @@ class Sidecar:
         self.port = 0
         self.admin = 0
         self._lanes = 0
+        self._clients: list[Client] = []
 
     def start(self) -> Sidecar:
         self.program.start()
@@ -171,7 +172,9 @@ class Sidecar:
         return f"/lane{self._lanes - 1}"
 
     def open(self) -> Client:
-        return Client(socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT))
+        client = Client(socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT))
+        self._clients.append(client)
+        return client
 
     def ask(self, raw: bytes) -> Answer:
         """One request on a connection of its own; what is behind the answer is an error."""
@@ -183,7 +186,14 @@ class Sidecar:
         try:
             assert asyncio.run(self.program.stop()) == 0
         finally:
-            self.program.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it, whatever state it is in, and everything that is open to it."""
+        self.program.kill()
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
 
     def defects(self) -> list[dict[str, Any]]:
         """Log lines that no caller or target may be able to cause."""
