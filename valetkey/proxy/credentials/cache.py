@@ -77,6 +77,10 @@ class CredentialCache:
         Raises what the exchange raised (`ValetkeyError`), to each of them.
         """
         self.misses += 1
+        arrived = self._entries.get(key)
+        if arrived is not None:
+            # It came between this caller's look into the cache and now.
+            return arrived
         denied = self._denials.get(key)
         if denied is not None:
             raise type(denied)(denied.code, denied.reason)

@@ -91,6 +91,16 @@ async def test_a_thousand_callers_on_a_cold_key_make_one_exchange(cache, clock):
     assert cache.in_flight == 0
 
 
+async def test_a_caller_who_looked_before_it_arrived_and_asks_after_makes_no_second_one(
+    cache, clock
+):
+    broker = Broker(clock)
+    assert cache.get(KEY) is None  # its task starts one turn of the loop later
+    first = await cache.obtain(KEY, broker)
+    assert await cache.obtain(KEY, broker) is first
+    assert broker.asked == 1
+
+
 async def test_a_caller_that_goes_away_takes_nobody_along(cache, clock):
     broker = Broker(clock, held=True)
     first, second = (asyncio.ensure_future(cache.obtain(KEY, broker)) for _ in range(2))
