@@ -49,10 +49,14 @@ class Wire:
             self._fill()
         return self._buffer
 
-    def until(self, mark: bytes) -> bytes:
-        """Everything up to and with ``mark``."""
+    def seen(self, mark: bytes) -> None:
+        """Wait for ``mark`` and leave it unread."""
         while mark not in self._buffer:
             self._fill()
+
+    def until(self, mark: bytes) -> bytes:
+        """Everything up to and with ``mark``."""
+        self.seen(mark)
         at = self._buffer.index(mark) + len(mark)
         data, self._buffer = self._buffer[:at], self._buffer[at:]
         return data
