@@ -35,7 +35,10 @@ def run(*, keep: bool) -> int:
     directory = Path(tempfile.mkdtemp(prefix="valetkey-demo-"))
     begun = time.monotonic()
     holds = False
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell starts background jobs with it ignored.
+    previous = {
+        number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         screen.title("Valetkey: broker, collector, sidecar and a ticketing API, on this machine")
         with Stage(directory) as stage:
@@ -52,7 +55,8 @@ def run(*, keep: bool) -> int:
         shutil.rmtree(directory, ignore_errors=True)
         return _INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if holds:
         shutil.rmtree(directory, ignore_errors=True)
         return 0
@@ -121,7 +125,7 @@ def _stay(stage: Stage, screen: Screen) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM stops the demo like Ctrl-C does: nothing of it may stay behind."""
+    """Ctrl-C and SIGTERM stop the demo alike: nothing of it may stay behind."""
     raise KeyboardInterrupt
 
 
