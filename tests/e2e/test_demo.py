@@ -1,0 +1,161 @@
+"""The demo: it holds, it fails when a step does not, and it can be looked at and stopped."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.canaries import Canaries
+from valetkey.cli.demo import main, stage
+
+COMMAND = (sys.executable, "-c", "from valetkey.cli.main import main; main()", "demo")
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_step_holds_and_nothing_stays_behind(tmp_path: Path) -> None:
+    done = subprocess.run(
+        COMMAND,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    steps = re.findall(r"^✓ (\d)\. (.+)$", done.stdout, re.MULTILINE)
+    assert [number for number, _ in steps] == [str(number) for number in range(1, 9)]
+    assert "✗" not in done.stdout
+    for part in ("The trail", "denied grant.scope", "dropped authorization", "for user-7"):
+        assert part in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_does_not_hold_fails_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The agent is granted what it should not have: the demo must notice."""
+    grants = [dict(grant) for grant in stage.GRANTS]
+    grants[0]["scopes"] = ["tickets:read", "tickets:comment", "tickets:delete"]
+    monkeypatch.setattr(stage, "GRANTS", grants)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main.run(keep=False) == 1
+    shown = capsys.readouterr().out
+    assert "✗ 2. It tries to delete the ticket" in shown
+    assert "✓ 1." in shown
+    (directory,) = tmp_path.glob("valetkey-demo-*")
+    assert f"logs and settings: {directory}" in shown
+    assert (directory / "logs" / "broker.log").stat().st_size > 0
+
+
+def test_a_program_that_does_not_start_is_named_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "GRANTS", [{"id": "a grant without the rest"}])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main.run(keep=False) == 1
+    assert re.search(
+        r"✗ broker ended at its start: see \S+/logs/broker\.log", capsys.readouterr().out
+    )
+    assert not psutil.Process().children()
+
+
+class Kept:
+    """A demo that was left running."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.output = tmp_path / "output"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                (*COMMAND, "--keep"),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(tmp_path)},
+            )
+        deadline = time.monotonic() + 90
+        while "Ctrl-C stops it" not in self.text or "reader" not in self.text:
+            assert time.monotonic() < deadline, self.text
+            assert self.process.poll() is None, self.text
+            time.sleep(0.05)
+        (self.directory,) = tmp_path.glob("valetkey-demo-*")
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def port(self, line: str) -> int:
+        found = re.search(rf"^ *{line} +http://127\.0\.0\.1:(\d+)", self.text, re.MULTILINE)
+        assert found, self.text
+        return int(found[1])
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    demo = Kept(tmp_path)
+    yield demo
+    if demo.process.poll() is None:
+        demo.process.send_signal(signal.SIGTERM)
+        demo.process.wait(30)
+
+
+def request(port: int, method: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response.status, body
+
+
+def test_what_is_kept_can_be_used_as_the_tutorial_says_and_leaks_nothing(
+    kept: Kept, canaries: Canaries
+) -> None:
+    secrets = ("agent.token", "auditor.token", "master.key")
+    for name in secrets:
+        path = kept.directory / name
+        raw = path.read_bytes()
+        canaries.add(raw if name == "master.key" else raw.decode(), name=name, allow=[path])
+
+    sidecar = kept.port("sidecar")
+    assert request(sidecar, "GET", "/tickets/api/tickets/7")[0] == 200
+    status, body = request(sidecar, "DELETE", "/tickets/api/tickets/7")
+    assert (status, "grant.scope" in body) == (403, True)
+    assert request(kept.port("ticket API"), "GET", "/api/tickets/7")[0] == 401
+
+    grants = kept.directory / "config" / "grants.yaml"
+    grants.write_text(
+        grants.read_text().replace("- tickets:comment", "- tickets:comment\n  - tickets:delete", 1)
+    )
+    deadline = time.monotonic() + 10
+    while request(sidecar, "DELETE", "/tickets/api/tickets/7")[0] != 200:
+        assert time.monotonic() < deadline, "the changed grants file was not applied"
+        time.sleep(0.1)
+
+    page = (ROOT / "docs/reference/metrics.md").read_text().partition("## Broker")[0]
+    for line in ("metrics", "broker", "collector"):
+        _, metrics = request(kept.port(line), "GET", "/metrics")
+        canaries.check(metrics, f"metrics of {line}")
+        if line == "metrics":
+            real = set(re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE))
+            assert set(re.findall(r"valetkey_[a-z_]+", page)) == real
+
+    before = len(canaries.leaks)
+    canaries.check_tree(kept.directory)
+    assert canaries.leaks[before:] == []
+
+    children = psutil.Process(kept.process.pid).children(recursive=True)
+    assert len(children) == 4
+    kept.process.send_signal(signal.SIGINT)
+    assert kept.process.wait(30) == 0
+    assert not any(child.is_running() for child in children)
+    assert not kept.directory.exists()

@@ -1,0 +1,182 @@
+"""The documentation keeps to the code: commands, settings, metrics, links, examples."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from valetkey.broker.metrics import Metrics as BrokerMetrics
+from valetkey.cli.check import check_file
+from valetkey.cli.reference import PROGRAMS
+from valetkey.cli.settings_table import sections
+from valetkey.collector.metrics import make_metrics
+from valetkey.contracts import codes, events
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")})
+MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def test_the_readme_keeps_its_order() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert headings == [
+        "Try it",
+        "What it does not protect against",
+        "Configuration",
+        "Decision codes",
+        "Benchmark",
+        "Development",
+    ]
+
+
+def test_the_readme_s_two_commands_exist_and_run_in_ci() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Try it")[2].partition("## ")[0]
+    commands = re.findall(r"^    (make [a-z]+)$", section, re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    for command in (*commands, "make lint"):
+        assert command.removeprefix("make ") in MAKE_TARGETS
+        assert command in ci
+
+
+def test_ci_demands_everything() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    assert "set -euo pipefail" in ci
+    assert "export VALETKEY_REQUIRE=all" in ci
+    assert ci.index("VALETKEY_REQUIRE=all") < ci.index("make test")
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+@EACH_PAGE
+def test_each_make_target_that_is_named_exists(page: Path) -> None:
+    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= MAKE_TARGETS
+
+
+@EACH_PAGE
+def test_each_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        # What `make bench` writes is not there before its first run.
+        if not re.match(r"[a-z]+:", target) and "bench/results/" not in target:
+            assert (page.parent / target).exists(), target
+
+
+# Written in `code`, with a dot: a key path, a code, a metric's neighbour… or one of these.
+NO_SETTING = re.compile(
+    r".*\.(yaml|json|jsonl|md|py|png|txt|db|key|pem|token|template|lua|in)$|[a-z]+\.test|\d"
+)
+
+
+@EACH_PAGE
+def test_each_setting_that_is_named_exists(page: Path) -> None:
+    keys = {
+        path.replace("[]", "").replace("NAME", "name")
+        for _, _, kind in PROGRAMS
+        for section in sections(kind)
+        for key in section.keys
+        for path in [f"{section.path}.{key.name}" if section.path else key.name]
+    }
+    first = {path.partition(".")[0] for path in keys}
+    for text in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", page.read_text()):
+        if text.partition(".")[0] in first and not NO_SETTING.match(text):
+            assert text in keys or codes.by_name(text) is not None, text
+
+
+@EACH_PAGE
+def test_each_code_that_is_named_exists(page: Path) -> None:
+    if page.name == "events.md":  # its dotted names are members of an event
+        return
+    families = {code.family for code in codes.all_codes()}
+    settings = {name for _, _, kind in PROGRAMS for name in kind.__struct_fields__}
+    for text in re.findall(r"`([a-z]+\.[a-z_]+)`", page.read_text()):
+        family = text.partition(".")[0]
+        if family in families - settings and not NO_SETTING.match(text):
+            assert codes.by_name(text) is not None, text
+
+
+def test_each_metric_of_broker_and_collector_is_documented_and_none_else() -> None:
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    named = set(re.findall(r"valetkey_(?:broker|collector)_[a-z_]+", page))
+    real = {
+        metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
+        for registry in (BrokerMetrics().registry, make_metrics().registry)
+        for metric in registry.collect()
+        if metric.name != "valetkey_build"
+    }
+    assert named == real
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in PROGRAMS])
+def test_the_examples_load(name: str) -> None:
+    """Files that they name need not exist here: settings are judged, not the machine."""
+    check_file(name, ROOT / f"config/{name}.yaml", environ={})
+
+
+def test_the_example_event_is_an_event() -> None:
+    page = (ROOT / "docs/reference/events.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    event = events.read(json.dumps(json.loads(example)).encode())
+    assert event.type == events.TYPE_DECISION
+    data = events.data_of(event)
+    assert data["class_uid"] == events.OCSF_CLASS_API_ACTIVITY
+    assert data["api"]["request"]["uid"] == event.id
+
+
+def test_the_requirements_are_pinned_hashed_and_name_no_host() -> None:
+    files = sorted((ROOT / "requirements").glob("*.txt"))
+    assert [path.name for path in files] == [
+        "bench.txt",
+        "build.txt",
+        "dev.txt",
+        "mitmproxy.txt",
+        "runtime.txt",
+    ]
+    for path in files:
+        text = path.read_text()
+        assert "://" not in text
+        for requirement in re.split(r"\n(?=\S)", text.strip()):
+            assert re.match(r"[A-Za-z0-9._\[\],-]+==\S+", requirement), requirement
+            assert "--hash=sha256:" in requirement, requirement
+
+
+def test_the_dependencies_page_names_the_pinned_versions() -> None:
+    page = (ROOT / "docs/adr/0003-dependencies.md").read_text()
+    rows = re.findall(r"^\| ([A-Za-z][\w-]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    pins = dict(
+        re.findall(
+            r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/runtime.txt").read_text(), re.MULTILINE
+        )
+    )
+    assert len(rows) > 10
+    for name, version in rows:
+        assert pins[name.lower()] == version, name
+
+
+def test_the_command_s_help_names_what_the_pages_use() -> None:
+    used = {
+        found
+        for page in PAGES
+        for found in re.findall(r"valetkey ((?:audit )?[a-z]+) (?:--|[a-zA-Z])", page.read_text())
+    }
+    assert used >= {"check", "audit tail", "audit verify"}
+    for command in used & {"check", "demo", "proxy", "audit tail", "audit verify"}:
+        done = subprocess.run(
+            (
+                sys.executable,
+                "-c",
+                "from valetkey.cli.main import main; main()",
+                *command.split(),
+                "-h",
+            ),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, command
