@@ -53,6 +53,8 @@ _METHOD_START: Final = frozenset(
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 
 _NONE: Final[list[bytes]] = []
+_KNOWN_NAMES: Final = 1024
+_USUAL: Final = (b"keep-alive", b"close")
 
 
 class HeaderBlock:
@@ -161,12 +163,14 @@ class ResponseHead:
 class HeadReader:
     """Reads heads off the front of a buffer. One per process; its tables are bounded."""
 
-    __slots__ = ("_max_fields", "_max_size", "_requests", "_responses", "_subject")
+    __slots__ = ("_max_fields", "_max_size", "_names", "_requests", "_responses", "_subject")
 
     def __init__(self, *, max_size: int, max_fields: int, subject_header: str) -> None:
         self._max_size = max_size
         self._max_fields = max_fields
         self._subject = normal(subject_header)
+        # Normal forms of field names seen: there are few, and the same ones come every time.
+        self._names: dict[bytes, str] = {}
         self._requests: Memo[HeaderBlock] = Memo()
         self._responses: Memo[ResponseHead] = Memo()
 
@@ -231,7 +235,7 @@ class HeadReader:
 
     def _read_request_block(self, raw: bytes) -> HeaderBlock:
         try:
-            fields = _fields(raw, httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n")
+            fields = _fields(raw, httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n", self._names)
         except _Refused as error:
             raise CallerError(codes.REQUEST_MALFORMED, str(error)) from error
         if len(fields) > self._max_fields:
@@ -276,7 +280,12 @@ class HeadReader:
         minor, status, reason = match.groups()
         try:
             block = HeaderBlock(
-                _fields(raw[line_end + 2 :], httptools.HttpResponseParser, b"HTTP/1.1 200 OK\r\n")
+                _fields(
+                    raw[line_end + 2 :],
+                    httptools.HttpResponseParser,
+                    b"HTTP/1.1 200 OK\r\n",
+                    self._names,
+                )
             )
             _read_framing(block)
         except _Refused as error:
@@ -299,20 +308,28 @@ class _Refused(Exception):  # noqa: N818
 class _Collector:
     """httptools callbacks: keeps the fields in order."""
 
-    __slots__ = ("complete", "fields")
+    __slots__ = ("_names", "complete", "fields")
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[bytes, str]) -> None:
+        self._names = names
         self.fields: list[Field] = []
         self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((normal(name.decode("latin-1")), name, value))
+        known = self._names.get(name)
+        if known is None:
+            known = normal(name.decode("latin-1"))
+            if len(self._names) < _KNOWN_NAMES:
+                self._names[name] = known
+        self.fields.append((known, name, value))
 
     def on_headers_complete(self) -> None:
         self.complete = True
 
 
-def _fields(raw: bytes, parser: Callable[[Any], Any], start_line: bytes) -> tuple[Field, ...]:
+def _fields(
+    raw: bytes, parser: Callable[[Any], Any], start_line: bytes, names: dict[bytes, str]
+) -> tuple[Field, ...]:
     """The fields of a block (header lines and the empty line), as llhttp reads them.
 
     The start line before it is a fixed one: what llhttp says of a block must not depend on what
@@ -325,7 +342,7 @@ def _fields(raw: bytes, parser: Callable[[Any], Any], start_line: bytes) -> tupl
         raise _Refused("obs-fold")
     if b"\0" in raw:
         raise _Refused("NUL")
-    collector = _Collector()
+    collector = _Collector(names)
     try:
         parser(collector).feed_data(start_line + raw)
     except httptools.HttpParserUpgrade:
@@ -342,6 +359,8 @@ def _read_framing(block: HeaderBlock) -> None:
     """RFC 9112 §6: at most one length, or chunked as the only coding; never both."""
     lengths = block.value("content-length")
     codings = block.value("transfer-encoding")
+    if not lengths and not codings:
+        return
     if not lengths and not codings:
         return
     if any(b"_" in raw for name, raw, _ in block.fields if name in _FRAMING):
@@ -363,8 +382,15 @@ def _read_framing(block: HeaderBlock) -> None:
 
 def _read_connection(block: HeaderBlock) -> None:
     """RFC 9110 §7.6.1: connection options, close and keep-alive among them."""
+    values = block.value("connection")
+    if not values:
+        return
+    if len(values) == 1 and values[0] in _USUAL:  # what nearly every head has
+        block.keep_alive = values[0] == b"keep-alive"
+        block.close = not block.keep_alive
+        return
     options: set[str] = set()
-    for value in block.value("connection"):
+    for value in values:
         options.update(
             option
             for part in value.decode("latin-1").split(",")
