@@ -15,7 +15,7 @@ from valetkey.cli.check import check_file
 from valetkey.cli.reference import PROGRAMS
 from valetkey.cli.settings_table import sections
 from valetkey.collector.metrics import make_metrics
-from valetkey.contracts import codes, events
+from valetkey.contracts import codes, events, settings
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")})
@@ -94,10 +94,10 @@ def test_each_code_that_is_named_exists(page: Path) -> None:
     if page.name == "events.md":  # its dotted names are members of an event
         return
     families = {code.family for code in codes.all_codes()}
-    settings = {name for _, _, kind in PROGRAMS for name in kind.__struct_fields__}
+    keys = {name for _, _, kind in PROGRAMS for name in kind.__struct_fields__}
     for text in re.findall(r"`([a-z]+\.[a-z_]+)`", page.read_text()):
         family = text.partition(".")[0]
-        if family in families - settings and not NO_SETTING.match(text):
+        if family in families - keys and not NO_SETTING.match(text):
             assert codes.by_name(text) is not None, text
 
 
@@ -117,6 +117,23 @@ def test_each_metric_of_broker_and_collector_is_documented_and_none_else() -> No
 def test_the_examples_load(name: str) -> None:
     """Files that they name need not exist here: settings are judged, not the machine."""
     check_file(name, ROOT / f"config/{name}.yaml", environ={})
+
+
+def test_the_examples_fit_together() -> None:
+    """A sidecar has one token: broker and collector must both take it, for the same targets."""
+    proxy, broker, collector = (
+        settings.load(kind, ROOT / f"config/{name}.yaml", program=name, environ={})
+        for name, _, kind in PROGRAMS
+    )
+    assert proxy.broker.url == broker.issuer
+    workloads = [
+        {(each.issuer, each.audience) for each in program.issuers if each.use == "workload"}
+        for program in (broker, collector)
+    ]
+    assert workloads[1] <= workloads[0]
+    assert {
+        name: (target.audience, target.credential.kind) for name, target in proxy.targets.items()
+    } == {name: (target.audience, target.credential) for name, target in broker.targets.items()}
 
 
 def test_the_example_event_is_an_event() -> None:
