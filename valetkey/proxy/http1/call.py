@@ -277,7 +277,9 @@ class Call:
         """The response ended where its framing said."""
         outbound, self.outbound = self.outbound, None
         if outbound is not None:
-            if self._reuse and not self.body_open:
+            if self._reuse and not self.body_open and not outbound.congested:
+                if self.inbound.write_paused:
+                    outbound.transport.resume_reading()  # stopped on behalf of this call
                 outbound.pool.give_back(outbound)
             else:
                 outbound.close()

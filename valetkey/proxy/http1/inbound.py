@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.outbox import LARGE
 from valetkey.proxy.http1.respond import problem_answer
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # How much of later requests is taken in while one is being answered.
 _AHEAD: Final = 64 << 10
+# How many answers of one turn wait for its end: see `LARGE`, which bounds the size of each.
+_UNSENT: Final = 32
 # nginx's lingering_timeout is 5 s, its lingering_time 30 s; a sidecar's peer is on the same host.
 _LINGER: Final = 2.0
 # struct linger: on, for no time at all. The close then sends RST (socket(7), SO_LINGER).
@@ -149,6 +152,8 @@ class WorkloadConnection:
         self._looping = True
         try:
             while self.call is None and self._buffer and not self._lingering:
+                if len(self._out) > _UNSENT:
+                    self.flush()
                 if self.write_paused:
                     return
                 try:
@@ -206,10 +211,12 @@ class WorkloadConnection:
     # --- answers ------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Send at the end of this turn of the loop."""
+        """Send at the end of this turn of the loop, or now what is large."""
         if not self._out:
             self.pep.outbox.add(self)
         self._out.append(data)
+        if len(data) >= LARGE:
+            self.flush()
 
     def flush(self) -> None:
         """Send now what was written."""

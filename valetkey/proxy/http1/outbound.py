@@ -10,6 +10,8 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, cast
 
+from valetkey.proxy.http1.outbox import LARGE
+
 if TYPE_CHECKING:
     from valetkey.proxy.http1.pool import Pool
 
@@ -39,13 +41,25 @@ class TargetConnection:
     An `asyncio.Protocol` by its methods; compiled, it can have no interpreted base class.
     """
 
-    __slots__ = ("_out", "borrower", "idle_since", "open", "place", "pool", "transport", "used")
+    __slots__ = (
+        "_out",
+        "borrower",
+        "congested",
+        "idle_since",
+        "open",
+        "place",
+        "pool",
+        "transport",
+        "used",
+    )
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.borrower: Borrower | None = None
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.open = False
+        self.congested = False
+        """Whether the target does not take what was sent."""
         self.used = False
         """Whether it has carried a call before: only then can it be stale."""
         self.idle_since = 0.0
@@ -77,23 +91,27 @@ class TargetConnection:
             borrower.target_lost()
 
     def pause_writing(self) -> None:
+        self.congested = True
         if self.borrower is not None:
             self.borrower.target_write_paused()
 
     def resume_writing(self) -> None:
+        self.congested = False
         if self.borrower is not None:
             self.borrower.target_write_resumed()
 
     def write(self, data: bytes) -> None:
-        """Send at the end of this turn of the loop."""
+        """Send at the end of this turn of the loop, or now what is large."""
         if not self._out:
             self.pool.outbox.add(self)
         self._out.append(data)
+        if len(data) >= LARGE:
+            self.flush()
 
     def flush(self) -> None:
         """Send now what was written."""
         out, self._out = self._out, []
-        if self.open:
+        if out and self.open:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:

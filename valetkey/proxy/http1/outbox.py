@@ -9,7 +9,11 @@ flush is the very next thing that the loop does.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
+
+# From this size on a write goes out at once: one turn can read 32 times 256 KiB from one socket
+# (libuv's loop), and only what the transport has got can make it stop that.
+LARGE: Final = 16 << 10
 
 
 class Flushable(Protocol):
