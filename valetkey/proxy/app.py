@@ -67,7 +67,6 @@ class Sidecar:
         snapshot = compile_snapshot(current, thumbprint=self._proof_key.thumbprint)
         self.metrics = Metrics()
         self.identity = FileIdentity(current.workload.identity.file)
-        self.identity.refresh()
         self._exchange = ExchangeClient(
             current.broker.url.rstrip("/") + "/token",
             self.identity,
@@ -82,6 +81,7 @@ class Sidecar:
             max_size=current.spool.max_size,
             commit_every=current.spool.commit_every,
         )
+        self.identity.refresh()
         self._recorder = Recorder(self.spool, instance)
         self.pep = EnforcementPoint(
             snapshot,
