@@ -67,6 +67,7 @@ class Sidecar:
         snapshot = compile_snapshot(current, thumbprint=self._proof_key.thumbprint)
         self.metrics = Metrics()
         self.identity = FileIdentity(current.workload.identity.file)
+        self._identities = [self.identity]
         self._exchange = ExchangeClient(
             current.broker.url.rstrip("/") + "/token",
             self.identity,
@@ -94,11 +95,7 @@ class Sidecar:
             self.metrics,
             Outbox(loop),
         )
-        self._shipper = (
-            Shipper(current.collector, self.spool, self._recorder, self.identity, self.metrics)
-            if current.collector is not None
-            else None
-        )
+        self._shipper = self._make_shipper()
         self._admin = Admin(
             current.admin.bind, self.metrics, ready=self._ready, health=self._health
         )
@@ -110,6 +107,18 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self._export_gauges()
 
+    def _make_shipper(self) -> Shipper | None:
+        collector = self.settings.collector
+        if collector is None:
+            return None
+        if collector.identity is None:
+            identity = self.identity
+        else:
+            identity = FileIdentity(collector.identity.file)
+            identity.refresh()
+            self._identities.append(identity)
+        return Shipper(collector, self.spool, self._recorder, identity, self.metrics)
+
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -119,7 +128,8 @@ class Sidecar:
         for listener in self.settings.listeners:
             self._servers.append(await listen(listener, self.pep))
         await self._admin.start()
-        work = [self.identity.watch(), self.pep.sweep(), self._watch(), self._beat()]
+        work = [identity.watch() for identity in self._identities]
+        work += [self.pep.sweep(), self._watch(), self._beat()]
         if self._shipper is not None:
             work.append(self._shipper.run())
         self._tasks = [asyncio.ensure_future(item) for item in work]

@@ -46,9 +46,14 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
 
 
 class CollectorSettings(Settings, frozen=True, kw_only=True):
-    """The collector. Plain HTTP is accepted for loopback only."""
+    """The collector. Plain HTTP is accepted for loopback only.
+
+    ``identity`` is the token that the collector gets: one of its own audience, so that it could
+    use it nowhere else. Without it, the workload's token is shown, the one that the broker takes.
+    """
 
     url: str
+    identity: IdentitySettings | None = None
     ca_file: Path | None = None
     timeout: Duration = duration(10)
     batch: Annotated[int, Meta(ge=1, le=10_000)] = 1000

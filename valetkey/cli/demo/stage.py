@@ -142,7 +142,10 @@ class Stage:
         write_private(self.directory / "master.key", secrets.token_bytes(32))
         token = self.workloads.token(AGENT, self.broker_url)
         write_private(self.directory / "agent.token", token)
-        write_private(self.reader_token_file, self.workloads.token(AUDITOR, self.broker_url))
+        # One for the collector alone: whoever runs it can't go to the broker with it.
+        token = self.workloads.token(AGENT, self.collector_url)
+        write_private(self.directory / "collector.token", token)
+        write_private(self.reader_token_file, self.workloads.token(AUDITOR, self.collector_url))
 
     def _write_settings(self) -> None:
         workloads = self.workloads.trust(self.broker_url, "workload")
@@ -168,7 +171,7 @@ class Stage:
             {
                 "bind": f"127.0.0.1:{self.collector_port}",
                 "database": f"sqlite+aiosqlite:///{self.database}",
-                "issuers": [workloads],
+                "issuers": [self.workloads.trust(self.collector_url, "workload")],
                 "readers": [{"issuer": WORKLOADS, "subject": AUDITOR}],
             },
         )
@@ -188,7 +191,10 @@ class Stage:
             "instance": INSTANCE,
             "workload": {"identity": {"file": str(self.directory / "agent.token")}},
             "broker": {"url": self.broker_url},
-            "collector": {"url": self.collector_url},
+            "collector": {
+                "url": self.collector_url,
+                "identity": {"file": str(self.directory / "collector.token")},
+            },
             "spool": {"dir": str(self.directory / "spool")},
             "listeners": [{"bind": f"127.0.0.1:{self.proxy_port}", "mode": "reverse"}],
             "admin": {"bind": f"127.0.0.1:{self.admin_port}"},
