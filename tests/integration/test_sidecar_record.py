@@ -175,3 +175,26 @@ async def test_calls_in_flight_keep_room_for_their_outcomes(fleet):
         }
         assert len(slow_ids) == 100
         assert slow_ids <= ended
+
+
+async def test_what_the_collector_lost_is_sent_again_or_declared(fleet):
+    """Its database is gone (an old backup was put back): what is still here is sent again."""
+    fleet.sidecar_changes["spool"] = {"dir": str(fleet.spool), "segment_size": "64KiB"}
+    async with fleet.running():
+        for _ in range(100):
+            assert (await fleet.call())[0] == 200
+        await fleet.delivered()
+        fleet.collector.kill()
+        for path in fleet.directory.glob("collector.db*"):
+            path.unlink()
+        fleet.collector.start()
+        assert (await fleet.call("/api/after"))[0] == 200
+        await fleet.delivered()
+        (gap,) = fleet.events(events.TYPE_GAP)
+        stated = gap["data"]["unmapped"]
+        assert (stated["first"], stated["reason"]) == (1, "the collector lost it")
+        held = sorted(int(event["sequence"]) for event in fleet.events())
+        assert held == list(range(stated["last"] + 1, held[-1] + 1))
+        assert await fleet.metric("valetkey_events_lost_total") == stated["lost"] == stated["last"]
+        verified = await fleet.verify()
+        assert "declared" in verified.output or verified.exit_code == 0, verified.output

@@ -182,7 +182,7 @@ class Fleet:
         self._write_broker()
         self.write()
         async with AsyncExitStack() as stack:
-            runner = web.AppRunner(self._target_app(), access_log=None)
+            runner = web.AppRunner(self._target_app(), access_log=None, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", self.target_port, backlog=2048).start()

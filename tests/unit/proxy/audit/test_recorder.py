@@ -220,7 +220,7 @@ segment = st.text("abcXYZ019-._~!$&'()*+,;=:@", min_size=1, max_size=20).filter(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     method=st.sampled_from(["GET", "HEAD", "PUT", "PURGE"]),
@@ -294,7 +294,7 @@ def test_every_allowed_call(stand, method, path, query, trace, status, who, endi
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     method=st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}", fullmatch=True).filter(
