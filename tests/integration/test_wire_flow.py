@@ -181,13 +181,16 @@ def test_a_target_that_stops_reading_stops_the_workload(
     assert peak.growth < GROWTH
 
 
+@pytest.mark.parametrize(("size", "count"), [(256 << 10, 300), (17 << 10, 2500)])
 def test_pipelined_calls_do_not_pile_up_answers_that_nobody_reads(
-    sidecar: Sidecar, upstream: Recording, lane: str
+    size: int, count: int, sidecar: Sidecar, upstream: Recording, lane: str
 ) -> None:
-    """While the workload does not take its answers, its further calls wait."""
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PIECE) + PIECE
-    upstream.answer = answer
-    count = 400
+    """While the workload does not take its answers, its further calls wait.
+
+    The small answers each arrive and end in one piece: none is stopped half-way.
+    """
+    body = PIECE[:size]
+    upstream.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body
     with sidecar.open() as client, Peak(sidecar) as peak:
         client.send(get(f"{lane}/") * count)
         last, since = -1, time.monotonic()
@@ -197,9 +200,8 @@ def test_pipelined_calls_do_not_pile_up_answers_that_nobody_reads(
             time.sleep(0.01)
         assert 0 < last < count
         for _ in range(count):
-            head = client.until(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200")
-            client.exactly(len(PIECE))
+            assert client.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+            assert client.exactly(size) == body
             client.recorded = b""
     assert len(upstream.requests) == count
     assert peak.growth < GROWTH

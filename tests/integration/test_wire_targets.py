@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -473,3 +474,26 @@ def test_a_nonce_that_comes_with_a_good_answer_is_used_next(
     assert sidecar.ask(get("/dpop/a")).body == b"ok"
     assert sidecar.ask(get("/dpop/a")).body == b"ok"
     proof_of(upstream, "/a", nonce="n-2")
+
+
+def test_a_401_without_a_broker_is_the_outcome_of_the_call_and_no_second_decision(
+    tmp_path: Path, upstream: Recording
+) -> None:
+    world = World(tmp_path)
+    world.start()
+    made = world.sidecar("alone", {"up": target(upstream.url, prefix="/up")})
+    try:
+        assert made.ask(get("/up/1")).body == b"ok"
+        world.broker.kill()
+        upstream.replies(UNAUTHORIZED)
+        answer = made.ask(get("/up/2"))
+        assert (answer.code, answer.status) == ("broker.unavailable", 503)
+        assert answer.values("retry-after") == ["5"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{made.admin}/metrics") as page:
+            metrics = page.read().decode()
+        # The boot, and a decision with its outcome for each of the two calls.
+        assert "valetkey_events_written_total 5.0" in metrics.splitlines()
+        made.stop()
+    finally:
+        world.broker.kill()
+        made.kill()
