@@ -53,6 +53,12 @@ class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     act: dict[str, Any] = {}
 
 
+class Introspection(msgspec.Struct, frozen=True):
+    """What a client needs of an introspection response (RFC 7662 §2.2)."""
+
+    active: bool
+
+
 class TokenError(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refused exchange (RFC 6749 §5.2). ``code`` is the Valetkey code behind ``error``."""
 

@@ -33,6 +33,7 @@ from valetkey.proxy.audit.spool import Spool
 from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
+from valetkey.proxy.credentials.revalidation import Revalidation
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.intercept.reverse import listen
@@ -76,6 +77,7 @@ class Sidecar:
             timeout=current.broker.timeout,
         )
         self.cache = CredentialCache(current.limits.credentials)
+        self._revalidation = Revalidation(self.cache, self._exchange, current.broker.revalidate)
         self.spool = Spool(
             current.spool.dir,
             segment_size=current.spool.segment_size,
@@ -129,7 +131,7 @@ class Sidecar:
             self._servers.append(await listen(listener, self.pep))
         await self._admin.start()
         work = [identity.watch() for identity in self._identities]
-        work += [self.pep.sweep(), self._watch(), self._beat()]
+        work += [self.pep.sweep(), self._watch(), self._beat(), self._revalidation.run()]
         if self._shipper is not None:
             work.append(self._shipper.run())
         self._tasks = [asyncio.ensure_future(item) for item in work]
@@ -236,6 +238,14 @@ class Sidecar:
             "valetkey_cache_hits_total": ("Credentials from the cache.", lambda: cache.hits),
             "valetkey_cache_misses_total": ("Calls that waited.", lambda: cache.misses),
             "valetkey_cache_refreshes_total": ("Refreshes ahead.", lambda: cache.refreshes),
+            "valetkey_credentials_revalidated_total": (
+                "Credentials in use that the broker was asked about.",
+                lambda: self._revalidation.asked,
+            ),
+            "valetkey_credentials_revoked_total": (
+                "Evicted because the broker no longer stands by them.",
+                lambda: self._revalidation.revoked,
+            ),
             "valetkey_cache_evictions_total": ("After a 401.", lambda: cache.evictions),
             "valetkey_events_written_total": ("Events spooled.", lambda: recorder.written),
             "valetkey_events_lost_total": ("Events not recorded.", lambda: recorder.lost),

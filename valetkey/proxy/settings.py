@@ -38,11 +38,16 @@ class WorkloadSettings(Settings, frozen=True, kw_only=True):
 
 
 class BrokerSettings(Settings, frozen=True, kw_only=True):
-    """The broker. Plain HTTP is accepted for loopback only."""
+    """The broker. Plain HTTP is accepted for loopback only.
+
+    ``url`` is its issuer identifier. ``revalidate`` is how often it is asked whether credentials
+    in use are still good: the longest that a revoked one goes on being used.
+    """
 
     url: str
     ca_file: Path | None = None
     timeout: Duration = duration(5)
+    revalidate: Duration = duration(5)
 
 
 class CollectorSettings(Settings, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ class Credential:
 
     __slots__ = (
         "actor", "expires_at", "jti", "key", "line", "policy_digest", "refresh_at", "rendered",
-        "subject", "token", "txn",
+        "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +38,8 @@ class Credential:
         self.jti = jti
         self.txn = txn
         self.policy_digest = policy_digest
+        self.used = False
+        """Whether it went out since it was last asked about (`credentials.revalidation`)."""
         self.rendered: tuple[bytes, bytes] | None = None
         """Its parts of a decision event, rendered by the recorder at first use."""
 

@@ -41,6 +41,7 @@ class CredentialCache:
         self._denials: TTLCache[CacheKey, ValetkeyError] = TTLCache(
             capacity, ttl=DENIAL_LIFETIME, timer=time.monotonic
         )
+        self._used: list[Credential] = []
         self._flights: dict[CacheKey, asyncio.Task[Credential]] = {}
         self._log = Log("cache")
         self.hits = 0
@@ -62,6 +63,9 @@ class CredentialCache:
         except KeyError:
             return None
         self.hits += 1
+        if not credential.used:
+            credential.used = True
+            self._used.append(credential)
         return credential
 
     def refresh(self, credential: Credential, now: float, fetch: Fetch) -> None:
@@ -93,6 +97,13 @@ class CredentialCache:
         if self._entries.get(credential.key) is credential:
             del self._entries[credential.key]
             self.evictions += 1
+
+    def take_used(self) -> list[Credential]:
+        """The credentials that were used since the last time this was asked."""
+        used, self._used = self._used, []
+        for credential in used:
+            credential.used = False
+        return used
 
     def clear(self) -> None:
         """Drop everything: the policy changed."""

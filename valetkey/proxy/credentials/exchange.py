@@ -38,6 +38,7 @@ _MAX_ANSWER: Final = 64 << 10
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
 _WORD: Final = re.compile(r"[a-z0-9_]{1,64}")
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
+_INTROSPECTION: Final = msgspec.json.Decoder(oauth.Introspection)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
 # Whose refusals the workload may be told by their own code.
 _PASSED_ON: Final = frozenset({"grant", "subject", "actor", "approval"})
@@ -56,6 +57,7 @@ class ExchangeClient:
         timeout: float,
     ) -> None:
         self._endpoint = endpoint
+        self._introspection = endpoint.removesuffix("/token") + "/introspect"
         self._identity = identity
         self._key = key
         self._nonce = ""
@@ -91,33 +93,50 @@ class ExchangeClient:
             form["subject_token_type"] = oauth.TOKEN_TYPE_JWT
             form["actor_token"] = actor_token.reveal()
             form["actor_token_type"] = oauth.TOKEN_TYPE_JWT
-        status, body = await self._post(form)
+        status, body = await self._post(self._endpoint, form)
         if status != 200:
             raise _refusal(status, body)
         return self._accept(key, injector, body, actor_left, subject_left)
 
-    async def _post(self, form: dict[str, str]) -> tuple[int, bytes]:
-        status, body, nonce = await self._post_once(form)
+    async def is_active(self, credential: Credential) -> bool:
+        """Whether the broker still stands by a credential (RFC 7662). Raises `ValetkeyError`."""
+        actor_token, _ = self._identity.token()
+        form = {
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": actor_token.reveal(),
+            "token": credential.token.reveal(),
+            "token_type_hint": "access_token",
+        }
+        status, body = await self._post(self._introspection, form)
+        if status != 200:
+            raise _refusal(status, body)
+        try:
+            return _INTROSPECTION.decode(body).active
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _unusable("the answer is not an introspection response") from error
+
+    async def _post(self, url: str, form: dict[str, str]) -> tuple[int, bytes]:
+        status, body, nonce = await self._post_once(url, form)
         if status == 400 and nonce and _error(body).error == "use_dpop_nonce":
             # RFC 9449 §8: once more, with the nonce that came with the refusal.
-            status, body, _ = await self._post_once(form)
+            status, body, _ = await self._post_once(url, form)
         return status, body
 
-    async def _post_once(self, form: dict[str, str]) -> tuple[int, bytes, str]:
+    async def _post_once(self, url: str, form: dict[str, str]) -> tuple[int, bytes, str]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
         proof = self._key.proof(
             method="POST",
-            url=self._endpoint,
+            url=url,
             jti=secrets.token_urlsafe(16),
             now=int(time.time()),
             nonce=self._nonce,
         )
         try:
             async with self._session.post(
-                self._endpoint,
+                url,
                 data=form,
                 headers={"DPoP": proof, "Accept": "application/json"},
                 ssl=self._ssl if self._ssl is not None else True,
@@ -145,7 +164,7 @@ class ExchangeClient:
             raise _unusable("the answer is too large")
         try:
             answer = _RESPONSE.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _unusable("the answer is not a token response") from error
         if not _TOKEN.fullmatch(answer.access_token):
             raise _unusable("the token holds characters that no token has")
@@ -201,7 +220,7 @@ def _seconds_left(token: Secret) -> float:
 def _error(body: bytes) -> oauth.TokenError:
     try:
         return _ERROR.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return oauth.TokenError(error="")
 
 

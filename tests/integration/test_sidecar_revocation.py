@@ -1,0 +1,93 @@
+"""A credential that the broker revoked stops working here, long before it expires."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import pytest
+
+from tests.support.fleet import Fleet
+from valetkey.contracts import oauth
+from valetkey.contracts.dpop import ProofKey
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    fleet = Fleet(tmp_path)
+    fleet.sidecar_changes["broker"] = {"url": fleet.broker_url, "revalidate": "200ms"}
+    return fleet
+
+
+def token_of(request):
+    return request.headers["Authorization"].partition(" ")[2]
+
+
+async def revoke(fleet, token):
+    """RFC 7009, as the client that the token was issued to."""
+    key, nonce = ProofKey(), ""
+    form = {
+        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+        "client_assertion": fleet.token_file.read_text(),
+        "token": token,
+    }
+    for _ in range(2):  # RFC 9449 §8: the first proof learns the nonce
+        proof = key.proof(
+            method="POST",
+            url=f"{fleet.broker_url}/revoke",
+            jti=secrets.token_urlsafe(8),
+            now=int(time.time()),
+            nonce=nonce,
+        )
+        async with fleet.client.post(
+            f"{fleet.broker_url}/revoke", data=form, headers={"DPoP": proof}
+        ) as response:
+            nonce = response.headers["DPoP-Nonce"]
+            status = response.status
+    assert status == 200
+
+
+async def test_a_revoked_credential_is_not_used_again(fleet):
+    async with fleet.running(collector=False):
+        for _ in range(2):
+            assert (await fleet.call())[0] == 200
+        first, same = map(token_of, fleet.received)
+        assert first == same
+        await revoke(fleet, first)
+
+        async def evicted():
+            # Only what is in use is asked about, so it is used.
+            await fleet.call()
+            return await fleet.metric("valetkey_credentials_revoked_total") == 1
+
+        await fleet.until(evicted, "evicted")
+        fleet.received.clear()
+        assert (await fleet.call())[0] == 200
+        assert token_of(fleet.received[0]) != first
+
+
+async def test_a_good_credential_survives_being_asked_about(fleet):
+    async with fleet.running(collector=False):
+        await fleet.call()
+
+        async def asked():
+            await fleet.call()
+            return await fleet.metric("valetkey_credentials_revalidated_total") >= 2
+
+        await fleet.until(asked, "asked about twice")
+        assert len({token_of(request) for request in fleet.received}) == 1
+        assert await fleet.metric("valetkey_credentials_revoked_total") == 0
+
+
+async def test_a_broker_that_is_gone_revokes_nothing(fleet):
+    async with fleet.running(collector=False):
+        await fleet.call()
+        fleet.broker.kill()
+
+        async def noticed():
+            assert (await fleet.call())[0] == 200
+            return any(line["event"] == "not_revalidated" for line in fleet.sidecar.log())
+
+        await fleet.until(noticed, "the broker was asked and did not answer")
+        assert (await fleet.call())[0] == 200
+        assert len({token_of(request) for request in fleet.received}) == 1

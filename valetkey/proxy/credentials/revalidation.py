@@ -1,0 +1,49 @@
+"""Credentials that are in use are asked about: a revoked one must not work until it expires.
+
+Every few seconds the broker is asked (RFC 7662) about each cached credential that went out since
+the last round; one that it no longer stands by is evicted. So the time from a revocation to its
+effect here is the interval at most, not the credential's life (standards.md §8: min of TTL, push
+and poll). A broker that can't be asked changes nothing: a credential then works until it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from valetkey.contracts.errors import ValetkeyError
+from valetkey.contracts.logs import Log
+from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.credentials.exchange import ExchangeClient
+
+
+class Revalidation:
+    """One per sidecar."""
+
+    def __init__(self, cache: CredentialCache, exchange: ExchangeClient, every: float) -> None:
+        self._cache = cache
+        self._exchange = exchange
+        self._every = every
+        self._log = Log("revalidation")
+        self.asked = 0
+        self.revoked = 0
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await asyncio.sleep(self._every)
+            await self.round()
+
+    async def round(self) -> None:
+        """Ask about what was used since the last round."""
+        for credential in self._cache.take_used():
+            try:
+                active = await self._exchange.is_active(credential)
+            except ValetkeyError as error:
+                # The next round asks again, if it is still in use by then.
+                self._log.warning("not_revalidated", code=error.code.name, reason=error.reason)
+                return
+            self.asked += 1
+            if not active:
+                self._cache.evict(credential)
+                self.revoked += 1
+                self._log.warning("credential_revoked", jti=credential.jti)
