@@ -122,7 +122,11 @@ async def test_a_full_spool_denies_and_records_the_gap_where_the_route_says_so(f
         assert (await fleet.call("/api/1"))[0] == 200
         await fleet.delivered()
         (gap,) = fleet.events(events.TYPE_GAP)
-        assert gap["data"]["unmapped"]["lost"] == 6
+        stated = gap["data"]["unmapped"]
+        assert stated["calls_went_on"] == 3
+        # Those of the first loop, one more; a denial of three events may still have found room.
+        assert 120 - refused + 1 <= stated["calls_refused"] <= 120 - refused + 2
+        assert stated["lost"] == lost
         decided = fleet.events(events.TYPE_DECISION)
         ended = {
             event["data"]["unmapped"]["decision"] for event in fleet.events(events.TYPE_OUTCOME)
@@ -197,4 +201,5 @@ async def test_what_the_collector_lost_is_sent_again_or_declared(fleet):
         assert held == list(range(stated["last"] + 1, held[-1] + 1))
         assert await fleet.metric("valetkey_events_lost_total") == stated["lost"] == stated["last"]
         verified = await fleet.verify()
-        assert "declared" in verified.output or verified.exit_code == 0, verified.output
+        assert verified.exit_code == 0, verified.output
+        assert f"{stated['lost']} were declared lost" in verified.output

@@ -278,8 +278,9 @@ class EnforcementPoint:
             call.decision_seq = self._recorder.permitted(call, permit.credential, dropped)
         except AuditError as error:
             if permit.route.record_gap and not permit.route.durable:
-                self._recorder.unrecorded()
+                self._recorder.unrecorded(went_on=True)
                 return True
+            self._recorder.unrecorded(went_on=False)
             call.permit = None
             self._log.error("audit_unavailable", reason=error.reason, route=permit.route.id)
             call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
@@ -298,7 +299,7 @@ class EnforcementPoint:
         except AuditError as error:
             # A denial is not made an allow by a full disk; it only goes unrecorded.
             self._log.error("denial_unrecorded", code=deny.code.name, reason=error.reason)
-            self._recorder.lost += 2
+            self._recorder.unrecorded(went_on=False)
         call.answer_problem(deny.code, "denied")
 
     # --- the way to the target ----------------------------------------------------------------

@@ -52,7 +52,8 @@ class Recorder:
         self.written = 0
         self.lost = 0
         """Events that were not recorded, or can't be delivered any more, in all."""
-        self._unrecorded = 0
+        self._went_on = 0
+        self._refused = 0
 
     def forget_routes(self) -> None:
         """Drop templates of an older snapshot."""
@@ -65,7 +66,7 @@ class Recorder:
         """Record that a call may leave. Returns the event's sequence. Raises `AuditError`."""
         permit = call.permit
         assert permit is not None
-        if self._unrecorded:
+        if self._went_on or self._refused:
             self._record_gap()
         method = call.head.method
         template = self._decisions.get((permit.route, method))
@@ -205,7 +206,7 @@ class Recorder:
 
     def heartbeat(self) -> None:
         """Record that the sidecar is alive: the chain's end is never older than this."""
-        if self._unrecorded:
+        if self._went_on or self._refused:
             self._record_gap()
         self._write(
             events.TYPE_HEARTBEAT,
@@ -224,21 +225,29 @@ class Recorder:
         self._write(events.TYPE_GAP, data, decision=True)
         self.lost += last - first + 1
 
-    def unrecorded(self) -> None:
-        """A call goes on although its decision could not be recorded; counted, recorded later."""
-        self._unrecorded += 2
-        self.lost += 2
+    def unrecorded(self, *, went_on: bool) -> None:
+        """A decision could not be recorded; counted, and recorded as a gap later.
+
+        ``went_on`` tells a call that left nevertheless (``spool_full: record_gap``) from a refusal.
+        """
+        if went_on:
+            self._went_on += 1
+        else:
+            self._refused += 1
+        self.lost += 2  # a decision and its outcome
 
     def _record_gap(self) -> None:
-        count = self._unrecorded
+        went_on, refused = self._went_on, self._refused
         data = {
             "unmapped": {
-                "boot": self._spool.boot, "first": 0, "last": 0, "lost": count,
-                "reason": "the spool was full; spool_full: record_gap let the calls go on",
+                "boot": self._spool.boot, "first": 0, "last": 0, "lost": 2 * (went_on + refused),
+                "calls_went_on": went_on, "calls_refused": refused,
+                "reason": "the spool had no room: calls went on unrecorded only on routes with "
+                "spool_full: record_gap",
             }
         }  # fmt: skip
         self._write(events.TYPE_GAP, data, decision=True)
-        self._unrecorded = 0
+        self._went_on = self._refused = 0
 
     # --- rendering ----------------------------------------------------------------------------
 

@@ -371,13 +371,15 @@ def test_the_start_says_where_the_boot_before_ended(tmp_path):
 
 
 def test_a_gap_is_recorded_as_soon_as_there_is_room(stand):
-    stand.recorder.unrecorded()
-    stand.recorder.unrecorded()
+    stand.recorder.unrecorded(went_on=True)
+    stand.recorder.unrecorded(went_on=False)
     assert stand.recorder.lost == 4
     stand.recorder.heartbeat()
     gap, beat = map(json.loads, stand.events())
     assert gap["type"] == events.TYPE_GAP
-    assert (gap["data"]["unmapped"]["lost"], gap["data"]["unmapped"]["first"]) == (4, 0)
+    stated = gap["data"]["unmapped"]
+    assert (stated["lost"], stated["first"], stated["last"]) == (4, 0, 0)
+    assert (stated["calls_went_on"], stated["calls_refused"]) == (1, 1)
     assert beat["data"]["unmapped"] == {"open_calls": 0, "lost": 4}
     stand.recorder.heartbeat()
     assert [json.loads(raw)["type"] for raw in stand.events()] == [events.TYPE_HEARTBEAT]
