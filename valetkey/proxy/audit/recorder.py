@@ -103,6 +103,7 @@ class Recorder:
             unmapped["dropped"] = dropped
         data = self._data(head.method, allowed=False) | {
             "actor": {"user": {"uid": workload}, "app_uid": workload},
+            "authorizations": [{"decision": "denied"}],
             "api": {
                 "operation": head.method,
                 "service": {"name": deny.target.name if deny.target else ""},
@@ -312,15 +313,15 @@ class Recorder:
 def _render(credential: Credential) -> tuple[bytes, bytes]:
     """The two pieces of a decision event that belong to a credential, rendered once."""
     encode = msgspec.json.encode
-    who = b'"actor":{"user":{"uid":%b},"app_uid":%b}' % (
+    who = (
+        b'"actor":{"user":{"uid":%b},"app_uid":%b},'
+        b'"authorizations":[{"decision":"allowed","policy":{"name":"grants","version":%b}}]'
+    ) % (
         encode(credential.subject),
         encode(credential.actor),
-    )
-    reference = b',"jti":%b,"txn":%b,"policy_digest":%b' % (
-        encode(credential.jti),
-        encode(credential.txn),
         encode(credential.policy_digest),
     )
+    reference = b',"jti":%b,"txn":%b' % (encode(credential.jti), encode(credential.txn))
     credential.rendered = (who, reference)
     return who, reference
 
