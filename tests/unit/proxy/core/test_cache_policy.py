@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valetkey.proxy.core.cache_policy import MAX_SKEW, REFRESH_AT, CacheKey, lifetime
@@ -32,6 +32,7 @@ def test_lifetimes(name: str, own: float, actor: float, subject: float, span: fl
 SECONDS = st.floats(min_value=-1e6, max_value=1e6)
 
 
+@settings(deadline=None)
 @given(SECONDS, SECONDS, SECONDS)
 def test_never_longer_than_what_it_was_made_from(own: float, actor: float, subject: float) -> None:
     life = lifetime(now=0, expires_in=own, actor_expires_in=actor, subject_expires_in=subject)

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.proxy.core.conftest import THUMBPRINT, compiled, route, tree
@@ -287,6 +287,7 @@ def test_a_credential_does_not_show_its_token(snapshot: Snapshot) -> None:
 MADE = compiled(tree())
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="/.;%2eft icksap7\\?#\0é", max_size=30),
     st.sampled_from(["GET", "POST", "get", "PRI", ""]),

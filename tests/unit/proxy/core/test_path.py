@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from valetkey.contracts import codes
@@ -134,6 +134,7 @@ def test_bad_paths_are_refused_as_ambiguous(name: str, path: str) -> None:
     assert refused.value.reason
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=6))
 @example(["..", "a"])
 @example(["a;b", ";"])
@@ -151,6 +152,7 @@ def test_what_is_accepted_is_what_every_reader_sees(texts: list[str]) -> None:
         assert unquote(segment) == segment
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="/.%;\\25efcab0", max_size=24))
 def test_no_mutation_leaves_two_readings(text: str) -> None:
     path = "/" + text

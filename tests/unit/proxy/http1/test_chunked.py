@@ -111,6 +111,7 @@ def test_bad_bodies(name: str, wire: bytes, step: int) -> None:
     assert not decoder.done
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.integers(1, 64))
 def test_what_is_encoded_is_decoded(pieces: list[bytes], step: int) -> None:
     wire = b"".join(map(encode_chunk, pieces)) + LAST_CHUNK
@@ -148,7 +149,7 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(1, 9))
 @example(b"5\r\nhello\r\n0\r\nA: b\r\n\r\n", 1)
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_never_another_body_than_h11_reads(wire: bytes, step: int) -> None:
     """Whatever we take, a second strict reader takes too, and reads the same bytes."""
     decoder = ChunkedDecoder()

@@ -395,7 +395,7 @@ LINES = st.sampled_from(
 
 
 @given(st.lists(LINES, max_size=9).map(b"".join))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_never_more_than_h11_and_never_other_fields(lines: bytes) -> None:
     raw = b"GET /x HTTP/1.1\r\n" + lines + b"\r\n\r\n"
     try:
@@ -415,6 +415,7 @@ def test_never_more_than_h11_and_never_other_fields(lines: bytes) -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_bytes_at_random_are_no_request(raw: bytes) -> None:
     """What is read from noise can only be refused or waited for."""
