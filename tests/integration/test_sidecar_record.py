@@ -121,12 +121,13 @@ async def test_a_full_spool_denies_and_records_the_gap_where_the_route_says_so(f
         await fleet.until(_is(fleet, 200), "ready again")
         assert (await fleet.call("/api/1"))[0] == 200
         await fleet.delivered()
-        (gap,) = fleet.events(events.TYPE_GAP)
-        stated = gap["data"]["unmapped"]
-        assert stated["calls_went_on"] == 3
-        # Those of the first loop, one more; a denial of three events may still have found room.
-        assert 120 - refused + 1 <= stated["calls_refused"] <= 120 - refused + 2
-        assert stated["lost"] == lost
+        # A gap is stated where it finds room, which may be before a decision does.
+        gaps = [event["data"]["unmapped"] for event in fleet.events(events.TYPE_GAP)]
+        assert sum(gap["calls_went_on"] for gap in gaps) == 3
+        # Those of the first loop and one more; the denial may still have found room.
+        least = 120 - refused + 1
+        assert least <= sum(gap["calls_refused"] for gap in gaps) <= least + 1
+        assert sum(gap["lost"] for gap in gaps) == lost
         decided = fleet.events(events.TYPE_DECISION)
         ended = {
             event["data"]["unmapped"]["decision"] for event in fleet.events(events.TYPE_OUTCOME)

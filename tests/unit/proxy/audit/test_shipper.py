@@ -14,6 +14,7 @@ from tests.unit.proxy.audit.conftest import KIB
 from valetkey.contracts import events
 from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.settings import parse
+from valetkey.proxy.audit import reader
 from valetkey.proxy.audit.reader import segments
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import HEADER_SIZE
@@ -150,6 +151,15 @@ async def test_batches_have_the_size_of_the_settings(bench, collector, tmp_path)
     await ship.all()
     assert [len(batch) for batch in collector.batches] == [7, 7, 7, 7, 2]
     await ship.shipper.close()
+
+
+async def test_a_batch_is_bounded_in_bytes_too(ship, collector, monkeypatch):
+    """What is in memory at a time is one piece of a segment, however large the events are."""
+    monkeypatch.setattr(reader, "_CHUNK", 10_000)
+    ship.write(20, size=3000)
+    await ship.all()
+    assert collector.ids == ship.ids(1, 20)
+    assert max(map(len, collector.batches)) == 3
 
 
 ANSWERS = {
