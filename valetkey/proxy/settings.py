@@ -72,7 +72,7 @@ class SpoolSettings(Settings, frozen=True, kw_only=True):
     """
 
     dir: Path
-    segment_size: Size = size(4 << 20)
+    segment_size: Size = size(2 << 20)
     max_size: Size = size(1 << 30)
     commit_every: Duration = duration(0.005)
 
