@@ -40,9 +40,9 @@ class WorkloadConnection:
     """Reads heads, makes calls, writes answers: an `asyncio.Protocol` by its methods."""
 
     __slots__ = (
-        "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_out", "call", "close_after",
-        "deadline", "held", "listener_target", "minor", "peer", "pep", "reset_after", "source",
-        "transport", "write_paused",
+        "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_lost", "_out", "call",
+        "close_after", "deadline", "held", "listener_target", "minor", "peer", "pep",
+        "reset_after", "source", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, pep: EnforcementPoint, listener_target: str | None) -> None:
@@ -64,6 +64,7 @@ class WorkloadConnection:
         self._in_head = False
         self._lingering = False
         self._looping = False
+        self._lost = False
         self._out: list[bytes] = []
 
     # --- events -------------------------------------------------------------------------------
@@ -113,6 +114,7 @@ class WorkloadConnection:
         return True
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        self._lost = True
         self.pep.closed(self)
         call, self.call = self.call, None
         if call is not None:
@@ -151,11 +153,7 @@ class WorkloadConnection:
             return
         self._looping = True
         try:
-            while self.call is None and self._buffer and not self._lingering:
-                if len(self._out) > _UNSENT:
-                    self.flush()
-                if self.write_paused:
-                    return
+            while self._buffer and not self._lingering:
                 try:
                     head = self.pep.heads.request(self._buffer)
                 except CallerError as error:
@@ -169,6 +167,12 @@ class WorkloadConnection:
                         self.deadline = time.monotonic() + self.pep.timeouts.head
                     return
                 self._begin(head)
+                if self.call is not None:
+                    return
+                if len(self._out) > _UNSENT:
+                    self.flush()
+                if self.write_paused:
+                    return
         finally:
             self._looping = False
 
@@ -222,7 +226,7 @@ class WorkloadConnection:
         """Send now what was written."""
         out, self._out = self._out, []
         # A transport that was lost in the same turn takes no more, and uvloop says so by raising.
-        if out and not self.transport.is_closing():
+        if out and not self._lost:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def connection_line(self) -> bytes:
@@ -261,7 +265,7 @@ class WorkloadConnection:
         else:
             self.deadline = call.ended + self.pep.timeouts.idle
             self.release_reading()
-            if self._buffer:
+            if self._buffer and not self.write_paused:
                 self._read_requests()
 
     def drain(self) -> None:

@@ -31,6 +31,9 @@ class Point:
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
 
+    def closed(self, _connection: WorkloadConnection) -> None:
+        pass
+
 
 def connection(outbox: Outbox, *, lost: bool = False) -> tuple[WorkloadConnection, Transport]:
     point: Any = Point(outbox)
@@ -58,6 +61,7 @@ async def test_a_connection_lost_in_the_same_turn_keeps_nobody_else_waiting() ->
     gone, _ = connection(outbox, lost=True)
     others = [connection(outbox) for _ in range(3)]
     gone.write(b"x")
+    gone.connection_lost(None)
     for number, (other, _) in enumerate(others):
         other.write(b"%d" % number)
     await asyncio.sleep(0)
