@@ -414,7 +414,8 @@ class EnforcementPoint:
             self._metrics.request(permit.route, "allowed", call.status)
         else:
             # A caller that left before there was a decision was neither allowed nor denied.
-            self._metrics.request(None, "denied" if call.status else "none", call.status)
+            route = call.needs.route if call.needs is not None else None
+            self._metrics.request(route, "denied" if call.status else "none", call.status)
 
     def instance_of(self, call: Call) -> str:
         """What a problem answer names the occurrence by: its decision event."""

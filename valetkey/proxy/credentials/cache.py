@@ -105,11 +105,6 @@ class CredentialCache:
             credential.used = False
         return used
 
-    def clear(self) -> None:
-        """Drop everything: the policy changed."""
-        self._entries.clear()
-        self._denials.clear()
-
     async def close(self) -> None:
         """Stop the exchanges in flight."""
         flights = list(self._flights.values())
