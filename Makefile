@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if ev
 	@$(BIN)/valetkey demo
 
 test: $(VENV)/.dev ## Run all tests; what was skipped, and why, is listed at the end
-	@$(BIN)/python -m pytest -m "not soak"
+	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are up to date
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ compiled: $(VENV)/.dev ## Compile the data path and run the integration tests on
 	@rm -rf build/compiled && mkdir -p build/compiled
 	@cp -r valetkey tests config docs bench pyproject.toml hatch_build.py README.md Makefile build/compiled
 	@cd build/compiled && ../../$(BIN)/python hatch_build.py . >/dev/null
-	@cd build/compiled && ../../$(BIN)/python -m pytest tests/integration -m "not soak"
+	@cd build/compiled && ../../$(BIN)/python -m pytest tests/integration
 
 bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results go to bench/results/
 	@.venv-bench/bin/python -m bench
