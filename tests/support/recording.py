@@ -38,6 +38,7 @@ class Wire:
         sock.settimeout(TIMEOUT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.recorded = b""
+        self.over = False
         self._buffer = b""
 
     def send(self, data: bytes) -> None:
@@ -121,6 +122,7 @@ class Wire:
     def _fill(self) -> None:
         data = self.sock.recv(1 << 18)
         if not data:
+            self.over = True
             raise Ended
         self.recorded += data
         self._buffer += data
@@ -252,11 +254,14 @@ class Recording:
         self.wires.append(wire)
         sock.settimeout(None)
         try:
-            while True:
+            # Bytes left over on an ended connection are no request: the next test's script would
+            # be spent on them.
+            while not wire.over:
                 wire.peek()
                 sock.settimeout(TIMEOUT)
                 self._run(wire)
                 sock.settimeout(None)
+            sock.close()
         except OSError:
             sock.close()
 
