@@ -1,14 +1,9 @@
-"""Connections to one target: opened, kept while idle, given back or thrown away.
-
-Addresses are resolved here, judged by `core.addresses`, and the address that was judged is the
-one that is dialled; TLS then verifies the name. The environment's proxy settings have no say.
-"""
+"""Connections to one target: opened (`http1.dial`), kept while idle, given back or thrown away."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 import time
 from collections import deque
@@ -16,8 +11,8 @@ from typing import cast
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, TargetError
-from valetkey.proxy.core.addresses import refusal
 from valetkey.proxy.core.snapshot import Target
+from valetkey.proxy.http1.dial import dial
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 
@@ -133,43 +128,17 @@ class Pool:
                 return
 
     async def _dial(self) -> TargetConnection:
-        loop = asyncio.get_running_loop()
-        host = self._target.host.strip("[]")
-        try:
-            answers = await loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise TargetError(codes.TARGET_UNREACHABLE, "the name does not resolve") from error
-        addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        # Every address must be fit: an answer that mixes public and private ones is an attack.
-        for address in addresses:
-            reason = refusal(address, self._target.allowed)
-            if reason:
-                raise TargetError(codes.TARGET_ADDRESS_DENIED, f"{address}: {reason}")
-        failure: OSError | None = None
-        for address in addresses:
-            try:
-                connection = await self._open(address, host)
-            except ssl.SSLError as error:
-                raise TargetError(codes.TARGET_TLS, type(error).__name__) from error
-            except OSError as error:
-                failure = error
-            else:
-                self.opened += 1
-                if connection.open:
-                    connection.place = Place.LENT
-                    return connection
-                failure = ConnectionResetError()  # lost before anybody could be told
-        raise TargetError(codes.TARGET_UNREACHABLE, "no address accepts connections") from failure
-
-    async def _open(self, address: str, host: str) -> TargetConnection:
-        connection = TargetConnection(self)
-        await asyncio.get_running_loop().create_connection(
-            lambda: cast("asyncio.Protocol", connection),
-            address,
+        connection: TargetConnection = await dial(
+            lambda: cast("asyncio.Protocol", TargetConnection(self)),
+            self._target.host.strip("[]"),
             self._target.port,
-            ssl=self._context,
-            server_hostname=host if self._context else None,
+            allowed=self._target.allowed,
+            context=self._context,
         )
+        self.opened += 1
+        if not connection.open:  # lost before anybody could be told
+            raise TargetError(codes.TARGET_UNREACHABLE, "closed at once")
+        connection.place = Place.LENT
         return connection
 
 
