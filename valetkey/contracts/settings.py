@@ -55,6 +55,15 @@ def size(octets: int) -> Any:
     return msgspec.field(default_factory=lambda: Size(octets))
 
 
+def pattern(expression: str) -> Any:
+    r"""What a text must match as a whole: metadata for ``Annotated[str, …]``.
+
+    Python's ``$`` would also match before a newline at the end; ``\Z`` does not.
+    """
+    whole = f"(?:{expression})" if "|" in expression else expression
+    return msgspec.Meta(pattern=rf"^{whole}\Z")
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every settings section: immutable, no unknown keys.
 
@@ -109,7 +118,22 @@ def parse_yaml(text: str, name: str) -> Any:
 
 def schema(kind: type[Any]) -> dict[str, Any]:
     """JSON Schema (2020-12) of a settings type."""
-    return msgspec.json.schema(kind, schema_hook=_schema_of)
+    made = msgspec.json.schema(kind, schema_hook=_schema_of)
+    _use_ecma_patterns(made)
+    return made
+
+
+def _use_ecma_patterns(node: Any) -> None:
+    r"""Patterns in JSON Schema are of ECMA 262: no ``\Z``, and ``$`` means what it does here."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "pattern" and isinstance(value, str) and value.endswith(r"\Z"):
+                node[key] = value.removesuffix(r"\Z") + "$"
+            else:
+                _use_ecma_patterns(value)
+    elif isinstance(node, list):
+        for value in node:
+            _use_ecma_patterns(value)
 
 
 Keys = tuple[str | int, ...]

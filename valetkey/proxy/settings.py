@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from valetkey.contracts.settings import Duration, Settings, Size, duration, size
+from valetkey.contracts.settings import Duration, Settings, Size, duration, pattern, size
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$")]
-Scope = Annotated[str, Meta(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]  # RFC 6749 §3.3
-Method = Annotated[str, Meta(pattern=r"^[A-Z][A-Z-]{0,31}$")]
+Name = Annotated[str, pattern(r"[a-z0-9][a-z0-9._-]{0,62}")]
+HeaderName = Annotated[str, pattern(r"[A-Za-z0-9-]{1,64}")]
+Scope = Annotated[str, pattern(r"[\x21\x23-\x5B\x5D-\x7E]+")]  # RFC 6749 §3.3
+Method = Annotated[str, pattern(r"[A-Z][A-Z-]{0,31}")]
 
 
 class IdentitySettings(Settings, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     url: str
     audience: str
     credential: CredentialSettings
-    prefix: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9._~-]+$")] | None = None
+    prefix: Annotated[str, pattern(r"/[A-Za-z0-9._~-]+")] | None = None
     hosts: tuple[str, ...] = ()
     ca_file: Path | None = None
     allow_networks: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
     collector: CollectorSettings | None = None
     admin: AdminSettings = field(default_factory=AdminSettings)
-    instance: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
+    instance: Annotated[str, pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")] | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

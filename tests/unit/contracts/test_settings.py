@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from valetkey.contracts import settings
 from valetkey.contracts.errors import ConfigError
-from valetkey.contracts.settings import Duration, Settings, Size, duration, size
+from valetkey.contracts.settings import Duration, Settings, Size, duration, pattern, size
 
 
 class Pool(Settings, frozen=True, kw_only=True):
@@ -36,6 +36,7 @@ class Sample(Settings, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
     targets: dict[str, Pool] = msgspec.field(default_factory=dict)
     note: str | None = None
+    name: Annotated[str, pattern(r"[a-z]+|[0-9]+")] = "a"
 
 
 def parse(text: str, **environ: str) -> Sample:
@@ -161,6 +162,18 @@ BAD = {
         "file: !!python/object/apply:os.system ['true']\n",
         None,
     ),
+    "a name with something before it": (
+        "file: /a\nname: A1\n",
+        r"s.yaml:2: name: Expected `str` matching regex '^(?:[a-z]+|[0-9]+)\\Z'",
+    ),
+    "a name with something behind it": (
+        "file: /a\nname: 1a\n",
+        r"s.yaml:2: name: Expected `str` matching regex '^(?:[a-z]+|[0-9]+)\\Z'",
+    ),
+    "a name with a newline behind it": (
+        'file: /a\nname: "a\\n"\n',
+        r"s.yaml:2: name: Expected `str` matching regex '^(?:[a-z]+|[0-9]+)\\Z'",
+    ),
     "an impossible date": ("file: /a\nnote: 2026-13-99\n", "s.yaml:2: unusable value '2026-13-99'"),
     "two documents": ("file: /a\n---\nfile: /b\n", "s.yaml:2: not YAML: but found another document"),
 }  # fmt: skip
@@ -260,6 +273,8 @@ def test_the_schema_is_as_strict_as_the_loader() -> None:
     assert sample["additionalProperties"] is False
     assert sample["required"] == ["file"]
     assert sample["properties"]["limit"]["pattern"] == r"^(\d+)(B|KiB|MiB|GiB)$"
+    # ECMA 262 knows no \Z, and its $ means what Python's \Z does.
+    assert sample["properties"]["name"]["pattern"] == r"^(?:[a-z]+|[0-9]+)$"
 
 
 @given(st.text(max_size=200))

@@ -361,8 +361,6 @@ def _read_framing(block: HeaderBlock) -> None:
     codings = block.value("transfer-encoding")
     if not lengths and not codings:
         return
-    if not lengths and not codings:
-        return
     if any(b"_" in raw for name, raw, _ in block.fields if name in _FRAMING):
         raise _Refused("a framing field spelled with _, which some readers take for -")
     if lengths and codings:
