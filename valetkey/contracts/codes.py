@@ -262,6 +262,30 @@ TARGET_BAD_RESPONSE: Final = _code(
     "target.bad_response", 502, "The target's answer is not well-formed HTTP/1.1 (RFC 9112)."
 )
 
+# --- interception: TLS between the client and this sidecar ---------------------------------------
+INTERCEPTION_NO_CERTIFICATE: Final = _code(
+    "interception.no_certificate",
+    502,
+    "The sidecar can't make a certificate for this host: its CA has expired or is constrained to "
+    "other names.",
+)
+INTERCEPTION_NOT_TLS: Final = _code(
+    "interception.not_tls", 400, "Only TLS is spoken in a tunnel to this host."
+)
+INTERCEPTION_SERVER_NAME: Final = _code(
+    "interception.server_name",
+    421,
+    "The server name in the TLS handshake (SNI, RFC 6066) must be the host of the tunnel.",
+)
+INTERCEPTION_UNTRUSTED: Final = _code(
+    "interception.untrusted",
+    400,
+    "The client refused the sidecar's certificate: let it trust the sidecar's CA.",
+)
+INTERCEPTION_HANDSHAKE_FAILED: Final = _code(
+    "interception.handshake_failed", 400, "The TLS handshake between client and sidecar failed."
+)
+
 # --- audit, proxy: this sidecar itself ----------------------------------------------------------
 AUDIT_UNAVAILABLE: Final = _code(
     "audit.unavailable",

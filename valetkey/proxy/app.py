@@ -46,8 +46,8 @@ _THREADS: Final = 2
 _WATCH: Final = 1.0
 # Sections that a running sidecar can't change: they belong to what was opened at the start.
 _FIXED: Final = (
-    "workload", "broker", "collector", "spool", "listeners", "admin", "instance",
-    "limits.credentials",
+    "workload", "broker", "collector", "spool", "listeners", "interception", "admin",
+    "instance", "limits.credentials",
 )  # fmt: skip
 
 

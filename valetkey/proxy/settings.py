@@ -85,6 +85,40 @@ class ListenerSettings(Settings, frozen=True, kw_only=True):
     target: Name | None = None
 
 
+class GivenAuthoritySettings(Settings, frozen=True, kw_only=True):
+    """A CA of your own, PEM files.
+
+    ``certificate`` holds the CA's certificate first; where it is an intermediate, its issuers
+    follow, the root last. ``key`` is not encrypted, P-256, P-384 or RSA, and closed to others
+    (0600, or 0640 where root owns it).
+    """
+
+    certificate: Path
+    key: Path
+
+
+class InterceptionSettings(Settings, frozen=True, kw_only=True):
+    """TLS interception: tunnels to targets with routes are opened, under a CA that clients trust.
+
+    Without ``ca`` one is made at the start. Its key stays in the process, unless ``key_file`` says
+    where to keep it (with its certificate, mode 0600) for the next start. For the clients are
+    written: ``certificate_file`` (PEM: what they must trust), ``bundle_file`` (the same and the
+    system's roots) and ``truststore_file`` (the same as PKCS #12, for Java;
+    ``truststore_password`` protects nothing secret). ``system_roots`` is the file with the
+    system's roots, if it is not where systems usually have it. ``leaf_lifetime`` is how long a
+    made certificate is valid at most.
+    """
+
+    ca: GivenAuthoritySettings | None = None
+    key_file: Path | None = None
+    certificate_file: Path | None = None
+    bundle_file: Path | None = None
+    truststore_file: Path | None = None
+    truststore_password: Annotated[str, Meta(min_length=6)] = "changeit"  # noqa: S105 - Java's
+    system_roots: Path | None = None
+    leaf_lifetime: Duration = duration(86_400)
+
+
 class AdminSettings(Settings, frozen=True, kw_only=True):
     """``/healthz``, ``/readyz``, ``/metrics``."""
 
@@ -192,6 +226,7 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
     routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
     collector: CollectorSettings | None = None
+    interception: InterceptionSettings | None = None
     admin: AdminSettings = field(default_factory=AdminSettings)
     instance: Annotated[str, pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")] | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)

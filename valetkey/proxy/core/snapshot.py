@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,10 +21,16 @@ from valetkey.proxy.core.addresses import Network, parse_networks
 from valetkey.proxy.core.authority import host_of
 from valetkey.proxy.core.headers import ALWAYS_MANAGED, HOP_BY_HOP, HeaderPolicy, normal
 from valetkey.proxy.core.routing import PatternError, RouteTree
-from valetkey.proxy.settings import ProxySettings, RouteSettings, TargetSettings
+from valetkey.proxy.settings import (
+    InterceptionSettings,
+    ProxySettings,
+    RouteSettings,
+    TargetSettings,
+)
 
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _PORTS: Final = {"http": 80, "https": 443}
+_LEAF_LIFETIMES: Final = (600, 30 * 86_400)
 _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 
 
@@ -166,6 +173,8 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     if settings.collector is not None:
         tls, host, _ = split_origin(settings.collector.url, "collector.url")
         _require_tls(tls, host, "collector.url")
+    if settings.interception is not None:
+        _check_interception(settings.interception)
     subject = normal(settings.workload.subject_header)
     if subject in HOP_BY_HOP | _FRAMING:
         raise ConfigError(f"workload.subject_header: {subject!r} can't carry a token")
@@ -185,6 +194,28 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
         if listener.target is not None and listener.target not in targets:
             raise ConfigError(f"listeners.{index}.target: no target {listener.target!r}")
     return Snapshot(settings, targets, routes)
+
+
+def _check_interception(settings: InterceptionSettings) -> None:
+    if settings.ca is not None and settings.key_file is not None:
+        raise ConfigError("interception.key_file: a given CA (interception.ca) has a key already")
+    shortest, longest = _LEAF_LIFETIMES
+    if not shortest <= settings.leaf_lifetime <= longest:
+        raise ConfigError("interception.leaf_lifetime: between 10m and 30d")
+    files = {
+        "ca.certificate": settings.ca.certificate if settings.ca else None,
+        "ca.key": settings.ca.key if settings.ca else None,
+        "system_roots": settings.system_roots,
+        "key_file": settings.key_file,
+        "certificate_file": settings.certificate_file,
+        "bundle_file": settings.bundle_file,
+        "truststore_file": settings.truststore_file,
+    }
+    # One written over another would lose a key, or publish it.
+    seen: dict[PurePath, str] = {}
+    for key, path in files.items():
+        if path is not None and seen.setdefault(path, key) != key:
+            raise ConfigError(f"interception.{key}: the same file as interception.{seen[path]}")
 
 
 def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list[Route]:

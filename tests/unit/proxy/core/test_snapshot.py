@@ -79,6 +79,13 @@ BAD = [
     ("scope with a space", tree(routes=[route("a", "/a", scopes=["a b"])]), "routes.0.scopes"),
     ("route without methods", tree(routes=[route("a", "/a", methods=[])]), "routes.0.match.methods"),
     ("method in lower case", tree(routes=[route("a", "/a", methods=["get"])]), "routes.0.match.methods"),
+    ("a given CA and a key to keep", tree(interception={"ca": {"certificate": "/c", "key": "/k"}, "key_file": "/f"}), "interception.key_file: a given CA"),
+    ("leaves for a minute", tree(interception={"leaf_lifetime": "1m"}), "interception.leaf_lifetime: between"),
+    ("leaves for a year", tree(interception={"leaf_lifetime": "365d"}), "interception.leaf_lifetime: between"),
+    ("the CA's key where its certificate goes", tree(interception={"key_file": "/f", "certificate_file": "/f"}), "interception.certificate_file: the same file as interception.key_file"),
+    ("the bundle over the roots", tree(interception={"system_roots": "/f", "bundle_file": "/f"}), "interception.bundle_file: the same file as interception.system_roots"),
+    ("the bundle over the given key", tree(interception={"ca": {"certificate": "/c", "key": "/k"}, "bundle_file": "/k"}), "interception.bundle_file: the same file as interception.ca.key"),
+    ("a trust store's password that Java refuses", tree(interception={"truststore_password": "short"}), "interception.truststore_password"),
     ("unknown key", tree(other=1), "other: unknown key"),
 ]  # fmt: skip
 
