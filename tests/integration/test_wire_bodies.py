@@ -312,6 +312,62 @@ def test_an_early_error_is_seen_by_a_workload_in_the_middle_of_a_large_body(
         assert client.ended(5)
 
 
+def test_a_connection_answered_too_early_is_not_used_again(
+    sidecar: Sidecar, upstream: Recording, lane: str
+) -> None:
+    """Also where the body went out whole before the answer ended: who knows what it was taken for."""
+    begun = threading.Event()
+
+    def early(wire: Wire) -> None:
+        wire.until(b"\r\n\r\n")
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+        begun.set()
+        wire.exactly(5)
+        wire.send(b"k")
+
+    upstream.script(early)
+    with sidecar.open() as client:
+        client.send(post(f"{lane}/1", "Content-Length: 5"))
+        assert begun.wait(5)
+        client.until(b"\r\n\r\n")
+        client.send(b"hello")
+        assert client.exactly(2) == b"ok"
+        assert client.ended(3)
+    assert sidecar.ask(get(f"{lane}/2")).body == b"ok"
+    assert len(upstream.wires) == 2
+
+
+CONTENT = [
+    ("GET with a length", "Content-Length: 5", b"hello", "GET", 2),
+    ("OPTIONS with chunks", "Transfer-Encoding: chunked", b"0\r\n\r\n", "OPTIONS", 2),
+    ("GET with a length of nothing", "Content-Length: 0", b"", "GET", 1),
+    ("DELETE with a length", "Content-Length: 5", b"hello", "DELETE", 1),
+    ("POST with a length", "Content-Length: 5", b"hello", "POST", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "framing", "body", "method", "connections"),
+    CONTENT,
+    ids=[case[0] for case in CONTENT],
+)
+def test_content_where_servers_expect_none_ends_the_connection(
+    name: str,
+    framing: str,
+    body: bytes,
+    method: str,
+    connections: int,
+    sidecar: Sidecar,
+    upstream: Recording,
+    lane: str,
+) -> None:
+    """A server that leaves it unread would take it for the next request (CL.0)."""
+    with sidecar.open() as client:
+        client.send(get(f"{lane}/1", framing, method=method) + body + get(f"{lane}/2"))
+        assert [client.answer().body for _ in range(2)] == [b"ok"] * 2
+    assert len(upstream.wires) == connections
+
+
 # --- broken answers -------------------------------------------------------------------------------
 
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"

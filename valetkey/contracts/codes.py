@@ -77,6 +77,18 @@ REQUEST_AMBIGUOUS_PATH: Final = _code(
 REQUEST_CONNECTION_HEADER: Final = _code(
     "request.connection_header", 400, "Connection may not name an end-to-end header."
 )
+REQUEST_OVERRIDE: Final = _code(
+    "request.override",
+    400,
+    "A header or parameter asks the target to take the call for one of another method, path or "
+    "host (X-HTTP-Method-Override, X-Original-URL, X-Forwarded-Host, _method, …): leave it out, or "
+    "let the target's settings pass it.",
+)
+REQUEST_REPEATED_HEADER: Final = _code(
+    "request.repeated_header",
+    400,
+    "A header that can have one value only (Content-Type, Range, …) occurs twice (RFC 9110 §5.3).",
+)
 REQUEST_EXPECTATION: Final = _code(
     "request.expectation_failed", 417, "The only expectation understood is 100-continue."
 )

@@ -148,7 +148,9 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
 
     ``prefix`` (one segment, stripped) and ``hosts`` choose the target on listeners that are not
     given to one. ``allow_networks`` lists the CIDRs that its name may resolve to besides public
-    addresses. ``pass_headers`` lets through headers that are otherwise dropped as credentials.
+    addresses. ``pass_headers`` and ``pass_parameters`` let through headers and query parameters
+    that are otherwise dropped as credentials, or refused because a target may take another
+    method, path or host from them (``X-HTTP-Method-Override``, ``_method``).
     """
 
     url: str
@@ -159,6 +161,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     ca_file: Path | None = None
     allow_networks: tuple[str, ...] = ()
     pass_headers: tuple[HeaderName, ...] = ()
+    pass_parameters: tuple[str, ...] = ()
     pool: PoolSettings = field(default_factory=PoolSettings)
 
 

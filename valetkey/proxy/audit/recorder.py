@@ -94,8 +94,8 @@ class Recorder:
         """Record that a call may not leave. Raises `AuditError`."""
         head = call.head
         dropped: tuple[str, ...] = ()
-        if deny.target is not None and not head.block.listed:
-            dropped = head.block.forward(deny.target.headers)[1]
+        if deny.target is not None:
+            dropped = head.block.dropped(deny.target.headers)
         unmapped: dict[str, Any] = {"code": deny.code.name, "reason": deny.reason[:_MAX_TEXT]}
         if deny.route is not None:
             unmapped["scopes"] = deny.route.scopes

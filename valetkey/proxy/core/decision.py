@@ -18,7 +18,6 @@ from valetkey.contracts.errors import CallerError
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
-from valetkey.proxy.core.headers import CREDENTIAL_PARAMETERS
 from valetkey.proxy.core.path import check_query, drop_parameters, split_path
 from valetkey.proxy.core.snapshot import Route, Snapshot, Target
 
@@ -210,9 +209,11 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
     if query is not None:
         try:
             check_query(query)
+            query, names = drop_parameters(
+                query, target.credential_parameters, target.override_parameters
+            )
         except CallerError as error:
             return Deny(error.code, error.reason, target, route, path)
-        query, names = drop_parameters(query, CREDENTIAL_PARAMETERS)
         dropped = tuple(names)
         request_target = f"{path}?{query}"
     key = (

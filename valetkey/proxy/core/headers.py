@@ -2,14 +2,18 @@
 
 Order of work: names that belong to one hop are taken out first (RFC 9110 §7.6.1), then every
 inbound copy of a managed header, and the credential is put in last, by the caller of this module.
-Names are compared in one normal form in which ``_`` is ``-``, since many targets read them alike.
+What would make the target take the call for another one than was decided on is refused.
+
+Names are compared in one normal form in which whatever is no letter or digit is ``-``, since many
+targets read them alike (CGI and what descends from it: RFC 3875 §4.1.18).
 
 Fields come as ``(normal name, raw name, raw value)`` and keep their order and spelling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from valetkey.contracts import codes
@@ -18,21 +22,39 @@ from valetkey.contracts.errors import CallerError
 Field = tuple[str, bytes, bytes]
 
 # RFC 9110 §7.6.1 and what older software treats as hop-by-hop. `te` is not offered to targets:
-# trailers are not relayed.
+# trailers are not relayed. `proxy` is no field of HTTP, but CGI makes HTTP_PROXY of it (httpoxy).
 HOP_BY_HOP: Final = frozenset({
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
-    "upgrade", "proxy-authenticate", "proxy-authentication-info", "http2-settings",
+    "upgrade", "proxy-authenticate", "proxy-authentication-info", "http2-settings", "proxy",
 })  # fmt: skip
 
 # Credentials that a workload may carry, knowingly or not; all are replaced by ours.
 MANAGED: Final = frozenset({
     "authorization", "proxy-authorization", "dpop", "txn-token", "cookie",
     "x-api-key", "api-key", "apikey", "x-auth-token", "x-access-token", "private-token",
-    "x-amz-security-token", "x-goog-iam-authorization-token", "ocp-apim-subscription-key",
+    "job-token", "deploy-token", "x-amz-security-token", "x-goog-api-key",
+    "x-goog-iam-authorization-token", "ocp-apim-subscription-key", "x-functions-key",
+    "x-vault-token", "x-shopify-access-token", "dd-api-key", "dd-application-key",
 })  # fmt: skip
 
 # Passing these through would let a caller speak with a credential of its own.
 ALWAYS_MANAGED: Final = frozenset({"authorization", "proxy-authorization", "dpop", "txn-token"})
+
+# By one of these a target may serve another call than the one that was decided on: frameworks and
+# gateways take from it the method, the path (SCRIPT_NAME and PATH_INFO: CGI's own, gunicorn) or
+# the host. `forwarded` belongs here where it has a host (RFC 7239 §5.3).
+OVERRIDES: Final = frozenset({
+    "x-http-method-override", "x-http-method", "x-method-override", "x-original-method",
+    "x-forwarded-method",
+    "x-original-url", "x-rewrite-url", "x-override-url", "x-original-uri", "x-forwarded-uri",
+    "x-envoy-original-path", "script-name", "path-info",
+    "x-forwarded-host", "x-original-host", "x-http-host-override", "x-host", "forwarded",
+})  # fmt: skip
+_FORWARDED_HOST: Final = re.compile(rb"(?:^|[;,])[ \t]*host[ \t]*=", re.IGNORECASE)
+
+# One value each (RFC 9110 §5.3; RFC 4918 §10.3), on which it hangs what the request asks for: of
+# two, one reader takes the first and another the last.
+SINGLE: Final = ("content-type", "content-range", "range", "if-range", "origin", "destination")
 
 # The sidecar writes these itself.
 _OWN: Final = frozenset({"host", "content-length", "via"})
@@ -45,10 +67,16 @@ _NEVER_LISTED: Final = MANAGED | {
     "tracestate", "cache-control", "expect", "range",
 }  # fmt: skip
 
-# RFC 6750 §2.3 and the common spellings of keys in queries.
-CREDENTIAL_PARAMETERS: Final = frozenset(
-    {"access_token", "api_key", "apikey", "api-key", "x-api-key", "auth_token", "client_secret"}
-)
+# RFC 6750 §2.3, the common spellings of keys in queries, and signatures that are a credential.
+CREDENTIAL_PARAMETERS: Final = frozenset({
+    "access_token", "api_key", "apikey", "x_api_key", "auth_token", "client_secret",
+    "x_amz_security_token", "x_amz_signature", "x_goog_signature",
+})  # fmt: skip
+
+# What frameworks take for the method, in the query as in a form (Symfony, WordPress, Jersey).
+OVERRIDE_PARAMETERS: Final = frozenset({"_method"})
+
+_SEPARATOR: Final = re.compile(r"[^a-z0-9]")
 
 # What a target says about credentials is for the sidecar, not for the workload.
 RESPONSE_STRIPPED: Final = frozenset(
@@ -63,10 +91,11 @@ class HeaderPolicy:
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    __slots__ = ("managed", "subject")
+    __slots__ = ("managed", "refused", "subject")
 
-    def __init__(self, managed: frozenset[str], subject: str) -> None:
+    def __init__(self, managed: frozenset[str], refused: frozenset[str], subject: str) -> None:
         self.managed = managed
+        self.refused = refused
         self.subject = subject
 
     @classmethod
@@ -74,16 +103,18 @@ class HeaderPolicy:
         cls, *, injected: str | None, subject_header: str, passed: Iterable[str]
     ) -> HeaderPolicy:
         """``injected`` is the header that the credential goes into, if it has a name of its own."""
-        names = set(MANAGED - {normal(name) for name in passed})
+        let_through = {normal(name) for name in passed}
+        names = set(MANAGED - let_through)
         names.add(normal(subject_header))
         if injected:
             names.add(normal(injected))
-        return cls(frozenset(names | ALWAYS_MANAGED), normal(subject_header))
+        managed = frozenset(names | ALWAYS_MANAGED)
+        return cls(managed, OVERRIDES - let_through - managed, normal(subject_header))
 
 
 def normal(name: str) -> str:
-    """Lower case, ``_`` as ``-``."""
-    return name.lower().replace("_", "-")
+    """Lower case, and ``-`` for all that is no letter or digit."""
+    return _SEPARATOR.sub("-", name.lower())
 
 
 def request_fields(
@@ -113,6 +144,23 @@ def check_connection(listed: frozenset[str], policy: HeaderPolicy) -> None:
     """Refuse a ``Connection`` list that names a header with a meaning beyond this hop."""
     if listed & _NEVER_LISTED or listed & policy.managed:
         raise CallerError(codes.REQUEST_CONNECTION_HEADER, "Connection names an end-to-end header")
+
+
+def check_overrides(names: Mapping[str, list[bytes]], policy: HeaderPolicy) -> None:
+    """Refuse what would have the target serve another method, path or host. Raises `CallerError`.
+
+    ``names``: the values of each field, by normal name.
+    """
+    for name in policy.refused.intersection(names):
+        if name != "forwarded" or any(map(_FORWARDED_HOST.search, names[name])):
+            raise CallerError(codes.REQUEST_OVERRIDE, f"the header {name}")
+
+
+def check_single(names: Mapping[str, list[bytes]]) -> None:
+    """Refuse fields of one value that occur twice. Raises `CallerError`."""
+    for name in SINGLE:
+        if len(names.get(name, ())) > 1:
+            raise CallerError(codes.REQUEST_REPEATED_HEADER, f"{name} twice")
 
 
 def response_fields(fields: Iterable[Field], listed: frozenset[str]) -> bytes:

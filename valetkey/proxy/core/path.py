@@ -9,6 +9,7 @@ empty segment) is refused instead of being repaired.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -27,6 +28,11 @@ _QUERY: Final = re.compile(r"[\x21\x22\x24-\x7e]*")
 # What a decoded segment may not hold: separators of some system, controls (C0, DEL, C1).
 _HIDDEN: Final = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 
+_NAME_END: Final = re.compile(r"[\[\x00]")
+_NAME_SEPARATOR: Final = re.compile(r"[-. ]")
+
+# Also with spaces around, which some file systems cut off.
+_DOTS: Final = frozenset({".", ".."})
 MAX_SEGMENTS: Final = 128
 
 
@@ -52,16 +58,21 @@ def check_query(query: str) -> None:
         raise CallerError(codes.REQUEST_MALFORMED, "the query holds characters outside RFC 3986")
 
 
-def drop_parameters(query: str, names: frozenset[str]) -> tuple[str, list[str]]:
+def drop_parameters(
+    query: str, credentials: frozenset[str], overrides: frozenset[str]
+) -> tuple[str, list[str]]:
     """The query without credential parameters (RFC 6750 §2.3), and the names that were dropped.
 
-    Names are compared decoded and case-insensitively, for `;` as separator too, since a target
-    may read it so.
+    Names are compared decoded and case-insensitively, for `;` as separator too, and in PHP's
+    spelling, since a target may read them so. Raises `CallerError` for one of ``overrides``.
     """
     kept: list[str] = []
     dropped: list[str] = []
     for part in query.split("&"):
-        found = [name for piece in part.split(";") if (name := _parameter_name(piece)) in names]
+        names = [_parameter_name(piece) for piece in part.split(";")]
+        if not overrides.isdisjoint(names):
+            raise CallerError(codes.REQUEST_OVERRIDE, "a parameter that stands for the method")
+        found = [name for name in names if name in credentials]
         if found:
             dropped.extend(found)
         else:
@@ -70,8 +81,15 @@ def drop_parameters(query: str, names: frozenset[str]) -> tuple[str, list[str]]:
 
 
 def _parameter_name(part: str) -> str:
-    name = part.partition("=")[0].replace("+", " ")
-    return unquote_to_bytes(name).decode("latin-1").strip().lower()
+    name = part.partition("=")[0]
+    if name.isidentifier():  # nearly all are
+        return name.lower()
+    name = name.replace("+", " ")
+    if "%" in name:
+        name = unquote_to_bytes(name).decode("latin-1")
+    # PHP: a name ends at `[` or NUL; `.` and ` ` are `_`. A hyphen counts like one, as in headers.
+    bare = _NAME_END.split(name.strip(), 1)[0]
+    return _NAME_SEPARATOR.sub("_", bare.lower())
 
 
 def _decode(segment: str) -> str:
@@ -82,10 +100,15 @@ def _decode(segment: str) -> str:
     if _HIDDEN.search(text):
         raise _ambiguous("an encoded delimiter or control character")
     bare, parameter, _ = text.partition(";")
-    if bare in {".", ".."} or (parameter and not bare):
+    if bare.strip(" ") in _DOTS or (parameter and not bare):
         raise _ambiguous("an encoded dot segment, or nothing but parameters")
     if unquote_to_bytes(text) != text.encode():
         raise _ambiguous("decoding it twice would change it")
+    if not text.isascii():
+        # Fullwidth forms and their like (UAX #15), which some file systems and frameworks fold.
+        folded = unicodedata.normalize("NFKC", text)
+        if "/" in folded or "\\" in folded or folded.partition(";")[0].strip(" ") in _DOTS:
+            raise _ambiguous("a separator or dot segment in other characters")
     return text
 
 

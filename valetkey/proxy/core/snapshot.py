@@ -19,7 +19,14 @@ from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
 from valetkey.proxy.core.addresses import Network, parse_networks
 from valetkey.proxy.core.authority import host_of
-from valetkey.proxy.core.headers import ALWAYS_MANAGED, HOP_BY_HOP, HeaderPolicy, normal
+from valetkey.proxy.core.headers import (
+    ALWAYS_MANAGED,
+    CREDENTIAL_PARAMETERS,
+    HOP_BY_HOP,
+    OVERRIDE_PARAMETERS,
+    HeaderPolicy,
+    normal,
+)
 from valetkey.proxy.core.routing import PatternError, RouteTree
 from valetkey.proxy.settings import (
     InterceptionSettings,
@@ -32,14 +39,18 @@ _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _PORTS: Final = {"http": 80, "https": 443}
 _LEAF_LIFETIMES: Final = (600, 30 * 86_400)
 _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
+# RFC 9110 §9.3.8: TRACE answers with the request, the injected credential in it (TRACK: the same
+# in old IIS). §9.3.6: what follows an answer to CONNECT is no HTTP. RFC 9113 §3.4: nor behind PRI.
+_NO_ROUTE: Final = frozenset({"TRACE", "TRACK", "CONNECT", "PRI"})
 
 
 class Target:
     """A system that calls go to. Identity is by object: one per snapshot."""
 
     __slots__ = (
-        "allowed", "audience", "authority", "endpoint", "headers", "host", "inject", "name",
-        "port", "prefix", "routes", "settings", "thumbprint", "tls", "url",
+        "allowed", "audience", "authority", "credential_parameters", "endpoint", "headers", "host",
+        "inject", "name", "override_parameters", "port", "prefix", "routes", "settings",
+        "thumbprint", "tls", "url",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +77,11 @@ class Target:
         self.headers = HeaderPolicy.of(
             injected=self.inject, subject_header=subject, passed=settings.pass_headers
         )
+        parameters = frozenset(settings.pass_parameters)
+        self.credential_parameters = CREDENTIAL_PARAMETERS - parameters
+        self.override_parameters = OVERRIDE_PARAMETERS - parameters
+        for parameter in parameters - CREDENTIAL_PARAMETERS - OVERRIDE_PARAMETERS:
+            raise ConfigError(f"{where}.pass_parameters: {parameter!r} would pass anyway")
         self.routes: RouteTree[Route] = RouteTree()
         try:
             self.allowed: tuple[Network, ...] = parse_networks(settings.allow_networks)
@@ -229,6 +245,8 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         target = targets.get(item.target)
         if target is None:
             raise ConfigError(f"{where}.target: no target {item.target!r}")
+        for method in _NO_ROUTE.intersection(item.match.methods):
+            raise ConfigError(f"{where}.match.methods: no route can allow {method}")
         route = Route(item, target)
         try:
             target.routes.add(route.methods, route.pattern, route)

@@ -31,6 +31,9 @@ _REPLAYABLE_BODY: Final = 64 << 10
 # RFC 9110 §9.2.2.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _MAX_INTERIM: Final = 16
+# RFC 9110 §9.3.1, §9.3.7: content has no meaning in these, and there are servers that leave it
+# unread and take it for the next request.
+_NO_CONTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Phase:
@@ -211,6 +214,11 @@ class Call:
         if self.body_open or self.pep.draining:
             # The answer came before the request was read whole (or we are going away).
             inbound.close_after = True
+        with_content = self.sent or self._decoder is not None
+        if self.body_open or (with_content and self.head.method in _NO_CONTENT):
+            # What the target makes of a body that it did not wait for is its own affair: it must
+            # not be the next call's.
+            self._reuse = False
         if block.close or (head.version == 0 and not block.keep_alive):
             self._reuse = False
         if status == 204 and (block.chunked or block.length):

@@ -27,6 +27,8 @@ from valetkey.proxy.core.headers import (
     Field,
     HeaderPolicy,
     check_connection,
+    check_overrides,
+    check_single,
     normal,
     request_fields,
     response_fields,
@@ -95,13 +97,19 @@ class HeaderBlock:
     def forward(self, policy: HeaderPolicy) -> tuple[bytes, tuple[str, ...]]:
         """Lines that go on under a target's policy, and names of credentials dropped.
 
-        Raises `CallerError` for a Connection list that names what is not of this hop.
+        Raises `CallerError` for a Connection list that names what is not of this hop, and for
+        what would have the target serve another call.
         """
         made = self._forward.get(policy)
         if made is None:
             check_connection(self.listed, policy)
+            check_overrides(self.names, policy)
             made = self._forward[policy] = request_fields(self.fields, self.listed, policy)
         return made
+
+    def dropped(self, policy: HeaderPolicy) -> tuple[str, ...]:
+        """The names of credentials that are dropped, whether the block may go on or not."""
+        return request_fields(self.fields, self.listed, policy)[1]
 
 
 class RequestHead:
@@ -236,6 +244,8 @@ class HeadReader:
     def _read_request_block(self, raw: bytes) -> HeaderBlock:
         try:
             fields = _fields(raw, httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n", self._names)
+        except _FramingRefused as error:
+            raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, str(error)) from error
         except _Refused as error:
             raise CallerError(codes.REQUEST_MALFORMED, str(error)) from error
         if len(fields) > self._max_fields:
@@ -245,6 +255,8 @@ class HeadReader:
             _read_framing(block)
         except _Refused as error:
             raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, str(error)) from error
+        if len(block.names) < len(fields):
+            check_single(block.names)
         _read_connection(block)
         hosts = block.value("host")
         if len(hosts) > 1:
@@ -305,6 +317,10 @@ class _Refused(Exception):  # noqa: N818
     """llhttp, or a check beside it, does not take the block."""
 
 
+class _FramingRefused(_Refused):
+    """llhttp does not take the length or the coding."""
+
+
 class _Collector:
     """httptools callbacks: keeps the fields in order."""
 
@@ -349,7 +365,8 @@ def _fields(
         pass  # the block asks for an upgrade; whether it gets one is not decided here
     except httptools.HttpParserError as error:
         # The parser's text can hold the offending line; its type says enough.
-        raise _Refused(type(error).__name__) from error
+        about_framing = any(name in str(error) for name in ("Content-Length", "Transfer-Encoding"))
+        raise (_FramingRefused if about_framing else _Refused)(type(error).__name__) from error
     if not collector.complete:
         raise _Refused("incomplete")
     return tuple(collector.fields)
@@ -361,8 +378,8 @@ def _read_framing(block: HeaderBlock) -> None:
     codings = block.value("transfer-encoding")
     if not lengths and not codings:
         return
-    if any(b"_" in raw for name, raw, _ in block.fields if name in _FRAMING):
-        raise _Refused("a framing field spelled with _, which some readers take for -")
+    if any(raw.lower() != name.encode() for name, raw, _ in block.fields if name in _FRAMING):
+        raise _Refused("a framing field spelled without its -, which some readers take for it")
     if lengths and codings:
         raise _Refused("Content-Length and Transfer-Encoding")
     if len(lengths) > 1 or len(codings) > 1:

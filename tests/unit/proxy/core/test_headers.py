@@ -9,9 +9,13 @@ from valetkey.contracts.errors import CallerError
 from valetkey.proxy.core.headers import (
     HOP_BY_HOP,
     MANAGED,
+    OVERRIDES,
+    SINGLE,
     Field,
     HeaderPolicy,
     check_connection,
+    check_overrides,
+    check_single,
     normal,
     request_fields,
     response_fields,
@@ -58,7 +62,7 @@ def test_what_the_sidecar_writes_itself_is_not_copied(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(MANAGED))
 @pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
-@pytest.mark.parametrize("mark", ["-", "_"])
+@pytest.mark.parametrize("mark", ["-", "_", "."])
 def test_every_copy_of_a_credential_is_dropped_in_every_spelling(
     name: str, spelling: object, mark: str
 ) -> None:
@@ -68,7 +72,7 @@ def test_every_copy_of_a_credential_is_dropped_in_every_spelling(
     assert dropped(line, line) == (name, name)
 
 
-MIXED = ["X_Api-Key", "x-API_key", "X_API_KEY"]
+MIXED = ["X_Api-Key", "x-API_key", "X_API_KEY", "X.Api~Key", "x!api|key"]
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -134,6 +138,58 @@ def test_connection_lists(name: str, listed: set[str], refused: bool) -> None:
 def test_a_passed_cookie_can_still_not_be_listed() -> None:
     with pytest.raises(CallerError):
         check_connection(frozenset({"cookie"}), policy(passed=("Cookie",)))
+
+
+def names(*lines: str) -> dict[str, list[bytes]]:
+    made: dict[str, list[bytes]] = {}
+    for name, _, value in fields(*lines):
+        made.setdefault(name, []).append(value)
+    return made
+
+
+OVERRIDING = [
+    *((name, f"{name}: x") for name in sorted(OVERRIDES - {"forwarded"})),
+    ("in another spelling", "X_HTTP.Method_OVERRIDE: DELETE"),
+    ("forwarded host", "Forwarded: for=10.0.0.1;host=evil.example"),
+    ("forwarded host first", "Forwarded: host=evil.example"),
+    ("forwarded host in a list", "Forwarded: for=a, HOST = evil.example"),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), OVERRIDING, ids=[case[0] for case in OVERRIDING])
+def test_what_makes_another_call_of_it_is_refused(name: str, line: str) -> None:
+    with pytest.raises(CallerError) as refused:
+        check_overrides(names("Accept: a", line), policy())
+    assert refused.value.code is codes.REQUEST_OVERRIDE
+
+
+def test_overrides_that_are_passed_go_on_and_no_others() -> None:
+    own = policy(passed=("X-HTTP-Method-Override", "Forwarded"))
+    lines = ("x-http-method-override: GET", "Forwarded: host=a")
+    check_overrides(names(*lines), own)
+    assert sent(*lines, by=own) == list(lines)
+    with pytest.raises(CallerError):
+        check_overrides(names("X-HTTP-Method: GET"), own)
+
+
+@pytest.mark.parametrize(
+    "line", ["Forwarded: for=10.0.0.1;proto=http", "Forwarded: for=ghost", "X-Forwarded-For: a"]
+)
+def test_what_only_tells_where_a_call_came_from_goes_on(line: str) -> None:
+    check_overrides(names(line), policy())
+
+
+def test_an_injected_header_is_no_override() -> None:
+    """It is dropped, as all that comes in under the name of the credential."""
+    check_overrides(names("X-Host: a"), policy(injected="X-Host"))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_has_one_value_has_one_value(name: str) -> None:
+    check_single(names(f"{name}: a", "Accept: b", "Accept: c"))
+    with pytest.raises(CallerError) as refused:
+        check_single(names(f"{name}: a", f"{name.replace('-', '_').upper()}: a"))
+    assert refused.value.code is codes.REQUEST_REPEATED_HEADER
 
 
 RESPONSES = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
-from valetkey.proxy.core.headers import CREDENTIAL_PARAMETERS
+from valetkey.proxy.core.headers import CREDENTIAL_PARAMETERS, OVERRIDE_PARAMETERS
 from valetkey.proxy.core.path import MAX_SEGMENTS, check_query, drop_parameters, split_path
 
 GOOD = [
@@ -40,6 +40,9 @@ GOOD = [
     ("encoded quote", "/a%22b", ['a"b']),
     ("encoded plus", "/a%2Bb", ["a+b"]),
     ("four-byte character", "/%F0%9F%94%91", ["🔑"]),
+    ("fullwidth letter", "/%EF%BD%81", ["ａ"]),
+    ("ellipsis inside", "/a%E2%80%A6", ["a…"]),
+    ("encoded space and a dot inside", "/a%20.%20b", ["a . b"]),
     ("the most segments", "/a" * MAX_SEGMENTS, ["a"] * MAX_SEGMENTS),
 ]
 
@@ -98,6 +101,16 @@ BAD = [
     ("lone continuation", "/%80"),
     ("Latin-1", "/%e9"),
     ("beyond Unicode", "/%f4%90%80%80"),
+    ("encoded space behind dot-dot", "/a/..%20/b"),
+    ("encoded space before a dot", "/a/%20./b"),
+    ("encoded space behind dot-dot with parameter", "/a/..%20;x/b"),
+    ("fullwidth slash", "/a%EF%BC%8Fb"),
+    ("fullwidth backslash", "/a%EF%BC%BCb"),
+    ("fullwidth dot-dot", "/a/%EF%BC%8E%EF%BC%8E/b"),
+    ("fullwidth dot-dot with parameter", "/a/%EF%BC%8E.;x/b"),
+    ("two dot leader", "/a/%E2%80%A5/b"),
+    ("one dot leader", "/a/%E2%80%A4/b"),
+    ("a slash in a ligature", "/a/%E2%84%80/b"),
     ("percent alone", "/a%"),
     ("percent and one digit", "/a%2"),
     ("percent and no hex", "/a%zz"),
@@ -199,7 +212,13 @@ PARAMETERS = [
     ("encoded name", "access%5Ftoken=x&a", "a", ["access_token"]),
     ("encoded letter", "%61ccess_token=x", "", ["access_token"]),
     ("plus around it", "+access_token+=x", "", ["access_token"]),
-    ("no value", "a&x-api-key", "a", ["x-api-key"]),
+    ("no value", "a&x-api-key", "a", ["x_api_key"]),
+    ("with a hyphen", "access-token=x", "", ["access_token"]),
+    ("as PHP reads a dot", "access.token=x", "", ["access_token"]),
+    ("as PHP reads a space", "access%20token=x", "", ["access_token"]),
+    ("as PHP reads an array", "access_token[]=x&a", "a", ["access_token"]),
+    ("as PHP reads a NUL", "access_token%00b=x", "", ["access_token"]),
+    ("a signature", "X-Amz-Signature=x&X-Amz-Date=y", "X-Amz-Date=y", ["x_amz_signature"]),
     ("semicolon separator", "a=1;access_token=x&b", "b", ["access_token"]),
     ("client secret", "client_secret=x", "", ["client_secret"]),
     ("a name that only begins so", "access_tokens=x", "access_tokens=x", []),
@@ -214,4 +233,28 @@ PARAMETERS = [
 def test_credentials_in_queries_are_dropped(
     name: str, query: str, kept: str, dropped: list[str]
 ) -> None:
-    assert drop_parameters(query, CREDENTIAL_PARAMETERS) == (kept, dropped)
+    assert drop_parameters(query, CREDENTIAL_PARAMETERS, OVERRIDE_PARAMETERS) == (kept, dropped)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "_method=DELETE",
+        "a&_METHOD=x",
+        "a;_method",
+        "%5fmethod=x",
+        "_method[]=x",
+        ".method=x",
+        "+_method=x",
+    ],
+)
+def test_a_parameter_that_stands_for_the_method_is_refused(query: str) -> None:
+    with pytest.raises(CallerError) as refused:
+        drop_parameters(query, CREDENTIAL_PARAMETERS, OVERRIDE_PARAMETERS)
+    assert refused.value.code is codes.REQUEST_OVERRIDE
+    assert drop_parameters(query, CREDENTIAL_PARAMETERS, frozenset()) == (query, [])
+
+
+@pytest.mark.parametrize("query", ["method=x", "a=_method", "_methods=x", "__method=x"])
+def test_other_parameters_stand_for_nothing(query: str) -> None:
+    assert drop_parameters(query, CREDENTIAL_PARAMETERS, OVERRIDE_PARAMETERS) == (query, [])
