@@ -24,6 +24,7 @@ MODULES: Final = (
     "valetkey/proxy/core/authority.py",
     "valetkey/proxy/core/credential.py",
     "valetkey/proxy/core/decision.py",
+    "valetkey/proxy/core/entry.py",
     "valetkey/proxy/core/headers.py",
     "valetkey/proxy/core/path.py",
     "valetkey/proxy/core/routing.py",
@@ -41,6 +42,7 @@ MODULES: Final = (
     "valetkey/proxy/http1/outbound.py",
     "valetkey/proxy/http1/outbox.py",
     "valetkey/proxy/http1/pool.py",
+    "valetkey/proxy/http1/relay.py",
     "valetkey/proxy/http1/respond.py",
     "valetkey/proxy/pep.py",
 )

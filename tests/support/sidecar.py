@@ -14,6 +14,7 @@ from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from tests.support.procs import Program
 from tests.support.recording import TIMEOUT, Ended, Wire
+from valetkey.proxy.audit.reader import read_spool
 
 BOT: Final = "spiffe://demo.example/ns/agents/sa/bot"
 AUDIENCE: Final = "https://upstream.example"
@@ -66,7 +67,7 @@ class World:
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "proxy.yaml"
         config.write_text(json.dumps(document))
-        return Sidecar(Program.of("proxy", config, directory)).start()
+        return Sidecar(Program.of("proxy", config, directory), directory).start()
 
     def _broker_config(self) -> Path:
         path = self.directory / "broker.yaml"
@@ -148,37 +149,54 @@ def lanes(url: str, count: int) -> dict[str, Any]:
 class Sidecar:
     """The process and its port."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, directory: Path) -> None:
         self.program = program
+        self.directory = directory
         self.port = 0
+        """Of the first listener; those of all are in `ports`, a Unix socket's is 0."""
+        self.ports: list[int] = []
         self.admin = 0
         self._lanes = 0
         self._clients: list[Client] = []
 
     def start(self) -> Sidecar:
         self.program.start()
-        self.port, self.admin = asyncio.run(self._ports())
+        asyncio.run(self._started())
         return self
 
-    async def _ports(self) -> tuple[int, int]:
-        data = await self.program.event("listening", where=lambda e: e.get("listener") == "reverse")
-        admin = await self.program.event("listening", where=lambda e: e.get("listener") == "admin")
+    async def _started(self) -> None:
         await self.program.event("ready")
-        return int(data["port"]), int(admin["port"])
+        for line in self.program.log():
+            if line.get("event") == "listening":
+                if line["listener"] == "admin":
+                    self.admin = int(line["port"])
+                else:
+                    self.ports.append(int(line["port"]))
+        self.port = self.ports[0]
 
     def lane(self) -> str:
         """A prefix whose pool nobody has used."""
         self._lanes += 1
         return f"/lane{self._lanes - 1}"
 
-    def open(self) -> Client:
-        client = Client(socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT))
+    def open(self, listener: int = 0) -> Client:
+        """A raw connection to a listener, by its place in settings."""
+        where = ("127.0.0.1", self.ports[listener])
+        client = Client(socket.create_connection(where, timeout=TIMEOUT))
         self._clients.append(client)
         return client
 
-    def ask(self, raw: bytes) -> Answer:
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that is in the spool now, in order."""
+        return [
+            json.loads(record.raw)
+            for record in read_spool(self.directory / "spool")
+            if not record.problem
+        ]
+
+    def ask(self, raw: bytes, listener: int = 0) -> Answer:
         """One request on a connection of its own; what is behind the answer is an error."""
-        with self.open() as client:
+        with self.open(listener) as client:
             client.send(raw)
             return client.answer(head_only=raw.startswith(b"HEAD "))
 

@@ -96,7 +96,18 @@ REQUEST_UPGRADE: Final = _code(
     "request.upgrade_denied", 403, "This route does not allow protocol upgrades."
 )
 REQUEST_CONNECT: Final = _code(
-    "request.connect_denied", 405, "This listener is a reverse proxy; CONNECT is not served."
+    "request.connect_denied", 405, "CONNECT is served by listeners in forward mode only."
+)
+REQUEST_NO_ORIGIN: Final = _code(
+    "request.no_origin",
+    400,
+    "This listener is a forward proxy: send the whole URL in the request line, as clients do that "
+    "take it from HTTP_PROXY.",
+)
+REQUEST_MISDIRECTED: Final = _code(
+    "request.misdirected",
+    421,
+    "The tunnel was opened for another host than the request names (RFC 9110 §15.5.20).",
 )
 REQUEST_TIMEOUT: Final = _code(
     "request.timeout", 408, "The request did not arrive within the time allowed."
@@ -105,9 +116,34 @@ REQUEST_BODY_MALFORMED: Final = _code(
     "request.body_malformed", 400, "The chunked body is not well-formed (RFC 9112 §7.1)."
 )
 
+# --- tunnel: what came through CONNECT is not what it is for --------------------------------------
+TUNNEL_EARLY_DATA: Final = _code(
+    "tunnel.early_data",
+    400,
+    "Wait for the answer to CONNECT before you send what is for the tunnel.",
+)
+TUNNEL_NOT_INTERCEPTED: Final = _code(
+    "tunnel.not_intercepted",
+    403,
+    "The target is reached by HTTPS, and this sidecar has no CA to open tunnels with (settings: "
+    "interception).",
+)
+
+# --- caller: who may use a listener --------------------------------------------------------------
+CALLER_UNAUTHENTICATED: Final = _code(
+    "caller.unauthenticated",
+    407,
+    "This listener wants its token in Proxy-Authorization (Basic, as the password, or Bearer).",
+)
+CALLER_UID: Final = _code(
+    "caller.uid_denied", 403, "This Unix socket is not for processes of this user."
+)
+
 # --- target, route: the settings know no way for this call --------------------------------------
 TARGET_NO_MATCH: Final = _code(
-    "target.no_match", 403, "No target is configured for this listener, path prefix or Host."
+    "target.no_match",
+    403,
+    "No target is configured for this origin, listener, path prefix or Host.",
 )
 ROUTE_NO_MATCH: Final = _code(
     "route.no_match", 403, "No route of the target allows this method and path."

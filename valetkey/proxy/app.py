@@ -36,7 +36,9 @@ from valetkey.proxy.credentials.exchange import ExchangeClient
 from valetkey.proxy.credentials.revalidation import Revalidation
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.identity.file import FileIdentity
-from valetkey.proxy.intercept.reverse import listen
+from valetkey.proxy.intercept.authority import InterceptionAuthority
+from valetkey.proxy.intercept.connect import ConnectTunnels
+from valetkey.proxy.intercept.listeners import Listener
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ProxySettings
@@ -105,7 +107,15 @@ class Sidecar:
         self._reload_asked = asyncio.Event()
         self.broken = asyncio.Event()
         """Set when a background task ended by itself: the sidecar is not what it should be."""
-        self._servers: list[asyncio.Server] = []
+        interception = current.interception
+        self._authority = (
+            InterceptionAuthority.open(interception, instance=instance) if interception else None
+        )
+        tunnels = ConnectTunnels(self.pep, self._authority)
+        self._listeners = [
+            Listener(listener, self.pep, tunnels, f"listeners.{index}")
+            for index, listener in enumerate(current.listeners)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
         self._export_gauges()
 
@@ -127,8 +137,10 @@ class Sidecar:
         """Take calls. Raises `ConfigError` for what can't be opened."""
         self.spool.start()
         self._recorder.booted(self.pep.snapshot.policy_digest)
-        for listener in self.settings.listeners:
-            self._servers.append(await listen(listener, self.pep))
+        if self._authority is not None:
+            await asyncio.to_thread(self._authority.publish)
+        for listener in self._listeners:
+            await listener.open()
         await self._admin.start()
         work = [identity.watch() for identity in self._identities]
         work += [self.pep.sweep(), self._watch(), self._beat(), self._revalidation.run()]
@@ -142,8 +154,8 @@ class Sidecar:
     async def stop(self) -> None:
         """Stop taking calls, finish those under way, bring the record home."""
         drain = self.settings.timeouts.drain
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         await self.pep.drain(drain)
         for task in self._tasks:
             task.cancel()
@@ -205,6 +217,8 @@ class Sidecar:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reload_asked.wait(), _WATCH)
+            for listener in self._listeners:
+                await asyncio.to_thread(listener.refresh)
             stamp = await asyncio.to_thread(_stamp, self._config)
             if stamp != self._stamp or self._reload_asked.is_set():
                 self._stamp = stamp
@@ -218,6 +232,19 @@ class Sidecar:
                 self._recorder.heartbeat()
             except AuditError as error:
                 self._log.warning("heartbeat_unrecorded", reason=error.reason)
+            await self._renew_authority()
+
+    async def _renew_authority(self) -> None:
+        """Take up new files of the CA; files that can't be used leave it as it is."""
+        if self._authority is None:
+            return
+        try:
+            renewed = await asyncio.to_thread(self._authority.renew)
+        except ConfigError as error:
+            self._log.error("authority_unusable", reason=error)
+        else:
+            if renewed:
+                self._log.info("authority_renewed")
 
     # --- what operators see -------------------------------------------------------------------
 
@@ -255,6 +282,16 @@ class Sidecar:
                 lambda: self.metrics.ship_failures,
             ),
         }
+        authority = self._authority
+        if authority is not None:
+            self.metrics.gauges["valetkey_interception_ca_expiry_timestamp_seconds"] = (
+                "When the CA that clients trust ends, Unix time.",
+                lambda: authority.expires,
+            )
+            self.metrics.counters["valetkey_interception_certificates_total"] = (
+                "Certificates made for targets.",
+                lambda: authority.minted,
+            )
         self.metrics.gauges |= {
             "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),

@@ -47,6 +47,7 @@ class Metrics(Collector):
         """By (route, decision, status class): one-element lists, bound once by their users."""
         self.denials: dict[str, int] = {}
         self.refused_heads: dict[str, int] = {}
+        self.tunnels: dict[str, int] = {}
         self.targets: dict[str, TargetTally] = {}
         self.exchanges = Histogram(TARGET_BUCKETS)
         self.exchange_results: dict[str, int] = {}
@@ -86,6 +87,12 @@ class Metrics(Collector):
             "Requests refused before they could be read whole.",
             "code",
             self.refused_heads,
+        )
+        yield _counts(
+            "valetkey_tunnels_total",
+            "Tunnels opened: intercepted (calls inside are decided on) or opaque (passthrough).",
+            "kind",
+            self.tunnels,
         )
         yield _counts(
             "valetkey_exchanges_total", "Exchanges by result.", "result", self.exchange_results

@@ -21,15 +21,25 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, CallerError, TargetError, ValetkeyError
 from valetkey.contracts.events import event_id
 from valetkey.contracts.logs import Log, place_of
-from valetkey.proxy.core.decision import Deny, NeedsCredential, Permit, RequestFacts, decide
+from valetkey.proxy.core.decision import (
+    Deny,
+    NeedsCredential,
+    Permit,
+    RequestFacts,
+    TunnelPermit,
+    admit,
+    decide,
+    decide_tunnel,
+)
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
 from valetkey.proxy.credentials.header import HeaderInjector
 from valetkey.proxy.http1.call import Call, Phase
-from valetkey.proxy.http1.head import HeadReader
+from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool
+from valetkey.proxy.http1.relay import Relay
 
 if TYPE_CHECKING:
     from valetkey.proxy.audit.recorder import Recorder
@@ -88,6 +98,9 @@ class EnforcementPoint:
         self._metrics = metrics
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
+        self._relays: dict[Relay, TunnelPermit] = {}
+        self.handshakes = 0
+        """Connections that belong to nobody but their TLS handshake at the moment."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ways: dict[Target, _Way] = {}
         self._retired: list[Pool] = []
@@ -114,6 +127,11 @@ class EnforcementPoint:
         )
         self._recorder.forget_routes()
         self._identity.forget_keys()
+        for relay, permit in list(self._relays.items()):
+            if isinstance(decided := decide_tunnel(permit.host, permit.port, snapshot), Deny):
+                relay.cut("cut", decided.code)
+            elif not isinstance(decided, TunnelPermit):
+                relay.cut("cut", codes.TARGET_NO_MATCH)  # it has become a target with routes
 
     def _way(self, target: Target, snapshot: Snapshot) -> _Way:
         injector: Injector
@@ -132,7 +150,7 @@ class EnforcementPoint:
 
     def opened(self, connection: WorkloadConnection) -> None:
         self._connections.add(connection)
-        if len(self._connections) > self._max_connections:
+        if self.connections > self._max_connections:
             self._count_refused_head(codes.PROXY_OVERLOADED)
             connection.close_after = True
             connection.send_problem(codes.PROXY_OVERLOADED, "")
@@ -140,19 +158,36 @@ class EnforcementPoint:
 
     def closed(self, connection: WorkloadConnection) -> None:
         self._connections.discard(connection)
-        if self._all_closed is not None and not self._connections:
+        self._closed_one()
+
+    def _closed_one(self) -> None:
+        if self._all_closed is not None and not self._connections and not self._relays:
             self._all_closed.set()
 
     @property
     def connections(self) -> int:
-        return len(self._connections)
+        """Connections of the workload, also those that are (or become) tunnels."""
+        return len(self._connections) + len(self._relays) + self.handshakes
 
     def refused_head(self, connection: WorkloadConnection, error: CallerError) -> None:
         """A head that is no request: nothing was asked, so there is no decision to record."""
         self._count_refused_head(error.code)
+        if connection.entry.origin:
+            # Inside a tunnel that was opened up, what is no HTTP is on record nevertheless.
+            self._record_unreadable(connection, error)
         self._log.info(
             "head_refused", code=error.code.name, reason=error.reason, address=connection.peer[0]
         )
+
+    def _record_unreadable(self, connection: WorkloadConnection, error: CallerError) -> None:
+        principal = self._identity.principal()
+        try:
+            self._recorder.unreadable(
+                connection, error, principal.subject if principal is not None else ""
+            )
+        except AuditError as failure:
+            self._log.error("denial_unrecorded", code=error.code.name, reason=failure.reason)
+            self._recorder.unrecorded(went_on=False)
 
     def _count_refused_head(self, code: Code) -> None:
         counts = self._metrics.refused_heads
@@ -170,6 +205,20 @@ class EnforcementPoint:
         if block.upgrade is not None:
             self._deny(call, Deny(codes.REQUEST_UPGRADE, "an upgrade was asked for"))
             return
+        entry = call.inbound.entry
+        origin = ""
+        if not entry.plain or head.form == AUTHORITY_FORM:
+            refusal = self._admit(call)
+            if refusal is not None:
+                call.inbound.close_after = call.inbound.close_after or head.form == AUTHORITY_FORM
+                self._deny(call, refusal)
+                return
+            if head.form == AUTHORITY_FORM:
+                tunnels = call.inbound.tunnels
+                assert tunnels is not None
+                tunnels.open(call)
+                return
+            origin = head.origin if entry.forward else entry.origin
         principal = self._identity.principal()
         if principal is None:
             self._deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
@@ -181,7 +230,8 @@ class EnforcementPoint:
                 head.path,
                 head.query,
                 block.subject,
-                call.inbound.listener_target,
+                entry.target,
+                origin,
             ),
             self.snapshot,
             principal,
@@ -198,7 +248,21 @@ class EnforcementPoint:
                     self._cache.refresh(credential, now, self._fetch(verdict))
                 self._decided(call, verdict.admit(credential, now))
                 return
-        self._spawn(call, self._obtain(call, verdict))
+        self.spawn(call, self._obtain(call, verdict))
+
+    @staticmethod
+    def _admit(call: Call) -> Deny | None:
+        head, inbound = call.head, call.inbound
+        if head.form == AUTHORITY_FORM and inbound.tunnels is None:
+            return Deny(codes.REQUEST_CONNECT, "CONNECT where no tunnels begin")
+        block = head.block
+        return admit(
+            inbound.entry,
+            block.value("proxy-authorization"),
+            head.origin,
+            block.host_name,
+            block.host_port,
+        )
 
     def _fetch(self, needs: NeedsCredential) -> Fetch:
         """The exchange for a key, as something that can be started when it is needed."""
@@ -251,6 +315,9 @@ class EnforcementPoint:
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
             )
             return
+        if dropped and call.inbound.entry.caller is not None:
+            # It was meant for this listener, and is no credential that somebody tried to use.
+            dropped = tuple(name for name in dropped if name != "proxy-authorization")
         again = call.permit is not None
         call.permit = verdict
         if verdict.dropped:
@@ -288,8 +355,16 @@ class EnforcementPoint:
         return True
 
     def _deny(self, call: Call, deny: Deny) -> None:
-        principal = self._identity.principal()
         call.permit = None
+        self._record_denial(call, deny)
+        call.answer_problem(deny.code, "denied")
+
+    def refuse(self, call: Call, code: Code, reason: str) -> None:
+        """Deny a call for a reason that lies outside of the decision."""
+        self._deny(call, Deny(code, reason))
+
+    def _record_denial(self, call: Call, deny: Deny) -> None:
+        principal = self._identity.principal()
         counts = self._metrics.denials
         counts[deny.code.name] = counts.get(deny.code.name, 0) + 1
         try:
@@ -300,7 +375,6 @@ class EnforcementPoint:
             # A denial is not made an allow by a full disk; it only goes unrecorded.
             self._log.error("denial_unrecorded", code=deny.code.name, reason=error.reason)
             self._recorder.unrecorded(went_on=False)
-        call.answer_problem(deny.code, "denied")
 
     # --- the way to the target ----------------------------------------------------------------
 
@@ -314,7 +388,7 @@ class EnforcementPoint:
         if connection is not None:
             self._send(call, permit, connection)
         else:
-            self._spawn(call, self._connect(call, permit, pool))
+            self.spawn(call, self._connect(call, permit, pool))
 
     async def _connect(self, call: Call, permit: Permit, pool: Pool) -> None:
         call.phase = Phase.CONNECTING
@@ -349,7 +423,7 @@ class EnforcementPoint:
         """The connection was stale; the same permit, on a new one."""
         permit = call.permit
         assert permit is not None
-        self._spawn(call, self._connect(call, permit, self._ways[permit.target].pool))
+        self.spawn(call, self._connect(call, permit, self._ways[permit.target].pool))
 
     def challenged(self, call: Call, head: ResponseHead) -> bool:
         """What a target says of its credential. True if the call is tried once more."""
@@ -378,8 +452,87 @@ class EnforcementPoint:
         call.retried_credential = True
         call.drop_target()
         call.phase = Phase.DECIDING
-        self._spawn(call, self._obtain(call, call.needs))
+        self.spawn(call, self._obtain(call, call.needs))
         return True
+
+    # --- tunnels ------------------------------------------------------------------------------
+
+    def tunnel(self, call: Call, *, intercepts: bool) -> Target | TunnelPermit | None:
+        """Decide on a CONNECT. None: it was refused, and answered.
+
+        A tunnel to a target has no permit, since nothing leaves by it: the calls inside are
+        decided on one by one. ``intercepts``: whether there is a CA to open it up with.
+        """
+        head = call.head
+        block = head.block
+        if block.length is not None or block.chunked:  # RFC 9110 §9.3.6: no content is defined
+            refusal = Deny(codes.REQUEST_AMBIGUOUS_FRAMING, "CONNECT with a body")
+        elif call.inbound.unread:
+            refusal = Deny(codes.TUNNEL_EARLY_DATA, "bytes behind CONNECT")
+        else:
+            name, _, port = head.origin.rpartition(":")
+            principal = self._identity.principal()
+            verdict = decide_tunnel(name, int(port), self.snapshot)
+            if isinstance(verdict, Deny):
+                refusal = verdict
+            elif principal is None:
+                refusal = Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem)
+            elif isinstance(verdict, TunnelPermit):
+                try:
+                    call.decision_seq = self._recorder.tunnel(call, verdict, principal.subject)
+                except AuditError as error:
+                    self._recorder.unrecorded(went_on=False)
+                    self._log.error("audit_unavailable", reason=error.reason)
+                    call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
+                    return None
+                return verdict
+            elif not intercepts:
+                refusal = Deny(
+                    codes.TUNNEL_NOT_INTERCEPTED, "settings have no interception", verdict
+                )
+            else:
+                return verdict
+        call.inbound.close_after = True  # what follows was meant for a tunnel
+        self._deny(call, refusal)
+        return None
+
+    def tunnel_opened(self, kind: str) -> None:
+        """Count a tunnel: ``intercepted`` or ``opaque``."""
+        counts = self._metrics.tunnels
+        counts[kind] = counts.get(kind, 0) + 1
+
+    def relay(
+        self,
+        call: Call,
+        permit: TunnelPermit,
+        workload: asyncio.Transport,
+        target: asyncio.Transport,
+    ) -> Relay:
+        """The relay of an opaque tunnel: takes the permit, and there is none but core's."""
+        relay = Relay(
+            workload,
+            target,
+            idle=self.timeouts.stream,
+            ended=lambda relay: self._tunnel_ended(call, relay),
+        )
+        self._relays[relay] = permit
+        self.tunnel_opened("opaque")
+        return relay
+
+    def tunnel_refused(self, call: Call, target: Target, code: Code, reason: str) -> None:
+        """The tunnel was there, and what came through it is not what it is for."""
+        self._record_denial(call, Deny(code, reason, target))
+        call.ended = time.monotonic()
+        self._record_outcome(call, "denied", code, 0.0)
+
+    def _tunnel_ended(self, call: Call, relay: Relay) -> None:
+        self._relays.pop(relay, None)
+        call.ended = time.monotonic()
+        call.sent, call.received = relay.sent, relay.received
+        call.status = 200
+        self._record_outcome(call, relay.outcome, relay.code, 0.0)
+        self._metrics.request(None, "allowed", call.status)
+        self._closed_one()
 
     # --- ends ---------------------------------------------------------------------------------
 
@@ -401,11 +554,7 @@ class EnforcementPoint:
             else 0.0
         )
         if call.decision_seq:
-            try:
-                self._recorder.outcome(call, outcome, code, added)
-            except AuditError as error:
-                self._log.error("outcome_unrecorded", reason=error.reason)
-                self._recorder.lost += 1
+            self._record_outcome(call, outcome, code, added)
         if permit is not None:
             tally = self._ways[permit.target].tally
             if outcome == "completed":
@@ -416,6 +565,13 @@ class EnforcementPoint:
             # A caller that left before there was a decision was neither allowed nor denied.
             route = call.needs.route if call.needs is not None else None
             self._metrics.request(route, "denied" if call.status else "none", call.status)
+
+    def _record_outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
+        try:
+            self._recorder.outcome(call, outcome, code, added)
+        except AuditError as error:
+            self._log.error("outcome_unrecorded", reason=error.reason)
+            self._recorder.lost += 1
 
     def instance_of(self, call: Call) -> str:
         """What a problem answer names the occurrence by: its decision event."""
@@ -434,6 +590,9 @@ class EnforcementPoint:
                 deadline = call.deadline if call is not None else connection.deadline
                 if deadline and now >= deadline:
                     connection.expired(now)
+            for relay in list(self._relays):
+                if now >= relay.deadline:
+                    relay.cut("cut", codes.TARGET_TIMEOUT)
             for way in self._ways.values():
                 way.pool.sweep(now)
             self._forget_retired()
@@ -459,19 +618,22 @@ class EnforcementPoint:
         self.draining = True
         for connection in list(self._connections):
             connection.drain()
-        if self._connections:
+        if self._connections or self._relays:
             self._all_closed = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_closed.wait(), seconds)
         for connection in list(self._connections):
             connection.transport.abort()
+        for relay in list(self._relays):
+            relay.cut("cut", codes.PROXY_DRAINING)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for way in self._ways.values():
             way.pool.close()
 
-    def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        """Run what a call has to wait for, as a task of its own."""
         task = asyncio.ensure_future(self._guarded(call, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -78,11 +78,36 @@ class SpoolSettings(Settings, frozen=True, kw_only=True):
 
 
 class ListenerSettings(Settings, frozen=True, kw_only=True):
-    """One address that takes calls. ``target`` gives the whole listener to one target."""
+    """One address that takes calls: ``host:port``, or ``unix:/path``.
+
+    ``mode: reverse``: the workload calls this address as if it were the target; ``target`` gives
+    the whole listener to one. ``mode: forward``: what ``HTTP_PROXY`` and ``HTTPS_PROXY`` name;
+    each call says where it goes, and targets are matched by scheme, host and port of their url.
+
+    ``token_file`` holds a token that every call must bring in ``Proxy-Authorization`` (Basic, as
+    the password, or Bearer); it is read again when it changes. On a Unix socket, ``uids`` are the
+    users whose processes may connect (SO_PEERCRED; none listed: whoever the file's mode lets in),
+    and ``socket_mode`` is that mode.
+    """
 
     bind: str
-    mode: Literal["reverse"] = "reverse"
+    mode: Literal["reverse", "forward"] = "reverse"
     target: Name | None = None
+    token_file: Path | None = None
+    uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    socket_mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}$")] = "0600"
+
+
+class PassthroughSettings(Settings, frozen=True, kw_only=True):
+    """A host without routes that tunnels may go to: opaque, without a credential, on record.
+
+    ``host`` is a name or ``*.`` and a domain (every name below it). ``allow_networks`` lists the
+    CIDRs that it may resolve to besides public addresses.
+    """
+
+    host: str
+    ports: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_535)], ...], Meta(min_length=1)] = (443,)
+    allow_networks: tuple[str, ...] = ()
 
 
 class GivenAuthoritySettings(Settings, frozen=True, kw_only=True):
@@ -207,8 +232,8 @@ class TimeoutSettings(Settings, frozen=True, kw_only=True):
 
     ``head``: from the first byte to the end of the request head. ``idle``: between requests of
     one connection. ``connect``: to the target, TLS included. ``first_byte``: from the end of the
-    request to the response head. ``stall``: without any progress of a body. ``drain``: calls in
-    flight at SIGTERM.
+    request to the response head. ``stall``: without any progress of a body. ``stream``: without a
+    byte in an opaque tunnel. ``drain``: calls in flight at SIGTERM.
     """
 
     head: Duration = duration(10)
@@ -216,6 +241,7 @@ class TimeoutSettings(Settings, frozen=True, kw_only=True):
     connect: Duration = duration(5)
     first_byte: Duration = duration(60)
     stall: Duration = duration(60)
+    stream: Duration = duration(3600)
     drain: Duration = duration(15)
 
 
@@ -228,6 +254,7 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     listeners: Annotated[tuple[ListenerSettings, ...], Meta(min_length=1)]
     targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
     routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
+    passthrough: tuple[PassthroughSettings, ...] = ()
     collector: CollectorSettings | None = None
     interception: InterceptionSettings | None = None
     admin: AdminSettings = field(default_factory=AdminSettings)

@@ -21,10 +21,12 @@ from valetkey.contracts.codes import Code
 from valetkey.proxy.audit.spool import Spool
 
 if TYPE_CHECKING:
+    from valetkey.contracts.errors import CallerError
     from valetkey.proxy.core.credential import Credential
-    from valetkey.proxy.core.decision import Deny
+    from valetkey.proxy.core.decision import Deny, TunnelPermit
     from valetkey.proxy.core.snapshot import Route
     from valetkey.proxy.http1.call import Call
+    from valetkey.proxy.http1.inbound import WorkloadConnection
 
 _MAX_TEXT: Final = 512
 _MAX_PATH: Final = 1024
@@ -113,7 +115,7 @@ class Recorder:
                 "http_method": head.method,
                 "url": {"path": (deny.path or head.path)[:_MAX_PATH]},
             },
-            "src_endpoint": {"ip": call.inbound.peer[0], "port": call.inbound.peer[1]},
+            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
             "policy": {"uid": deny.route.id if deny.route else ""},
             "unmapped": unmapped,
         }
@@ -122,6 +124,58 @@ class Recorder:
         )
         self._spool.open_calls += 1
         return seq
+
+    def tunnel(self, call: Call, permit: TunnelPermit, workload: str) -> int:
+        """Record that opaque bytes may go to a passthrough host. Raises `AuditError`."""
+        data = self._data("CONNECT", allowed=True) | {
+            "actor": {"user": {"uid": workload}, "app_uid": workload},
+            "authorizations": [{"decision": "allowed"}],
+            "api": {
+                "operation": "CONNECT",
+                "service": {"name": f"{permit.host}:{permit.port}"},
+                "request": {"uid": events.event_id(self._spool.boot, self._spool.seq + 1)},
+            },
+            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
+            "policy": {"uid": f"passthrough:{permit.passthrough.name}"},
+            "unmapped": {"code": "", "credential": "none"},
+        }
+        trace = call.head.block.traceparent.decode()
+        seq = self._write(events.TYPE_DECISION, data, trace=trace, decision=True)
+        self._spool.open_calls += 1
+        return seq
+
+    def unreadable(self, connection: WorkloadConnection, error: CallerError, workload: str) -> None:
+        """Record what a target's tunnel carried in place of a request. Raises `AuditError`."""
+        boot, seq = self._spool.boot, self._spool.seq + 1
+        operation = {
+            "operation": "CONNECT",
+            "service": {"name": connection.entry.origin},
+            "request": {"uid": events.event_id(boot, seq)},
+        }
+        data = self._data("CONNECT", allowed=False) | {
+            "actor": {"user": {"uid": workload}, "app_uid": workload},
+            "authorizations": [{"decision": "denied"}],
+            "api": operation,
+            "src_endpoint": msgspec.Raw(connection.source.partition(b":")[2]),
+            "policy": {"uid": ""},
+            "unmapped": {"code": error.code.name, "reason": error.reason[:_MAX_TEXT]},
+        }
+        self._write(events.TYPE_DECISION, data, decision=True)
+        self._write(
+            events.TYPE_OUTCOME,
+            self._data("CONNECT", allowed=False)
+            | {
+                "api": operation,
+                "http_response": {"code": error.code.status},
+                "policy": {"uid": ""},
+                "unmapped": {
+                    "decision": events.event_id(boot, seq), "outcome": "denied",
+                    "code": error.code.name, "duration_us": 0, "added_us": 0, "sent": 0,
+                    "received": 0, "attempts": 0,
+                },
+            },
+            decision=False,
+        )  # fmt: skip
 
     def _decision_template(self, route: Route, method: str) -> bytes:
         data = self._data(method, allowed=True)

@@ -1,4 +1,7 @@
-"""Host names in one form, so that two spellings never name two things (RFC 9110 §4.2.3)."""
+"""Host names and origins in one form, so that two spellings never name two things.
+
+RFC 9110 §4.2.3 (normalisation), RFC 6454 §4 (an origin is scheme, host and port).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from typing import Final
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
 # RFC 3986 §3.2.2 reg-name (no percent-encoding: no two spellings of one host) or IP literal.
-_HOST: Final = re.compile(
-    r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-)
+_HOST: Final = re.compile(r"([a-z0-9](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 
 
-def host_of(value: str) -> str:
-    """A Host or authority in its one form. Raises `CallerError`.
+def split_host(value: str) -> tuple[str, int]:
+    """A Host or authority as ``(name, port)``; port 0 where none is given. Raises `CallerError`.
 
-    Lower case, no trailing dot, no port where it is the one of ``http``. Names outside ASCII come
-    as A-labels (RFC 5891); userinfo, spaces, an empty port or one beyond 65535 are no host.
+    The name is lower case, without a trailing dot. Names outside ASCII come as A-labels (RFC
+    5891); userinfo, spaces, an empty port or one beyond 65535 are no host.
     """
     host = value.lower()
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
@@ -27,6 +30,22 @@ def host_of(value: str) -> str:
     elif not colon and host.endswith("."):
         host = host[:-1]
     match = _HOST.fullmatch(host)
-    if match is None or int(match["port"] or 1) not in range(1, 65_536):
+    if match is None or int(match[2] or 1) not in range(1, 65_536):
         raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "not a valid host")
-    return host.removesuffix(":80")
+    return match[1], int(match[2] or 0)
+
+
+def join_host(name: str, port: int, default: int) -> str:
+    """The authority: no port where it is the scheme's own, or was not given."""
+    return name if port in {0, default} else f"{name}:{port}"
+
+
+def host_of(value: str) -> str:
+    """A Host in its one form, no port where it is the one of ``http``. Raises `CallerError`."""
+    name, port = split_host(value)
+    return join_host(name, port, 80)
+
+
+def origin_of(scheme: str, name: str, port: int) -> str:
+    """The origin as text, as `Target.url` has it: ``https://api.example.com``."""
+    return f"{scheme}://{join_host(name, port, DEFAULT_PORTS[scheme])}"

@@ -2,6 +2,7 @@
 
     decide(facts, snapshot, principal) -> Deny | NeedsCredential
     NeedsCredential.admit(credential, now) -> Permit | Deny
+    decide_tunnel(host, port, snapshot) -> Target | TunnelPermit | Deny
 
 A `Permit` can only be made in this module, and the function that opens the way to a target takes
 one: no permit, no upstream. There is no default, zero value or exception that means yes.
@@ -16,16 +17,20 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.authority import origin_of
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.core.path import check_query, drop_parameters, split_path
-from valetkey.proxy.core.snapshot import Route, Snapshot, Target
+from valetkey.proxy.core.snapshot import Passthrough, Route, Snapshot, Target
 
 
 class RequestFacts:
     """What of a request counts for the decision, whatever protocol brought it."""
 
-    __slots__ = ("authority", "listener_target", "method", "path", "query", "subject_token")
+    __slots__ = (
+        "authority", "listener_target", "method", "origin", "path", "query", "subject_token",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class RequestFacts:
         query: str | None = None,
         subject_token: Secret | None = None,
         listener_target: str | None = None,
+        origin: str = "",
     ) -> None:
         self.method = method
         self.authority = authority  # host, lower case, with :port if it was given
@@ -42,6 +48,7 @@ class RequestFacts:
         self.query = query  # None: no question mark at all
         self.subject_token = subject_token
         self.listener_target = listener_target
+        self.origin = origin  # scheme://host[:port] where the call said so itself, else empty
 
 
 class Principal:
@@ -188,9 +195,12 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
         segments = split_path(path)
     except CallerError as error:
         return Deny(error.code, error.reason)
-    target, start = snapshot.find_target(facts.listener_target, facts.authority, segments)
+    if facts.origin:
+        target, start = snapshot.origins.get(facts.origin), 0
+    else:
+        target, start = snapshot.find_target(facts.listener_target, facts.authority, segments)
     if target is None:
-        return Deny(codes.TARGET_NO_MATCH, "no target for this listener, prefix or host")
+        return Deny(codes.TARGET_NO_MATCH, "no target for this origin, listener, prefix or host")
     if start:
         # By its slash, not by its length: the prefix may have been sent percent-encoded.
         path = path[path.index("/", 1) :]
@@ -224,6 +234,52 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
     if route.per_request:
         key = key._replace(details=route.exact_details(facts.method, path))
     return NeedsCredential(facts, route, key, path, request_target, dropped)
+
+
+def admit(entry: Entry, presented: list[bytes], origin: str, host: str, port: int) -> Deny | None:
+    """What an entry refuses, whatever the call asks for.
+
+    ``presented``: values of ``Proxy-Authorization``; ``origin``: what the request target names, or
+    empty; ``host`` and ``port``: what Host names (empty, 0: not given).
+    """
+    if entry.caller is not None and not entry.caller.admits(presented):
+        return Deny(codes.CALLER_UNAUTHENTICATED, "no or a wrong Proxy-Authorization")
+    if entry.forward and not origin:
+        return Deny(codes.REQUEST_NO_ORIGIN, "origin-form on a forward listener")
+    if entry.origin and (
+        (origin and origin != entry.origin)
+        or host != entry.name
+        or (port or entry.default_port) != entry.port
+    ):
+        return Deny(codes.REQUEST_MISDIRECTED, f"the tunnel is for {entry.origin}")
+    return None
+
+
+class TunnelPermit:
+    """Opaque bytes may go to this host and port. Only this module makes one."""
+
+    __slots__ = ("host", "passthrough", "port")
+
+    def __init__(self, mint: object, passthrough: Passthrough, host: str, port: int) -> None:
+        if mint is not _MINT:
+            raise TypeError("a TunnelPermit is made by the decision alone")
+        self.passthrough = passthrough
+        self.host = host
+        self.port = port
+
+
+def decide_tunnel(host: str, port: int, snapshot: Snapshot) -> Target | TunnelPermit | Deny:
+    """What a tunnel to ``host:port`` is: one to open up for a target, opaque, or refused.
+
+    A target's calls are decided one by one, so its tunnel has no permit of its own.
+    """
+    target = snapshot.origins.get(origin_of("https", host, port))
+    if target is not None:
+        return target
+    passthrough = snapshot.find_passthrough(host, port)
+    if passthrough is None:
+        return Deny(codes.TARGET_NO_MATCH, "no https target and no passthrough for this tunnel")
+    return TunnelPermit(_MINT, passthrough, host, port)
 
 
 def _bare(segments: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ import msgspec
 from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
 from valetkey.proxy.core.addresses import Network, parse_networks
-from valetkey.proxy.core.authority import host_of
+from valetkey.proxy.core.authority import DEFAULT_PORTS, host_of, join_host, split_host
 from valetkey.proxy.core.headers import (
     ALWAYS_MANAGED,
     CREDENTIAL_PARAMETERS,
@@ -30,13 +30,13 @@ from valetkey.proxy.core.headers import (
 from valetkey.proxy.core.routing import PatternError, RouteTree
 from valetkey.proxy.settings import (
     InterceptionSettings,
+    PassthroughSettings,
     ProxySettings,
     RouteSettings,
     TargetSettings,
 )
 
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
-_PORTS: Final = {"http": 80, "https": 443}
 _LEAF_LIFETIMES: Final = (600, 30 * 86_400)
 _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 # RFC 9110 §9.3.8: TRACE answers with the request, the injected credential in it (TRACK: the same
@@ -60,7 +60,7 @@ class Target:
         self.name = name
         self.settings = settings
         self.tls, self.host, self.port = split_origin(settings.url, f"{where}.url")
-        default = _PORTS["https" if self.tls else "http"]
+        default = DEFAULT_PORTS["https" if self.tls else "http"]
         self.authority = self.host if self.port == default else f"{self.host}:{self.port}"
         self.url = f"{'https' if self.tls else 'http'}://{self.authority}"
         self.audience = settings.audience
@@ -130,10 +130,34 @@ class Route:
         )
 
 
+class Passthrough:
+    """Hosts that opaque tunnels may go to. ``wild`` hosts are those below a domain."""
+
+    __slots__ = ("allowed", "host", "name", "ports", "wild")
+
+    def __init__(self, settings: PassthroughSettings, where: str) -> None:
+        self.name = settings.host
+        self.wild = settings.host.startswith("*.")
+        try:
+            self.host, port = split_host(settings.host.removeprefix("*."))
+        except CallerError as error:
+            raise ConfigError(f"{where}.host: {settings.host!r} is no host name") from error
+        if port:
+            raise ConfigError(f"{where}.host: the port belongs into ports")
+        self.ports = frozenset(settings.ports)
+        try:
+            self.allowed: tuple[Network, ...] = parse_networks(settings.allow_networks)
+        except ValueError as error:
+            raise ConfigError(f"{where}.allow_networks: {error}") from error
+
+
 class Snapshot:
     """Everything that a decision depends on besides the request, the principal and the time."""
 
-    __slots__ = ("_hosts", "_prefixes", "policy_digest", "routes", "settings", "targets")
+    __slots__ = (
+        "_hosts", "_passthrough", "_prefixes", "origins", "policy_digest", "routes", "settings",
+        "targets",
+    )  # fmt: skip
 
     def __init__(
         self, settings: ProxySettings, targets: dict[str, Target], routes: tuple[Route, ...]
@@ -153,6 +177,32 @@ class Snapshot:
                 self._claim(self._prefixes, target.prefix[1:], target, "prefix")
             for host in target.settings.hosts:
                 self._claim(self._hosts, _host(host, target), target, "hosts")
+        self.origins: dict[str, Target] = {}
+        """Targets by what forward calls and tunnels name; empty without such a listener."""
+        if any(listener.mode != "reverse" for listener in settings.listeners):
+            for target in targets.values():
+                self._claim(self.origins, target.url, target, "url")
+        self._passthrough: dict[tuple[str, bool, int], Passthrough] = {}
+        for index, item in enumerate(settings.passthrough):
+            self._claim_passthrough(Passthrough(item, f"passthrough.{index}"), index)
+
+    def find_passthrough(self, host: str, port: int) -> Passthrough | None:
+        """The exact host, or the nearest domain with a wildcard."""
+        found = self._passthrough.get((host, False, port))
+        while found is None and "." in host:
+            host = host.partition(".")[2]
+            found = self._passthrough.get((host, True, port))
+        return found
+
+    def _claim_passthrough(self, item: Passthrough, index: int) -> None:
+        for port in item.ports:
+            if not item.wild and f"https://{join_host(item.host, port, 443)}" in self.origins:
+                raise ConfigError(
+                    f"passthrough.{index}.host: {item.host}:{port} is a target; "
+                    "an opaque tunnel would lead around its routes"
+                )
+            if self._passthrough.setdefault((item.host, item.wild, port), item) is not item:
+                raise ConfigError(f"passthrough.{index}.host: {item.name}:{port} is listed twice")
 
     def find_target(
         self, listener_target: str | None, authority: str, segments: Sequence[str]
@@ -207,8 +257,13 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     }
     routes = tuple(_compile_routes(settings, targets))
     for index, listener in enumerate(settings.listeners):
+        where = f"listeners.{index}"
         if listener.target is not None and listener.target not in targets:
-            raise ConfigError(f"listeners.{index}.target: no target {listener.target!r}")
+            raise ConfigError(f"{where}.target: no target {listener.target!r}")
+        if listener.target is not None and listener.mode != "reverse":
+            raise ConfigError(f"{where}.target: in {listener.mode} mode, calls name their target")
+        if listener.uids and not listener.bind.startswith("unix:"):
+            raise ConfigError(f"{where}.uids: only a Unix socket tells who its peer is")
     return Snapshot(settings, targets, routes)
 
 
@@ -266,11 +321,11 @@ def split_origin(url: str, where: str) -> tuple[bool, str, int]:
     host = parts.hostname or ""
     if ":" in host:
         host = f"[{host}]"
-    if parts.scheme not in _PORTS or not _HOST.fullmatch(host) or port == 0:
+    if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(host) or port == 0:
         raise ConfigError(f"{where}: not an http(s) origin: {url!r}")
     if parts.username is not None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(f"{where}: an origin has no userinfo, path, query or fragment: {url!r}")
-    return parts.scheme == "https", host, port or _PORTS[parts.scheme]
+    return parts.scheme == "https", host, port or DEFAULT_PORTS[parts.scheme]
 
 
 def _host(text: str, target: Target) -> str:
@@ -309,5 +364,6 @@ def _digest(settings: ProxySettings) -> str:
         },
         "routes": settings.routes,
         "subject_header": settings.workload.subject_header,
+        "passthrough": settings.passthrough,
     }
     return hashlib.sha256(msgspec.json.encode(policy, order="deterministic")).hexdigest()

@@ -21,7 +21,7 @@ import httptools
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, TargetError
 from valetkey.contracts.secret import Secret
-from valetkey.proxy.core.authority import host_of
+from valetkey.proxy.core.authority import DEFAULT_PORTS, join_host, origin_of, split_host
 from valetkey.proxy.core.headers import (
     MANAGED,
     Field,
@@ -54,6 +54,11 @@ _METHOD_START: Final = frozenset(
 
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 
+# The forms of a request target (RFC 9112 §3.2); the fourth, `*`, is refused.
+ORIGIN_FORM: Final = 0
+ABSOLUTE_FORM: Final = 1
+AUTHORITY_FORM: Final = 2
+
 _NONE: Final[list[bytes]] = []
 _KNOWN_NAMES: Final = 1024
 _USUAL: Final = (b"keep-alive", b"close")
@@ -63,13 +68,17 @@ class HeaderBlock:
     """The header fields of one head, with what framing and routing need of them."""
 
     __slots__ = (
-        "_forward", "chunked", "close", "expect_continue", "fields", "host", "keep_alive",
-        "length", "listed", "memorable", "names", "nonce", "subject", "traceparent", "upgrade",
+        "_forward", "chunked", "close", "expect_continue", "fields", "host", "host_name",
+        "host_port", "keep_alive", "length", "listed", "memorable", "names", "nonce", "subject",
+        "traceparent", "upgrade",
     )  # fmt: skip
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields
         self.host: str | None = None
+        """Host, without the port of ``http``; its parts as given are beside it."""
+        self.host_name = ""
+        self.host_port = 0
         self.length: int | None = None
         self.chunked = False
         self.expect_continue = False
@@ -115,7 +124,9 @@ class HeaderBlock:
 class RequestHead:
     """One request head. ``size`` is its length in bytes on the wire."""
 
-    __slots__ = ("authority", "block", "method", "path", "query", "size", "version")
+    __slots__ = (
+        "authority", "block", "form", "method", "origin", "path", "query", "size", "version",
+    )  # fmt: skip
 
     def __init__(
         self, method: str, version: int, target: str, block: HeaderBlock, size: int
@@ -125,26 +136,48 @@ class RequestHead:
         self.block = block
         self.size = size
         self.authority = block.host or ""
+        self.form = ORIGIN_FORM
+        self.origin = ""
+        """What absolute-form names, as ``scheme://host[:port]``; CONNECT: ``host:port``."""
         if not target.startswith("/"):
-            target = self._absolute(target)
+            target = self._connect(target) if method == "CONNECT" else self._absolute(target)
         path, mark, query = target.partition("?")
         self.path = path
         self.query = query if mark else None
 
     def _absolute(self, target: str) -> str:
-        """Absolute-form and ``*`` (RFC 9112 §3.2): the authority must equal Host."""
-        if self.method == "CONNECT":
-            raise CallerError(codes.REQUEST_CONNECT, "CONNECT on a reverse listener")
+        """Absolute-form (RFC 9112 §3.2.2): the authority must equal Host."""
         scheme, mark, rest = target.partition("://")
-        if not mark or scheme.lower() not in {"http", "https"}:
+        scheme = scheme.lower()
+        if not mark or scheme not in DEFAULT_PORTS:
             raise CallerError(codes.REQUEST_MALFORMED, "neither origin-form nor absolute-form")
         end = next((i for i, char in enumerate(rest) if char in "/?"), len(rest))
         authority, path = rest[:end], rest[end:]
-        # RFC 9112 §3.2.2: the target wins over Host. One that disagrees is refused instead, and
-        # userinfo is a credential in a place where nobody looks (RFC 9110 §4.2.4).
-        if host_of(authority) != self.authority:
-            raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "request target and Host disagree")
+        # Userinfo is a credential in a place where nobody looks (RFC 9110 §4.2.4): no host.
+        name, port = split_host(authority)
+        self._agree(name, port, DEFAULT_PORTS[scheme])
+        self.form = ABSOLUTE_FORM
+        self.origin = origin_of(scheme, name, port)
+        self.authority = join_host(name, port, 80)
         return path if path.startswith("/") else "/" + path
+
+    def _connect(self, target: str) -> str:
+        """Authority-form (RFC 9110 §9.3.6): host and port, both; no path at all."""
+        name, port = split_host(target)
+        if not port:
+            raise CallerError(codes.REQUEST_MALFORMED, "CONNECT without a port")
+        self._agree(name, port, self.block.host_port or port)
+        self.form = AUTHORITY_FORM
+        self.origin = f"{name}:{port}"
+        return ""
+
+    def _agree(self, name: str, port: int, default: int) -> None:
+        """RFC 9112 §3.2.2: the request target wins over Host. One that disagrees is refused."""
+        block = self.block
+        if block.host is None and self.version == 0:
+            return  # before HTTP/1.1 there was no Host to agree with
+        if name != block.host_name or (port or default) != (block.host_port or default):
+            raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "request target and Host disagree")
 
 
 class ResponseHead:
@@ -262,7 +295,8 @@ class HeadReader:
         if len(hosts) > 1:
             raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "more than one Host")
         if hosts:
-            block.host = host_of(hosts[0].decode("latin-1"))
+            block.host_name, block.host_port = split_host(hosts[0].decode("latin-1"))
+            block.host = join_host(block.host_name, block.host_port, 80)
         expectations = block.value("expect")
         if expectations:
             if len(expectations) > 1 or expectations[0].lower() != b"100-continue":

@@ -12,10 +12,12 @@ import asyncio
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
+from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
+from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.outbox import LARGE
 from valetkey.proxy.http1.respond import problem_answer
@@ -32,8 +34,17 @@ _UNSENT: Final = 32
 _LINGER: Final = 2.0
 # struct linger: on, for no time at all. The close then sends RST (socket(7), SO_LINGER).
 _RESET: Final = struct.pack("ii", 1, 0)
+# struct ucred: pid, uid, gid.
+_CREDENTIALS: Final = struct.Struct("iII")
 _CLOSE: Final = b"connection: close\r\n"
 _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+
+
+class Tunnels(Protocol):
+    """What CONNECT leads to: see `intercept.connect`."""
+
+    def open(self, call: Call) -> None:
+        """Answer the call, or take its connection over."""
 
 
 class WorkloadConnection:
@@ -41,13 +52,22 @@ class WorkloadConnection:
 
     __slots__ = (
         "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_lost", "_out", "call",
-        "close_after", "deadline", "held", "listener_target", "minor", "peer", "pep",
-        "reset_after", "source", "transport", "write_paused",
+        "close_after", "deadline", "entry", "held", "minor", "peer", "pep", "reset_after",
+        "source", "transport", "tunnels", "uids", "write_paused",
     )  # fmt: skip
 
-    def __init__(self, pep: EnforcementPoint, listener_target: str | None) -> None:
+    def __init__(
+        self,
+        pep: EnforcementPoint,
+        entry: Entry,
+        tunnels: Tunnels | None = None,
+        uids: frozenset[int] | None = None,
+    ) -> None:
         self.pep = pep
-        self.listener_target = listener_target
+        self.entry = entry
+        self.tunnels = tunnels
+        self.uids = uids
+        """On a Unix socket: whose processes may call; empty for all, None on TCP."""
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.call: Call | None = None
         self.peer: tuple[str, int] = ("", 0)
@@ -71,14 +91,22 @@ class WorkloadConnection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = (str(peer[0]), int(peer[1])) if peer else ("", 0)
-        self.source = b'"src_endpoint":{"ip":"%b","port":%d}' % (
-            self.peer[0].encode(),
-            self.peer[1],
-        )
         self.deadline = time.monotonic() + self.pep.timeouts.idle
-        self.pep.opened(self)
+        if self.uids is None:
+            peer = transport.get_extra_info("peername")
+            self.peer = (str(peer[0]), int(peer[1])) if peer else ("", 0)
+            self.source = b'"src_endpoint":{"ip":"%b","port":%d}' % (
+                self.peer[0].encode(),
+                self.peer[1],
+            )
+            self.pep.opened(self)
+        else:
+            uid = _peer_uid(transport)
+            self.peer = ("unix", uid)
+            self.source = b'"src_endpoint":{"name":"unix","uid":"%d"}' % uid
+            self.pep.opened(self)
+            if self.uids and uid not in self.uids and not self.close_after:
+                self._refuse_head(CallerError(codes.CALLER_UID, f"uid {uid}"))
 
     def data_received(self, data: bytes) -> None:
         call = self.call
@@ -131,6 +159,23 @@ class WorkloadConnection:
             self.call.workload_write_resumed()
         else:
             self._read_requests()
+
+    def take_over(self) -> asyncio.Transport:
+        """Leave the transport to somebody else, paused; nothing more happens here.
+
+        What the workload sent behind its last request is lost with it: see `unread`.
+        """
+        self.flush()
+        self.transport.pause_reading()
+        self._lost = True
+        self.call = None
+        self.pep.closed(self)
+        return self.transport
+
+    @property
+    def unread(self) -> bool:
+        """Whether the workload sent something behind the request under way."""
+        return bool(self._buffer) or self._ended
 
     def expired(self, now: float) -> None:
         """A deadline passed (called by the sweep)."""
@@ -309,3 +354,10 @@ class WorkloadConnection:
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.release_reading()
+
+
+def _peer_uid(transport: asyncio.BaseTransport) -> int:
+    """Whose process is at the other end of a Unix socket (unix(7), SO_PEERCRED)."""
+    peer = transport.get_extra_info("socket")
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])

@@ -23,6 +23,7 @@ from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import FRAME_SIZE
 from valetkey.proxy.audit.spool import OUTCOME_ROOM, Spool, SpoolFull
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.core.snapshot import compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.http1.inbound import WorkloadConnection
@@ -134,7 +135,7 @@ class Stand:
         )  # fmt: skip
 
     def open(self) -> WorkloadConnection:
-        connection = WorkloadConnection(self.pep, "tickets")
+        connection = WorkloadConnection(self.pep, Entry(target="tickets"))
         connection.connection_made(Wire())
         return connection
 

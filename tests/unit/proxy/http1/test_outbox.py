@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from valetkey.proxy.core.entry import REVERSE
 from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.http1.outbox import Outbox
 
@@ -37,7 +38,7 @@ class Point:
 
 def connection(outbox: Outbox, *, lost: bool = False) -> tuple[WorkloadConnection, Transport]:
     point: Any = Point(outbox)
-    made = WorkloadConnection(point, None)
+    made = WorkloadConnection(point, REVERSE)
     transport: Any = Transport(lost=lost)
     made.transport = transport
     return made, transport
