@@ -1,0 +1,152 @@
+"""The relay of an opaque tunnel: bytes, back-pressure, half-closed ends, one outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from valetkey.contracts import codes
+from valetkey.proxy.http1.relay import Relay
+
+
+class Transport:
+    """A transport that keeps what happens to it."""
+
+    def __init__(self, *, tls: bool = False) -> None:
+        self.tls = tls
+        self.protocol: Any = None
+        self.written = b""
+        self.reading = False
+        self.eof = False
+        self.closed = self.aborted = False
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_closing()
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def can_write_eof(self) -> bool:
+        return not self.tls
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Stand:
+    def __init__(self, *, tls: bool = False) -> None:
+        self.workload, self.target = Transport(), Transport(tls=tls)
+        self.ends: list[Relay] = []
+        workload: Any = self.workload
+        target: Any = self.target
+        self.relay = Relay(workload, target, idle=60, ended=self.ends.append)
+
+
+def test_bytes_go_both_ways_and_are_counted() -> None:
+    stand = Stand()
+    stand.relay.start(b"early")
+    assert stand.workload.written == b"early"
+    stand.workload.protocol.data_received(b"up")
+    stand.target.protocol.data_received(b"down")
+    assert stand.target.written == b"up"
+    assert stand.workload.written == b"earlydown"
+    assert (stand.relay.sent, stand.relay.received) == (2, 9)
+    assert stand.workload.reading
+    assert stand.target.reading
+
+
+def test_who_cannot_take_more_stops_the_other() -> None:
+    stand = Stand()
+    stand.relay.start()
+    stand.target.protocol.pause_writing()
+    assert not stand.workload.reading
+    assert stand.target.reading
+    stand.target.protocol.resume_writing()
+    assert stand.workload.reading
+
+
+def test_one_direction_may_end_before_the_other() -> None:
+    stand = Stand()
+    stand.relay.start()
+    assert stand.workload.protocol.eof_received() is True
+    assert stand.target.eof
+    assert stand.ends == []
+    stand.target.protocol.data_received(b"late")
+    assert stand.workload.written == b"late"
+    assert stand.target.protocol.eof_received() is None
+    assert [relay.outcome for relay in stand.ends] == ["completed"]
+    assert stand.workload.closed
+
+
+def test_where_an_end_can_not_be_passed_on_it_is_the_end_of_all() -> None:
+    stand = Stand(tls=True)
+    stand.relay.start()
+    assert stand.workload.protocol.eof_received() is None
+    assert stand.target.closed
+    assert [relay.outcome for relay in stand.ends] == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("side", "error", "outcome"),
+    [
+        ("workload", None, "client_closed"),
+        ("workload", ConnectionResetError(), "client_closed"),
+        ("target", None, "completed"),
+        ("target", ConnectionResetError(), "cut"),
+    ],
+)
+def test_a_lost_side_takes_the_other_with_it_once(
+    side: str, error: Exception | None, outcome: str
+) -> None:
+    stand = Stand()
+    stand.relay.start()
+    lost, other = stand.workload, stand.target
+    if side == "target":
+        lost, other = other, lost
+    lost.closed = True
+    lost.protocol.connection_lost(error)
+    assert (other.closed, other.aborted) == (error is None, error is not None)
+    other.protocol.connection_lost(None)
+    assert [relay.outcome for relay in stand.ends] == [outcome]
+
+
+def test_bytes_for_a_side_that_is_gone_are_thrown_away() -> None:
+    stand = Stand()
+    stand.relay.start()
+    stand.target.closed = True
+    stand.workload.protocol.data_received(b"late")
+    assert stand.target.written == b""
+
+
+def test_a_cut_is_no_clean_end_for_anybody() -> None:
+    stand = Stand()
+    stand.relay.start()
+    stand.relay.cut("cut", codes.TARGET_TIMEOUT)
+    assert stand.workload.aborted
+    assert stand.target.aborted
+    [relay] = stand.ends
+    assert (relay.outcome, relay.code) == ("cut", codes.TARGET_TIMEOUT)
+
+
+def test_an_end_that_came_early_is_passed_on_at_the_start() -> None:
+    stand = Stand()
+    stand.relay.start(b"bye", ended=True)
+    assert stand.workload.written == b"bye"
+    assert stand.workload.eof
