@@ -212,7 +212,6 @@ def test_a_tunnel_moves_much_in_both_directions_at_once(sidecar: Sidecar, echo: 
 TUNNELS = [
     ("no target, no passthrough", "other.example:443", "target.no_match"),
     ("another port", "127.0.0.1:1", "target.no_match"),
-    ("a plain target", "localhost:{port}", "target.no_match"),
     ("a target, but no CA", "secure.example:{port}", "tunnel.not_intercepted"),
     ("a name that leads nowhere", "no-such-name.invalid:443", "target.unreachable"),
     ("a metadata service", "169.254.169.254:80", "target.address_denied"),
@@ -230,6 +229,53 @@ def test_tunnels_that_are_refused(
         assert answer.closes
         assert last_pair(sidecar)[0]["action_id"] == 2
     assert last_pair(sidecar)[1]["unmapped"]["code"] == code
+
+
+def test_a_tunnel_to_a_plain_target_is_read_call_by_call(
+    sidecar: Sidecar, upstream: Recording
+) -> None:
+    """As undici (Node's fetch) does it: CONNECT, for http:// URLs too."""
+    where = f"127.0.0.1:{upstream.port}"
+    with connect(sidecar, where) as client:
+        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+        for path in ("/a/1", "/a/2"):
+            client.send(wire(f"GET {path} HTTP/1.1", where, "Authorization: Bearer stolen"))
+            assert client.answer().status == 200
+        client.send(wire("GET /b HTTP/1.1", where))
+        assert client.answer().code == "route.no_match"
+        client.send(wire("GET /a/3 HTTP/1.1", f"localhost:{upstream.port}"))
+        assert client.answer().code == "request.misdirected"
+    assert [request.line.split()[1] for request in upstream.requests] == [b"/a/1", b"/a/2"]
+    for request in upstream.requests:
+        assert request.values("authorization")[0].startswith("Bearer ey")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-OpenSSH_9.2\r\n"]
+)
+def test_what_is_no_http_in_a_tunnel_to_a_plain_target_is_refused(
+    raw: bytes, sidecar: Sidecar, upstream: Recording
+) -> None:
+    with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
+        client.until(b"\r\n\r\n")
+        client.send(raw)
+        answer = client.answer()
+        assert answer.code.startswith("request.")
+        assert answer.closes
+    assert upstream.requests == []
+
+
+def test_the_reserved_host_is_answered_here(sidecar: Sidecar, upstream: Recording) -> None:
+    """A listed ``*.invalid`` does not take it over, and without a CA its tunnel stays shut."""
+    host = "valetkey.invalid"
+    with connect(sidecar, f"{host}:80") as client:
+        assert client.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        client.send(wire("GET / HTTP/1.1", host))
+        assert client.answer().code == "target.no_match"
+    with connect(sidecar, f"{host}:443") as client:
+        assert client.answer().code == "tunnel.not_intercepted"
+    with connect(sidecar, f"{host}:81") as client:
+        assert client.answer().code == "target.no_match"
 
 
 def test_a_tunnel_is_for_who_waits_for_its_answer(sidecar: Sidecar, echo: Echo) -> None:

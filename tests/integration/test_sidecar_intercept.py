@@ -232,6 +232,18 @@ def test_a_client_that_does_not_trust_the_ca_is_on_record(site: Site) -> None:
     assert _grown(site, before)["unmapped"]["code"] == "interception.untrusted"
 
 
+def test_the_reserved_host_has_a_certificate_and_no_answer_but_one(site: Site) -> None:
+    context = ssl.create_default_context(cafile=str(site.trust))
+    sock = site.tunnel("valetkey.invalid:443").sock
+    with Client(context.wrap_socket(sock, server_hostname="valetkey.invalid")) as client:
+        for path in ("/", "/a/1"):
+            answer = site.get(client, path, host="valetkey.invalid")
+            assert (answer.status, answer.code) == (403, "target.no_match")
+        assert site.get(client, "/a/1").code == "request.misdirected"
+    assert site.denied()[-2]["unmapped"]["code"] == "target.no_match"
+    assert site.upstream.requests == []
+
+
 def test_http_1_1_is_what_is_spoken(site: Site) -> None:
     with site.tls(alpn=("h2", "http/1.1")) as client:
         assert isinstance(client.sock, ssl.SSLSocket)

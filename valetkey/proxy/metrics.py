@@ -90,7 +90,7 @@ class Metrics(Collector):
         )
         yield _counts(
             "valetkey_tunnels_total",
-            "Tunnels opened: intercepted (calls inside are decided on) or opaque (passthrough).",
+            "Tunnels opened: intercepted or plain (calls inside are decided on), or opaque.",
             "kind",
             self.tunnels,
         )

@@ -486,7 +486,7 @@ class EnforcementPoint:
                     call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
                     return None
                 return verdict
-            elif not intercepts:
+            elif verdict.tls and not intercepts:
                 refusal = Deny(
                     codes.TUNNEL_NOT_INTERCEPTED, "settings have no interception", verdict
                 )

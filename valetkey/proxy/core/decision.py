@@ -271,11 +271,14 @@ class TunnelPermit:
 def decide_tunnel(host: str, port: int, snapshot: Snapshot) -> Target | TunnelPermit | Deny:
     """What a tunnel to ``host:port`` is: one to open up for a target, opaque, or refused.
 
-    A target's calls are decided one by one, so its tunnel has no permit of its own.
+    A target's calls are decided one by one, so its tunnel has no permit of its own. A tunnel to
+    the host for diagnosis is opened up as well, and every call inside is refused.
     """
-    target = snapshot.origins.get(origin_of("https", host, port))
-    if target is not None:
-        return target
+    for scheme in ("https", "http"):
+        origin = origin_of(scheme, host, port)
+        target = snapshot.origins.get(origin) or snapshot.diagnosis.get(origin)
+        if target is not None:
+            return target
     passthrough = snapshot.find_passthrough(host, port)
     if passthrough is None:
         return Deny(codes.TARGET_NO_MATCH, "no https target and no passthrough for this tunnel")

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from valetkey.contracts.diagnosis import DIAGNOSIS_HOST
 from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
 from valetkey.proxy.core.addresses import Network, parse_networks
-from valetkey.proxy.core.authority import DEFAULT_PORTS, host_of, join_host, split_host
+from valetkey.proxy.core.authority import DEFAULT_PORTS, host_of, origin_of, split_host
 from valetkey.proxy.core.headers import (
     ALWAYS_MANAGED,
     CREDENTIAL_PARAMETERS,
@@ -29,6 +30,7 @@ from valetkey.proxy.core.headers import (
 )
 from valetkey.proxy.core.routing import PatternError, RouteTree
 from valetkey.proxy.settings import (
+    CredentialSettings,
     InterceptionSettings,
     PassthroughSettings,
     ProxySettings,
@@ -155,8 +157,8 @@ class Snapshot:
     """Everything that a decision depends on besides the request, the principal and the time."""
 
     __slots__ = (
-        "_hosts", "_passthrough", "_prefixes", "origins", "policy_digest", "routes", "settings",
-        "targets",
+        "_hosts", "_passthrough", "_prefixes", "diagnosis", "origins", "policy_digest", "routes",
+        "settings", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -181,7 +183,13 @@ class Snapshot:
         """Targets by what forward calls and tunnels name; empty without such a listener."""
         if any(listener.mode != "reverse" for listener in settings.listeners):
             for target in targets.values():
+                if target.host == DIAGNOSIS_HOST:
+                    raise ConfigError(
+                        f"targets.{target.name}.url: {DIAGNOSIS_HOST} is the sidecar's own"
+                    )
                 self._claim(self.origins, target.url, target, "url")
+        self.diagnosis = _diagnosis()
+        """What tunnels to the reserved host are opened for: no call finds these in `origins`."""
         self._passthrough: dict[tuple[str, bool, int], Passthrough] = {}
         for index, item in enumerate(settings.passthrough):
             self._claim_passthrough(Passthrough(item, f"passthrough.{index}"), index)
@@ -195,8 +203,11 @@ class Snapshot:
         return found
 
     def _claim_passthrough(self, item: Passthrough, index: int) -> None:
+        if item.host == DIAGNOSIS_HOST:
+            raise ConfigError(f"passthrough.{index}.host: {DIAGNOSIS_HOST} is the sidecar's own")
         for port in item.ports:
-            if not item.wild and f"https://{join_host(item.host, port, 443)}" in self.origins:
+            origins = {origin_of(scheme, item.host, port) for scheme in DEFAULT_PORTS}
+            if not item.wild and origins & self.origins.keys():
                 raise ConfigError(
                     f"passthrough.{index}.host: {item.host}:{port} is a target; "
                     "an opaque tunnel would lead around its routes"
@@ -265,6 +276,18 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
         if listener.uids and not listener.bind.startswith("unix:"):
             raise ConfigError(f"{where}.uids: only a Unix socket tells who its peer is")
     return Snapshot(settings, targets, routes)
+
+
+def _diagnosis() -> dict[str, Target]:
+    """Targets without routes, and in no table that calls are looked up in."""
+    found = {}
+    for scheme in DEFAULT_PORTS:
+        url = f"{scheme}://{DIAGNOSIS_HOST}"
+        settings = TargetSettings(
+            url=url, audience=url, credential=CredentialSettings(kind="bearer")
+        )
+        found[url] = Target(DIAGNOSIS_HOST, settings, endpoint="", thumbprint="", subject="")
+    return found
 
 
 def _check_interception(settings: InterceptionSettings) -> None:

@@ -2,8 +2,9 @@
 
 A tunnel to a target ends here: the client is answered with a certificate of the sidecar's own CA,
 and what it then asks inside is decided on call by call. Anything but TLS inside is refused and
-recorded. A tunnel to a passthrough host carries what it carries, without a credential; that it
-was opened, and how much went through, is on record.
+recorded. Where the target's url is http, there is no TLS: undici, for one, opens tunnels for plain
+calls too. A tunnel to a passthrough host carries what it carries, without a credential; that it was
+opened, and how much went through, is on record.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class ConnectTunnels:
             return  # refused, and answered
         if isinstance(verdict, TunnelPermit):
             self._pep.spawn(call, self._pass_through(call, verdict))
-        else:
+        elif verdict.tls:
             self._pep.spawn(call, self._open_up(call, verdict))
+        else:
+            self._pep.spawn(call, self._read_on(call, verdict))
 
     async def _open_up(self, call: Call, target: Target) -> None:
         """End the client's TLS here, and read the calls inside."""
@@ -72,6 +75,22 @@ class ConnectTunnels:
         pep.tunnel_opened("intercepted")
         inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
         greeter.hand_over(tls, inner)
+
+    async def _read_on(self, call: Call, target: Target) -> None:
+        """Read the calls of a tunnel without TLS."""
+        pep, inbound = self._pep, call.inbound
+        if call.phase == Phase.DONE:
+            return
+        if inbound.unread:
+            pep.refuse(call, codes.TUNNEL_EARLY_DATA, "bytes before the tunnel was there")
+            return
+        transport = inbound.take_over()
+        transport.write(_ESTABLISHED)
+        pep.tunnel_opened("plain")
+        inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
+        transport.set_protocol(cast("asyncio.Protocol", inner))
+        inner.connection_made(transport)
+        transport.resume_reading()
 
     async def _pass_through(self, call: Call, permit: TunnelPermit) -> None:
         """Connect the client to the host, and stay out of it."""

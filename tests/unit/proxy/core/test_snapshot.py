@@ -23,6 +23,7 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
     return document
 
 
+FORWARD = {"bind": "127.0.0.1:0", "mode": "forward"}
 BAD = [
     ("broker in the clear", changed("broker", "url", value="http://broker.example"), "broker.url: plain http"),
     ("broker with a path", changed("broker", "url", value="https://b.example/token"), "broker.url: an origin has no"),
@@ -89,6 +90,7 @@ BAD = [
     ("the bundle over the roots", tree(interception={"system_roots": "/f", "bundle_file": "/f"}), "interception.bundle_file: the same file as interception.system_roots"),
     ("the bundle over the given key", tree(interception={"ca": {"certificate": "/c", "key": "/k"}, "bundle_file": "/k"}), "interception.bundle_file: the same file as interception.ca.key"),
     ("a trust store's password that Java refuses", tree(interception={"truststore_password": "short"}), "interception.truststore_password"),
+    ("a target with the reserved host", tree(listeners=[FORWARD], targets={"pay": {**tree()["targets"]["pay"], "url": "http://valetkey.invalid:1"}}, routes=[route("a", "/a", target="pay")]), "targets.pay.url: valetkey.invalid is the sidecar's own"),
     ("unknown key", tree(other=1), "other: unknown key"),
 ]  # fmt: skip
 

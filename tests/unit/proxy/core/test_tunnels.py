@@ -9,7 +9,14 @@ import pytest
 from tests.unit.proxy.core.conftest import compiled, route, tree
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError
-from valetkey.proxy.core.decision import Deny, TunnelPermit, decide_tunnel
+from valetkey.proxy.core.decision import (
+    Deny,
+    Principal,
+    RequestFacts,
+    TunnelPermit,
+    decide,
+    decide_tunnel,
+)
 from valetkey.proxy.core.snapshot import Passthrough, Snapshot, Target
 from valetkey.proxy.settings import PassthroughSettings
 
@@ -39,15 +46,33 @@ def snapshot(
 
 def test_a_tunnel_to_a_target_is_that_target() -> None:
     known = snapshot()
-    for port, name in ((443, "api"), (8443, "odd")):
-        target = decide_tunnel("api.example", port, known)
+    for host, port, name in (
+        ("api.example", 443, "api"),
+        ("api.example", 8443, "odd"),
+        ("plain.example", 80, "plain"),
+    ):
+        target = decide_tunnel(host, port, known)
         assert isinstance(target, Target)
         assert target.name == name
 
 
+@pytest.mark.parametrize(("port", "scheme"), [(443, "https"), (80, "http")])
+def test_a_tunnel_to_the_reserved_host_is_opened_for_no_call(port: int, scheme: str) -> None:
+    """Whatever is passed through around it."""
+    known = snapshot({"host": "*.invalid", "ports": [80, 81, 443]})
+    target = decide_tunnel("valetkey.invalid", port, known)
+    assert isinstance(target, Target)
+    assert target.url == f"{scheme}://valetkey.invalid"
+    assert isinstance(decide_tunnel("valetkey.invalid", 81, known), TunnelPermit)
+    facts = RequestFacts("GET", "valetkey.invalid", "/", origin=target.url)
+    verdict = decide(facts, known, Principal("https://idp.example", "bot"))
+    assert isinstance(verdict, Deny)
+    assert verdict.code is codes.TARGET_NO_MATCH
+
+
 @pytest.mark.parametrize(
     ("host", "port"),
-    [("api.example", 80), ("plain.example", 80), ("plain.example", 443), ("x", 443)],
+    [("api.example", 80), ("plain.example", 81), ("plain.example", 443), ("x", 443)],
 )
 def test_a_tunnel_to_nothing_known_is_refused(host: str, port: int) -> None:
     verdict = decide_tunnel(host, port, snapshot())
@@ -98,6 +123,16 @@ def test_a_wildcard_never_leads_around_a_target() -> None:
 
 REFUSED: list[tuple[str, list[dict[str, Any]], str]] = [
     ("a target", [{"host": "api.example"}], "passthrough.0.host: api.example:443 is a target"),
+    (
+        "a plain target",
+        [{"host": "plain.example", "ports": [80]}],
+        "passthrough.0.host: plain.example:80 is a target",
+    ),
+    (
+        "the reserved host",
+        [{"host": "valetkey.invalid"}],
+        "passthrough.0.host: valetkey.invalid is the sidecar's own",
+    ),
     ("twice", [{"host": "a.example"}, {"host": "A.example"}], "passthrough.1.host"),
     ("a port in the name", [{"host": "a.example:443"}], "passthrough.0.host: the port"),
     ("no name", [{"host": "a b"}], "passthrough.0.host"),
