@@ -32,6 +32,8 @@ class Ends:
 
     upstreams: dict[str, Recording]
     ca_file: Path
+    asked: list[str | None]
+    """Server names that the good one was asked for (RFC 6066 §3)."""
 
 
 def _server(authority: trustme.CA, *names: str, **more: Any) -> ssl.SSLContext:
@@ -50,10 +52,12 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
         "stranger": _server(strangers, "localhost"),
         "expired": _server(ours, "localhost", not_after=past),
     }
+    asked: list[str | None] = []
+    contexts["good"].set_servername_callback(lambda _tls, name, _context: asked.append(name))
     upstreams = {name: Recording(context=context) for name, context in contexts.items()}
     ca_file = tmp_path_factory.mktemp("ca") / "ca.pem"
     ours.cert_pem.write_to_path(str(ca_file))
-    yield Ends(upstreams, ca_file)
+    yield Ends(upstreams, ca_file, asked)
     for upstream in upstreams.values():
         upstream.close()
 
@@ -155,6 +159,17 @@ def test_tls_targets(
     assert (answer.code, answer.status) == (code, 502)
     assert not any(other.requests for name, other in ends.upstreams.items() if name != "good")
     assert upstream.requests == []
+
+
+def test_one_name_for_policy_server_name_certificate_and_host(sidecar: Sidecar, ends: Ends) -> None:
+    """Whatever the caller's Host says: the settings' name, or address, is asked for and sent."""
+    good = ends.upstreams["good"]
+    good.clear()
+    for prefix, name in (("tls-good", "localhost"), ("tls-address", "127.0.0.1")):
+        raw = f"GET /{prefix}/a HTTP/1.1\r\nHost: ELSEWHERE.example.\r\n\r\n".encode()
+        assert sidecar.ask(raw).body == b"ok"
+        assert good.requests[-1].values("host") == [f"{name}:{good.port}"]
+    assert set(ends.asked) == {"localhost", None}
 
 
 def test_a_large_body_goes_through_tls_both_ways(sidecar: Sidecar, ends: Ends) -> None:

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -27,7 +26,6 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
 from valetkey.contracts.logs import Log
-from valetkey.contracts.memory import close_memory
 from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.shipper import Shipper
@@ -36,7 +34,9 @@ from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
 from valetkey.proxy.credentials.revalidation import Revalidation
+from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbox import Outbox
+from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.intercept.authority import InterceptionAuthority
 from valetkey.proxy.intercept.connect import ConnectTunnels
@@ -90,6 +90,7 @@ class Sidecar:
         )
         self.identity.refresh()
         self._recorder = Recorder(self.spool, instance)
+        self._resolver = Resolver()
         self.pep = EnforcementPoint(
             snapshot,
             self.identity,
@@ -100,6 +101,7 @@ class Sidecar:
             self._recorder,
             self.metrics,
             Outbox(loop),
+            Dialler(self._resolver),
         )
         self._shipper = self._make_shipper()
         self._admin = Admin(
@@ -113,7 +115,6 @@ class Sidecar:
         self._authority = (
             InterceptionAuthority.open(interception, instance=instance) if interception else None
         )
-        self._authority_problem = ""
         tunnels = ConnectTunnels(self.pep, self._authority)
         self._listeners = [
             Listener(listener, self.pep, tunnels, f"listeners.{index}")
@@ -244,10 +245,8 @@ class Sidecar:
         try:
             renewed = await asyncio.to_thread(self._authority.renew)
         except ConfigError as error:
-            self._authority_problem = str(error)
             self._log.error("authority_unusable", reason=error)
         else:
-            self._authority_problem = self._authority.problem
             if renewed:
                 self._log.info("authority_renewed")
 
@@ -261,14 +260,11 @@ class Sidecar:
         return f"audit: {self.spool.problem}" if self.spool.problem else ""
 
     def _health(self) -> dict[str, str]:
-        details = {"boot": self.spool.boot, "rejected_config": self._rejected}
-        if self._authority is not None:
-            until = datetime.fromtimestamp(self._authority.expires, UTC)
-            details["interception_ca"] = self._authority_problem or f"good until {until:%FT%TZ}"
-        return details
+        return {"boot": self.spool.boot, "rejected_config": self._rejected}
 
     def _export_gauges(self) -> None:
         cache, spool, pep, recorder = self.cache, self.spool, self.pep, self._recorder
+        resolver = self._resolver
         shipper = self._shipper
         self.metrics.counters |= {
             "valetkey_cache_hits_total": ("Credentials from the cache.", lambda: cache.hits),
@@ -305,6 +301,7 @@ class Sidecar:
             "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),
             "valetkey_connections": ("Workload connections.", lambda: pep.connections),
+            "valetkey_lookups_in_flight": ("Names being resolved.", lambda: resolver.running),
             "valetkey_spool_bytes": ("Segments on disk.", lambda: spool.disk),
             "valetkey_spool_events": (
                 "Events of this boot not yet acknowledged.",
@@ -341,7 +338,6 @@ def run(config: Path) -> int:
 
     Returns the exit code: 2 for unusable settings, 1 if a part of it ended by itself.
     """
-    close_memory()
     try:
         return uvloop.run(_main(config))
     except ConfigError as error:

@@ -35,6 +35,7 @@ from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
 from valetkey.proxy.credentials.header import HeaderInjector
 from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
@@ -87,8 +88,10 @@ class EnforcementPoint:
         recorder: Recorder,
         metrics: Metrics,
         outbox: Outbox,
+        dialler: Dialler,
     ) -> None:
         self.outbox = outbox
+        self.dialler = dialler
         self._identity = identity
         self._cache = cache
         self._exchange = exchange
@@ -118,6 +121,7 @@ class EnforcementPoint:
                 self._retired.append(way.pool)
         self._ways.update(ways)
         self.snapshot = snapshot
+        self.dialler.use_nat64(snapshot.nat64)
         self.timeouts = settings.timeouts
         self._max_connections = settings.limits.connections
         self.heads = HeadReader(
@@ -143,7 +147,8 @@ class EnforcementPoint:
             case "header":
                 assert target.inject is not None
                 injector = HeaderInjector(target.inject)
-        pool = Pool(target, self.outbox, connect_timeout=snapshot.settings.timeouts.connect)
+        connect = snapshot.settings.timeouts.connect
+        pool = Pool(target, self.outbox, self.dialler, connect_timeout=connect)
         return _Way(target, injector, pool, self._metrics.target(target.name))
 
     # --- connections --------------------------------------------------------------------------

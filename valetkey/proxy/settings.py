@@ -215,6 +215,18 @@ class RouteSettings(Settings, frozen=True, kw_only=True):
     spool_full: Literal["deny", "record_gap"] = "deny"
 
 
+class NetworkSettings(Settings, frozen=True, kw_only=True):
+    """The network that calls leave by.
+
+    ``nat64`` lists its NAT64 prefixes (RFC 6052): an address in one is judged as the IPv4 address
+    that it stands for. Unset, they are found out through ``ipv4only.arpa`` (RFC 7050) before a
+    public IPv6 address is dialled, and while that fails, only IPv4 addresses and those in
+    ``allow_networks`` are. An empty list says that there are none.
+    """
+
+    nat64: tuple[str, ...] | None = None
+
+
 class LimitSettings(Settings, frozen=True, kw_only=True):
     """Bounds on what one caller can make the sidecar hold.
 
@@ -257,6 +269,7 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     passthrough: tuple[PassthroughSettings, ...] = ()
     collector: CollectorSettings | None = None
     interception: InterceptionSettings | None = None
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     instance: Annotated[str, pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")] | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)

@@ -7,8 +7,8 @@ A reload makes a new snapshot; calls in flight finish on the one they began with
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
+from ipaddress import IPv6Network
 from pathlib import PurePath
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,8 +18,14 @@ import msgspec
 from valetkey.contracts.diagnosis import DIAGNOSIS_HOST
 from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
-from valetkey.proxy.core.addresses import Network, parse_networks
-from valetkey.proxy.core.authority import DEFAULT_PORTS, host_of, origin_of, split_host
+from valetkey.proxy.core.addresses import Network, parse_nat64, parse_networks
+from valetkey.proxy.core.authority import (
+    DEFAULT_PORTS,
+    host_of,
+    origin_of,
+    settled_host,
+    split_host,
+)
 from valetkey.proxy.core.headers import (
     ALWAYS_MANAGED,
     CREDENTIAL_PARAMETERS,
@@ -32,13 +38,13 @@ from valetkey.proxy.core.routing import PatternError, RouteTree
 from valetkey.proxy.settings import (
     CredentialSettings,
     InterceptionSettings,
+    NetworkSettings,
     PassthroughSettings,
     ProxySettings,
     RouteSettings,
     TargetSettings,
 )
 
-_HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _LEAF_LIFETIMES: Final = (600, 30 * 86_400)
 _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 # RFC 9110 §9.3.8: TRACE answers with the request, the injected credential in it (TRACK: the same
@@ -141,8 +147,9 @@ class Passthrough:
         self.name = settings.host
         self.wild = settings.host.startswith("*.")
         try:
-            self.host, port = split_host(settings.host.removeprefix("*."))
-        except CallerError as error:
+            host, port = split_host(settings.host.removeprefix("*."))
+            self.host = settled_host(host)
+        except (CallerError, ValueError) as error:
             raise ConfigError(f"{where}.host: {settings.host!r} is no host name") from error
         if port:
             raise ConfigError(f"{where}.host: the port belongs into ports")
@@ -157,8 +164,8 @@ class Snapshot:
     """Everything that a decision depends on besides the request, the principal and the time."""
 
     __slots__ = (
-        "_hosts", "_passthrough", "_prefixes", "diagnosis", "origins", "policy_digest", "routes",
-        "settings", "targets",
+        "_hosts", "_passthrough", "_prefixes", "diagnosis", "nat64", "origins", "policy_digest",
+        "routes", "settings", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -168,6 +175,8 @@ class Snapshot:
         self.targets = targets
         self.routes = routes
         self.policy_digest = _digest(settings)
+        self.nat64 = _nat64(settings.network)
+        """NAT64 prefixes that the settings state; None where they are to be found out."""
         self._prefixes: dict[str, Target] = {}
         self._hosts: dict[str, Target] = {}
         for target in targets.values():
@@ -312,6 +321,15 @@ def _check_interception(settings: InterceptionSettings) -> None:
             raise ConfigError(f"interception.{key}: the same file as interception.{seen[path]}")
 
 
+def _nat64(settings: NetworkSettings) -> tuple[IPv6Network, ...] | None:
+    if settings.nat64 is None:
+        return None
+    try:
+        return parse_nat64(settings.nat64)
+    except ValueError as error:
+        raise ConfigError(f"network.nat64: {error}") from error
+
+
 def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list[Route]:
     routes: list[Route] = []
     seen: set[str] = set()
@@ -336,16 +354,21 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
 
 def split_origin(url: str, where: str) -> tuple[bool, str, int]:
     """``(tls, host, port)`` of an origin URL. Raises `ConfigError`: no path, query, userinfo."""
-    parts = urlsplit(url)
+    if not url.isascii() or not url.isprintable() or " " in url:
+        # `urlsplit` drops what it does not like.
+        raise ConfigError(f"{where}: not an http(s) origin in ASCII: {url!r}")
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     host = parts.hostname or ""
-    if ":" in host:
-        host = f"[{host}]"
-    if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(host) or port == 0:
+    if parts.scheme not in DEFAULT_PORTS or port == 0:
         raise ConfigError(f"{where}: not an http(s) origin: {url!r}")
+    try:
+        host = settled_host(f"[{host}]" if ":" in host else host)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not an http(s) origin: {url!r}: {error}") from error
     if parts.username is not None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(f"{where}: an origin has no userinfo, path, query or fragment: {url!r}")
     return parts.scheme == "https", host, port or DEFAULT_PORTS[parts.scheme]

@@ -12,7 +12,7 @@ from typing import cast
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, TargetError
 from valetkey.proxy.core.snapshot import Target
-from valetkey.proxy.http1.dial import dial
+from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 
@@ -23,6 +23,7 @@ class Pool:
     __slots__ = (
         "_connect_timeout",
         "_context",
+        "_dialler",
         "_idle",
         "_lent",
         "_target",
@@ -31,14 +32,18 @@ class Pool:
         "outbox",
     )
 
-    def __init__(self, target: Target, outbox: Outbox, *, connect_timeout: float) -> None:
+    def __init__(
+        self, target: Target, outbox: Outbox, dialler: Dialler, *, connect_timeout: float
+    ) -> None:
         self.outbox = outbox
+        self._dialler = dialler
         self._target = target
         self._connect_timeout = connect_timeout
         self._context = _context(target) if target.tls else None
         self._idle: deque[TargetConnection] = deque()
         self._lent = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[TargetConnection | None]] = deque()
+        """Calls that wait for a connection, or for a place (None) to open one; some gave up."""
         self.opened = 0
 
     @property
@@ -64,28 +69,46 @@ class Pool:
 
         Raises `TargetError`.
         """
+        until = time.monotonic() + self._connect_timeout
         try:
             async with asyncio.timeout(self._connect_timeout):
-                while self._lent + len(self._idle) >= self._target.settings.pool.size:
-                    idle = self.take_idle()
-                    if idle is not None:
-                        return idle
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._waiters.append(waiter)
-                    try:
-                        await waiter
-                    finally:
-                        if waiter in self._waiters:
-                            self._waiters.remove(waiter)
-                self._lent += 1
-                try:
-                    return await self._dial()
-                except BaseException:
-                    self._lent -= 1
-                    self._wake()
-                    raise
+                connection = await self._turn()
+                while connection is not None and connection.place is not Place.LENT:
+                    connection = await self._turn()  # it closed while it was handed over
         except TimeoutError as error:
-            raise TargetError(codes.TARGET_UNREACHABLE, "connecting took too long") from error
+            raise TargetError(
+                codes.TARGET_UNREACHABLE,
+                f"no connection came free in time (targets.{self._target.name}.pool.size)",
+            ) from error
+        if connection is not None:
+            return connection
+        try:
+            return await self._dial(until - time.monotonic())
+        except BaseException:
+            self._leave_place()
+            raise
+
+    async def _turn(self) -> TargetConnection | None:
+        """A connection, or a place among the pool's for a new one; first come, first served."""
+        if self._lent + len(self._idle) < self._target.settings.pool.size:
+            self._lent += 1
+            return None
+        idle = self.take_idle()
+        if idle is not None:
+            return idle
+        waiter: asyncio.Future[TargetConnection | None]
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():  # its turn came in the moment when it gave up
+                connection = waiter.result()
+                if connection is not None:
+                    self.give_back(connection)
+                else:
+                    self._leave_place()
+            raise
 
     def give_back(self, connection: TargetConnection) -> None:
         """Return a connection on which a call ended cleanly."""
@@ -93,21 +116,24 @@ class Pool:
         if not connection.open or connection.transport.is_closing():
             return  # `lost` has counted it
         connection.used = True
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(connection)  # it stays lent
+            return
         connection.idle_since = time.monotonic()
         connection.place = Place.IDLE
         self._lent -= 1
         self._idle.append(connection)
-        self._wake()
 
     def lost(self, connection: TargetConnection) -> None:
         """Forget a connection that closed; a second call changes nothing."""
-        if connection.place is Place.LENT:
-            self._lent -= 1
-        elif connection.place is Place.IDLE:
+        place, connection.place = connection.place, Place.GONE
+        if place is Place.LENT:
+            self._leave_place()
+        elif place is Place.IDLE:
+            # Nobody waits while one is idle.
             with contextlib.suppress(ValueError):  # `take_idle` may just have popped it
                 self._idle.remove(connection)
-        connection.place = Place.GONE
-        self._wake()
 
     def sweep(self, now: float) -> None:
         """Close connections that were idle for too long; the longest idle stand in front."""
@@ -120,19 +146,28 @@ class Pool:
         while self._idle:
             self._idle[0].close()
 
-    def _wake(self) -> None:
+    def _leave_place(self) -> None:
+        """There is room for one more connection: who waits longest may open it."""
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(None)
+        else:
+            self._lent -= 1
+
+    def _next_waiter(self) -> asyncio.Future[TargetConnection | None] | None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                waiter.set_result(None)
-                return
+                return waiter
+        return None
 
-    async def _dial(self) -> TargetConnection:
-        connection: TargetConnection = await dial(
+    async def _dial(self, seconds: float) -> TargetConnection:
+        connection: TargetConnection = await self._dialler.dial(
             lambda: cast("asyncio.Protocol", TargetConnection(self)),
             self._target.host.strip("[]"),
             self._target.port,
             allowed=self._target.allowed,
+            seconds=seconds,
             context=self._context,
         )
         self.opened += 1
@@ -150,5 +185,7 @@ def _context(target: Target) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"targets.{target.name}.ca_file: {ca_file}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # RFC 9525 §2: names are in subjectAltName; a common name is no host's.
+    context.hostname_checks_common_name = False
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -18,11 +18,9 @@ from valetkey.contracts.errors import TargetError
 from valetkey.proxy.core.decision import TunnelPermit
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
-from valetkey.proxy.http1.dial import dial
 from valetkey.proxy.http1.inbound import WorkloadConnection
-from valetkey.proxy.intercept.authority import InterceptionAuthority
+from valetkey.proxy.intercept.authority import HandshakeFailed, InterceptionAuthority
 from valetkey.proxy.intercept.certificates import CannotIssue
-from valetkey.proxy.intercept.handshake import HandshakeFailed, serve
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.snapshot import Target
@@ -65,13 +63,20 @@ class ConnectTunnels:
         greeter = _Greeter()
         pep.handshakes += 1
         try:
-            tls = await serve(transport, greeter, context, within=pep.timeouts.head)
+            tls = await asyncio.get_running_loop().start_tls(
+                transport,
+                greeter,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=pep.timeouts.head,
+            )
         except OSError as error:
             pep.tunnel_refused(call, target, *_why(error))
             transport.abort()
             return
         finally:
             pep.handshakes -= 1
+        assert tls is not None  # None is for transports that were closed on purpose
         pep.tunnel_opened("intercepted")
         inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
         greeter.hand_over(tls, inner)
@@ -96,18 +101,16 @@ class ConnectTunnels:
         """Connect the client to the host, and stay out of it."""
         pep, inbound = self._pep, call.inbound
         try:
-            async with asyncio.timeout(pep.timeouts.connect):
-                arrived: _Arrived = await dial(
-                    _Arrived,
-                    permit.host.strip("[]"),
-                    permit.port,
-                    allowed=permit.passthrough.allowed,
-                )
+            arrived: _Arrived = await pep.dialler.dial(
+                _Arrived,
+                permit.host.strip("[]"),
+                permit.port,
+                allowed=permit.passthrough.allowed,
+                seconds=pep.timeouts.connect,
+                callers=True,
+            )
         except TargetError as error:
             call.fail(error.code, error.reason)
-            return
-        except TimeoutError:
-            call.fail(codes.TARGET_UNREACHABLE, "connecting took too long")
             return
         target = arrived.transport
         if target is None:

@@ -26,9 +26,11 @@ from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.core.snapshot import compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
+from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
@@ -116,7 +118,7 @@ class Stand:
         self.turn = Turn()
         self.pep = EnforcementPoint(
             self.snapshot, self.identity, self.cache, None, key, self.spool, self.recorder,
-            Metrics(), Outbox(self.turn),
+            Metrics(), Outbox(self.turn), Dialler(Resolver()),
         )  # fmt: skip
         self.tail = SegmentTail.open(self.spool.current_path)
         self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)

@@ -6,7 +6,7 @@ import pytest
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
-from valetkey.proxy.core.authority import host_of
+from valetkey.proxy.core.authority import host_of, settled_host
 
 GOOD = [
     ("name", "api.example.com", "api.example.com"),
@@ -74,3 +74,37 @@ def test_no_host(name: str, text: str) -> None:
     with pytest.raises(CallerError) as refused:
         host_of(text)
     assert refused.value.code is codes.REQUEST_AMBIGUOUS_HOST
+
+
+# --- hosts of the settings ------------------------------------------------------------------------
+
+SETTLED = [
+    ("api.example.com", "api.example.com"),
+    ("localhost", "localhost"),
+    ("my_service", "my_service"),
+    ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ("1and1.example", "1and1.example"),
+    ("127.0.0.1", "127.0.0.1"),
+    ("[::1]", "[::1]"),
+    ("[0:0:0:0:0:0:0:1]", "[::1]"),
+    ("[2001:db8:0::7]", "[2001:db8::7]"),
+    (".".join(["a" * 63] * 3 + ["b" * 61]), ".".join(["a" * 63] * 3 + ["b" * 61])),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), SETTLED)
+def test_a_host_of_the_settings_has_one_form(name: str, form: str) -> None:
+    assert settled_host(name) == form
+
+
+UNSETTLED = [
+    "", ".", "a.", ".a", "a..b", "-a", "a-", "a-.b", "a b", "a" * 64,
+    ".".join(["a" * 63] * 3 + ["b" * 62]), "127.1", "0177.0.0.1", "2130706433", "0x7f.0.0.0x1",
+    "0x7f000001", "1.2.3.4.5", "256.0.0.1", "a.1", "[::1", "[fe80::1%eth0]", "[::g]", "[127.0.0.1]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSETTLED)
+def test_what_is_no_host_of_the_settings(name: str) -> None:
+    with pytest.raises(ValueError):
+        settled_host(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from ipaddress import IPv6Network
 from typing import Any
 
 import pytest
@@ -42,6 +43,20 @@ BAD = [
     ("target url with trailing dot", changed("targets", "pay", "url", value="https://pay.example."), "targets.pay.url: not an http"),
     ("target url with a space", changed("targets", "pay", "url", value="https://pay example"), "targets.pay.url: not an http"),
     ("target url with an escape", changed("targets", "pay", "url", value="https://pay%2eexample"), "targets.pay.url: not an http"),
+    ("target url with a newline", changed("targets", "pay", "url", value="https://pay.example\n"), "targets.pay.url: not an http(s) origin in ASCII"),
+    ("target url with a tab inside", changed("targets", "pay", "url", value="https://pay.exa\tmple"), "targets.pay.url: not an http(s) origin in ASCII"),
+    ("target url with a U-label", changed("targets", "pay", "url", value="https://b\u00fccher.example"), "targets.pay.url: not an http(s) origin in ASCII"),
+    ("target url with an address as one number", changed("targets", "pay", "url", value="https://2130706433"), "targets.pay.url: not an http"),
+    ("target url with an address in hexadecimal", changed("targets", "pay", "url", value="https://0x7f.0x1"), "targets.pay.url: not an http"),
+    ("target url with a short address", changed("targets", "pay", "url", value="https://127.1"), "targets.pay.url: not an http"),
+    ("target url with an octal address", changed("targets", "pay", "url", value="https://0177.0.0.1"), "targets.pay.url: not an http"),
+    ("target url with a zone", changed("targets", "pay", "url", value="https://[fe80::1%25eth0]"), "targets.pay.url: not an http"),
+    ("target url with an empty label", changed("targets", "pay", "url", value="https://pay..example"), "targets.pay.url: not an http"),
+    ("target url with a hyphen in front", changed("targets", "pay", "url", value="https://-pay.example"), "targets.pay.url: not an http"),
+    ("target url with a long label", changed("targets", "pay", "url", value=f"https://{'a' * 64}.example"), "targets.pay.url: not an http"),
+    ("target url with an open bracket", changed("targets", "pay", "url", value="https://[::1"), "targets.pay.url: "),
+    ("NAT64 prefix of 95 bits", tree(network={"nat64": ["64:ff9b::/95"]}), "network.nat64: 64:ff9b::/95: a NAT64 prefix has"),
+    ("NAT64 prefix of IPv4", tree(network={"nat64": ["10.0.0.0/8"]}), "network.nat64: "),
     ("CA file without TLS", changed("targets", "vendor", "ca_file", value="/ca.pem"), "targets.vendor.ca_file: the target's url is not https"),
     ("bad network", changed("targets", "vendor", "allow_networks", value=["10.0.0.1/8"]), "targets.vendor.allow_networks: 10.0.0.1/8"),
     ("header without a name", changed("targets", "vendor", "credential", value={"kind": "header"}), "targets.vendor.credential.name: kind header needs"),
@@ -108,6 +123,8 @@ ORIGINS = [
     ("https://A.Example:8443/", (True, "a.example", 8443)),
     ("http://127.0.0.1:9000", (False, "127.0.0.1", 9000)),
     ("http://[::1]:9000", (False, "[::1]", 9000)),
+    ("http://[0:0::0001]", (False, "[::1]", 80)),
+    ("https://xn--bcher-kva.example", (True, "xn--bcher-kva.example", 443)),
 ]
 
 
@@ -123,6 +140,19 @@ def test_what_is_compiled(snapshot: Snapshot) -> None:
     assert vendor.inject == "X-Vendor-Key"
     assert len(snapshot.routes) == len(tree()["routes"])
     assert {r.target for r in snapshot.routes} == set(snapshot.targets.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "compiled_to"),
+    [
+        (None, None),
+        ([], ()),
+        (["2001:db8:64::/96"], (IPv6Network("2001:db8:64::/96"),)),
+    ],
+)
+def test_nat64_prefixes(given: Any, compiled_to: Any) -> None:
+    network = {} if given is None else {"nat64": given}
+    assert compiled(tree(network=network)).nat64 == compiled_to
 
 
 POLICY: list[tuple[str, Callable[[], dict[str, Any]], bool]] = [
