@@ -43,7 +43,11 @@ Outcome = str | Sent
 
 @dataclass(frozen=True)
 class Case:
-    """One row. ``entry`` is the way in (see `ENTRIES`), ``then`` the outcomes in order."""
+    """One row. ``then`` are the outcomes in order, ``entry`` is the way in.
+
+    ``reverse``: a listener of the target's own. ``shared``: one for all targets. ``forward``: a
+    forward listener. ``tunnel``: inside of an intercepted tunnel to the upstream of https.
+    """
 
     group: str
     name: str
@@ -55,6 +59,12 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.group}: {self.name}"
+
+    def at(self, port: int, secure: int) -> bytes:
+        """The bytes, for upstreams at these ports (of five digits, as all that are dynamic)."""
+        raw = self.raw.replace(b":65000", b":%d" % port).replace(b":65001", b":%d" % secure)
+        assert len(raw) == len(self.raw)
+        return raw
 
 
 def wire(
@@ -284,7 +294,7 @@ CHUNKS: list[Row] = [
     ("CRLF in a quoted extension", chunks(f'5;a="\r\nhello"\r\n{EMPTY}'), BODY, "RFC 9112 §7.1.1"),
     ("NUL in an extension", chunks(f"5;a\0\r\nhello\r\n{EMPTY}"), BODY, "C strings"),
     ("Latin-1 in an extension", chunks(f"5;\xe9\r\nhello\r\n{EMPTY}"), BODY, "RFC 9112 §7.1.1"),
-    ("an extension of 5 KiB", chunks(f"5;{'a' * 5000}\r\nhello\r\n{EMPTY}"), BODY, "CVE-2023-39326"),
+    ("an extension of more than 4 KiB", chunks(f"5;{'a' * 4100}\r\nhello\r\n{EMPTY}"), BODY, "CVE-2023-39326"),
     ("LF LF as the end", chunks("0\n\n"), BODY, "RFC 9112 §2.2"),
     ("LF as the end", chunks("0\r\n\n"), BODY, "RFC 9112 §2.2"),
     ("no end", chunks("5\r\nhello\r\n0\r\n"), NOTHING, "RFC 9112 §8: incomplete"),
@@ -779,6 +789,170 @@ SHARED: list[Row] = [
     ("absolute form of another host", wire(start="GET http://other.example/a HTTP/1.1", host="up.example"), HOST, "RFC 9112 §3.2.2"),
     ("X-Forwarded-Host of the target", wire("X-Forwarded-Host: up.example", host="other.example"), NO_TARGET, "Host alone leads to a target"),
 ]
+AT: Final = "127.0.0.1:65000"
+BY_NAME: Final = "localhost:65000"
+SECURE: Final = "localhost:65001"
+"""Where the upstreams are: whoever plays a row puts in the ports that they have (`Case.at`)."""
+
+OPENED: Final = "200"
+"""The outcome of a CONNECT that is answered with a tunnel."""
+
+NO_ORIGIN: Final = "request.no_origin"
+MISDIRECTED: Final = "request.misdirected"
+
+
+def forward(url: str, *lines: str, host: str | None = AT, start: str = "GET") -> bytes:
+    return wire(*lines, start=f"{start} {url} HTTP/1.1", host=host)
+
+
+FORWARD: list[Row] = [
+    ("usual", forward(f"http://{AT}/a"), Sent(), "RFC 9112 §3.2.2"),
+    ("with a query", forward(f"http://{AT}/a?b=/../c"), to("/a?b=/../c"), "bytes as they came"),
+    ("without a path", forward(f"http://{AT}"), to("/"), "RFC 9110 §4.2.3"),
+    ("query alone", forward(f"http://{AT}?b"), to("/?b"), "RFC 9110 §4.2.3"),
+    ("scheme in capitals", forward(f"HTTP://{AT}/a"), Sent(), "RFC 3986 §3.1"),
+    ("by name", forward(f"http://{BY_NAME}/a", host=BY_NAME), Sent(), "targets by origin"),
+    ("name in capitals", forward(f"http://{BY_NAME.upper()}/a", host=BY_NAME), Sent(), "RFC 9110 §4.2.3"),
+    ("name with a trailing dot", forward("http://localhost.:65000/a", host=BY_NAME), Sent(), "RFC 1034 §3.1"),
+    ("without Host in HTTP/1.0", wire(start=f"GET http://{AT}/a HTTP/1.0", host=None), Sent(), "RFC 9112 §3.2"),
+    ("OPTIONS without a path", forward(f"http://{AT}", start="OPTIONS"), Sent("OPTIONS / HTTP/1.1"), "RFC 9112 §3.2.4 says *: / was decided on"),
+    ("what is for proxies ends here", forward(f"http://{AT}/a", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic stolen"), Sent(), "RFC 9110 §11.7.2"),
+    ("origin-form", wire(host=AT), NO_ORIGIN, "RFC 9112 §3.2.1"),
+    ("origin-form of HTTP/1.0", wire(start="GET /a HTTP/1.0", host=AT), NO_ORIGIN, "RFC 9112 §3.2.1"),
+    ("network path", get(f"//{AT}/a"), NO_ORIGIN, "RFC 3986 §4.2"),
+    ("URL as a path", get(f"/http://{AT}/a"), NO_ORIGIN, "RFC 9112 §3.2.1"),
+    ("path of CONNECT", wire(start="CONNECT /a HTTP/1.1", host=AT), NO_ORIGIN, "RFC 9112 §3.2.3"),
+    ("OPTIONS *", wire(start="OPTIONS * HTTP/1.1", host=AT), MALFORMED, "RFC 9112 §3.2.4"),
+    ("Host of another", forward(f"http://{AT}/a", host="other.example"), HOST, "RFC 9112 §3.2.2: refused instead"),
+    ("Host without the port", forward(f"http://{AT}/a", host="127.0.0.1"), HOST, "RFC 9110 §7.2"),
+    ("Host by another name", forward(f"http://{AT}/a", host=BY_NAME), HOST, "RFC 9110 §7.2"),
+    ("no Host", forward(f"http://{AT}/a", host=None), HOST, "RFC 9112 §3.2"),
+    ("two Hosts", forward(f"http://{AT}/a", f"Host: {AT}"), HOST, "RFC 9112 §3.2"),
+    ("another port", forward("http://127.0.0.1:1/a", host="127.0.0.1:1"), NO_TARGET, "RFC 6454 §4"),
+    ("no port", forward("http://127.0.0.1/a", host="127.0.0.1"), NO_TARGET, "RFC 6454 §4"),
+    ("another scheme", forward(f"https://{AT}/a"), NO_TARGET, "RFC 6454 §4"),
+    ("a scheme that is none", forward(f"ws://{AT}/a"), MALFORMED, "RFC 9112 §3.2.2"),
+    ("one slash", forward(f"http:/{AT}/a"), MALFORMED, "WHATWG URL: two"),
+    ("no slash", forward(f"http:{AT}/a"), MALFORMED, "WHATWG URL: two"),
+    ("backslashes", forward(f"http:\\\\{AT}\\a"), MALFORMED, "WHATWG URL: slashes"),
+    ("no scheme", forward(f"{AT}/a"), MALFORMED, "RFC 9112 §3.2"),
+    ("no host", forward("http:///a"), HOST, "RFC 9110 §4.2.1"),
+    ("userinfo", forward(f"http://user:pass@{AT}/a"), HOST, "RFC 9110 §4.2.4"),
+    ("target as userinfo", forward(f"http://{AT}@evil.example/a"), HOST, "RFC 9110 §4.2.4"),
+    ("backslash before userinfo", forward(f"http://evil.example\\@{AT}/a"), HOST, "WHATWG URL: a slash"),
+    ("fragment before userinfo", forward(f"http://evil.example#@{AT}/a"), HOST, "CVE-2017-7189"),
+    ("fragment", forward(f"http://{AT}/a#b"), PATH, "RFC 9112 §3.2.2"),
+    ("dot-dot", forward(f"http://{AT}/a/../b"), PATH, "RFC 3986 §5.2.4"),
+    ("encoded dot-dot", forward(f"http://{AT}/a/%2e%2e/b"), PATH, "RFC 3986 §6.2.2"),
+    ("double slash", forward(f"http://{AT}//evil.example/a"), PATH, "RFC 3986 §4.2"),
+    ("address in one number", forward("http://2130706433:65000/a", host="2130706433:65000"), NO_TARGET, "inet_aton()"),
+    ("address in hexadecimal", forward("http://0x7f.1:65000/a", host="0x7f.1:65000"), NO_TARGET, "inet_aton()"),
+    ("address in octal", forward("http://0177.0.0.1:65000/a", host="0177.0.0.1:65000"), NO_TARGET, "inet_aton()"),
+    ("address with a part missing", forward("http://127.1:65000/a", host="127.1:65000"), NO_TARGET, "inet_aton()"),
+    ("address within IPv6", forward("http://[::ffff:127.0.0.1]:65000/a", host="[::ffff:127.0.0.1]:65000"), NO_TARGET, "RFC 4291 §2.5.5"),
+    ("unspecified address", forward("http://0.0.0.0:65000/a", host="0.0.0.0:65000"), NO_TARGET, "connects to loopback"),
+    ("metadata service", forward("http://169.254.169.254/latest", host="169.254.169.254"), NO_TARGET, "SSRF"),
+    ("a host below", forward("http://a.localhost:65000/a", host="a.localhost:65000"), NO_TARGET, "exact"),
+    ("prefix of a reverse listener", forward("http://other.example/up/a", host="other.example"), NO_TARGET, "by origin alone"),
+    ("Host of a reverse listener", forward("http://up.example/a", host="up.example"), NO_TARGET, "by origin alone"),
+    ("escaped host", forward("http://127%2e0.0.1:65000/a"), HOST, "RFC 3986 §3.2.2"),
+    ("X-Forwarded-Host", forward(f"http://{AT}/a", "X-Forwarded-Host: evil.example"), OVERRIDE, "another host than was decided on"),
+    ("length and coding", forward(f"http://{AT}/a", "Content-Length: 5", "Transfer-Encoding: chunked"), FRAMING, "RFC 9112 §6.3"),
+    ("one host, another, the first", forward(f"http://{AT}/a") + forward("http://other.example/a", host="other.example") + forward(f"http://{AT}/b"), [Sent(), NO_TARGET, to("/b")], "each call names its own"),
+    ("origin-form behind absolute-form", forward(f"http://{AT}/a") + wire(host=AT), [Sent(), NO_ORIGIN], "each call names its own"),
+    ("origin-form in a body", forward(f"http://{AT}/a", f"Content-Length: {len(INNER)}", start="POST") + INNER.encode(), sized(INNER), "it stays a body"),
+]
+
+
+def connect(authority: str, *lines: str, host: str | None = "", version: str = "1.1") -> bytes:
+    return wire(*lines, start=f"CONNECT {authority} HTTP/{version}", host=authority if host == "" else host)
+
+
+TUNNELS: list[Row] = [
+    ("usual", connect(SECURE), OPENED, "RFC 9110 §9.3.6"),
+    ("name in capitals", connect(SECURE.upper(), host=SECURE), OPENED, "RFC 9110 §4.2.3"),
+    ("name with a trailing dot", connect("localhost.:65001", host=SECURE), OPENED, "RFC 1034 §3.1"),
+    ("Host without the port", connect(SECURE, host="localhost"), OPENED, "clients differ"),
+    ("HTTP/1.0 without Host", connect(SECURE, host=None, version="1.0"), OPENED, "RFC 9112 §3.2"),
+    ("fields that lead nowhere", connect(SECURE, "X-Forwarded-Host: evil.example", "Cookie: a=stolen"), OPENED, "nothing of it goes on"),
+    ("Host of another", connect(SECURE, host="other.example:65001"), HOST, "RFC 9112 §3.2"),
+    ("Host with another port", connect(SECURE, host="localhost:80"), HOST, "RFC 9112 §3.2"),
+    ("no Host", connect(SECURE, host=None), HOST, "RFC 9112 §3.2"),
+    ("two Hosts", connect(SECURE, f"Host: {SECURE}"), HOST, "RFC 9112 §3.2"),
+    ("no port", connect("localhost"), MALFORMED, "RFC 9110 §9.3.6"),
+    ("empty port", connect("localhost:", host="localhost"), HOST, "RFC 9110 §9.3.6"),
+    ("port 0", connect("localhost:0", host="localhost"), HOST, "RFC 9110 §9.3.6"),
+    ("port beyond", connect("localhost:65536", host="localhost"), HOST, "16 bits"),
+    ("port in words", connect("localhost:https", host="localhost"), HOST, "RFC 9112 §3.2.3"),
+    ("two ports", connect("localhost:443:65001", host="localhost"), HOST, "RFC 9112 §3.2.3"),
+    ("userinfo", connect(f"x@{SECURE}", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("path", connect(f"{SECURE}/a", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("query", connect(f"{SECURE}?a", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("fragment", connect(f"{SECURE}#a", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("URL", connect(f"https://{SECURE}", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("list", connect(f"{SECURE},other.example:443", host=SECURE), HOST, "RFC 9112 §3.2.3"),
+    ("star", connect("*:443", host="localhost"), HOST, "RFC 9112 §3.2.3"),
+    ("colon alone", connect(":443", host="localhost"), HOST, "RFC 9112 §3.2.3"),
+    ("lower-case method", wire(start=f"connect {SECURE} HTTP/1.1", host=SECURE), MALFORMED, "RFC 9110 §9.1"),
+    ("another method with an authority", wire(start=f"GET {SECURE} HTTP/1.1", host=SECURE), MALFORMED, "RFC 9112 §3.2.3"),
+    ("HTTP/2", wire(start=f"CONNECT {SECURE} HTTP/2.0", host=SECURE), VERSION, "RFC 9113 §8.5"),
+    ("HTTP/0.9", f"CONNECT {SECURE}\r\n\r\n".encode(), MALFORMED, "RFC 9112 §3"),
+    ("a length of nothing", connect(SECURE, "Content-Length: 0"), FRAMING, "RFC 9110 §9.3.6"),
+    ("a length", connect(SECURE, "Content-Length: 5") + b"hello", FRAMING, "RFC 9110 §9.3.6"),
+    ("chunks", connect(SECURE, "Transfer-Encoding: chunked") + EMPTY.encode(), FRAMING, "RFC 9110 §9.3.6"),
+    ("upgrade", connect(SECURE, "Connection: Upgrade", "Upgrade: websocket"), UPGRADE, "RFC 9110 §7.8"),
+    ("another port of a target", connect("localhost:1"), NO_TARGET, "RFC 6454 §4"),
+    ("a target of http", connect(AT), NO_TARGET, "tunnels are for https"),
+    ("target by its address", connect("127.0.0.1:65001"), NO_TARGET, "exact"),
+    ("target by another address", connect("[::1]:65001"), NO_TARGET, "exact"),
+    ("address in one number", connect("2130706433:65001"), NO_TARGET, "inet_aton()"),
+    ("metadata service", connect("169.254.169.254:80"), NO_TARGET, "SSRF"),
+    ("the admin port of anybody", connect("127.0.0.1:7071"), NO_TARGET, "no default"),
+    ("mail", connect("mail.example:25"), NO_TARGET, "a relay for spam"),
+    ("nobody, then a call", connect("other.example:443") + forward(f"http://{AT}/a"), NO_TARGET, "what follows was for a tunnel"),
+    ("no port, then a call", connect("localhost") + forward(f"http://{AT}/a"), MALFORMED, "the last one"),
+    ("a call, then nobody", forward(f"http://{AT}/a") + connect("other.example:443"), [Sent(), NO_TARGET], "each is decided on"),
+]
+
+
+def inside(
+    *lines: str, start: str = "GET /a HTTP/1.1", host: str | None = SECURE, body: str = ""
+) -> bytes:
+    return wire(*lines, start=start, host=host, body=body)
+
+
+INSIDE: list[Row] = [
+    ("usual", inside(), Sent(), "RFC 9110 §9.3.6"),
+    ("Host in capitals", inside(host=SECURE.upper()), Sent(), "RFC 9110 §4.2.3"),
+    ("body", inside("Content-Length: 5", start=POST, body="hello"), sized("hello"), "RFC 9112 §6.2"),
+    ("chunks", inside("Transfer-Encoding: chunked", start=POST, body=HELLO), chunked(), "RFC 9112 §7.1"),
+    ("credentials", inside("Authorization: Bearer stolen", "Proxy-Authorization: Basic stolen"), Sent(), "replaced"),
+    ("absolute form", inside(start=f"GET https://{SECURE}/a HTTP/1.1"), Sent(), "RFC 9112 §3.2.2"),
+    ("absolute form of http", inside(start=f"GET http://{SECURE}/a HTTP/1.1"), MISDIRECTED, "RFC 9110 §15.5.20"),
+    ("absolute form of another", inside(start="GET https://other.example/a HTTP/1.1", host="other.example"), MISDIRECTED, "RFC 9110 §15.5.20"),
+    ("absolute form of another, own Host", inside(start="GET https://other.example/a HTTP/1.1"), HOST, "RFC 9112 §3.2.2"),
+    ("Host of another", inside(host="other.example"), MISDIRECTED, "domain fronting"),
+    ("Host of another target", inside(host=AT), MISDIRECTED, "domain fronting"),
+    ("Host with another port", inside(host="localhost:1"), MISDIRECTED, "domain fronting"),
+    ("Host without the port", inside(host="localhost"), MISDIRECTED, "RFC 9110 §7.2"),
+    ("Host by address", inside(host="127.0.0.1:65001"), MISDIRECTED, "domain fronting"),
+    ("no Host", inside(host=None), HOST, "RFC 9112 §3.2"),
+    ("no Host in HTTP/1.0", inside(start="GET /a HTTP/1.0", host=None), MISDIRECTED, "nothing to agree"),
+    ("two Hosts", inside(f"Host: {SECURE}"), HOST, "RFC 9112 §3.2"),
+    ("X-Forwarded-Host", inside("X-Forwarded-Host: other.example"), OVERRIDE, "another host than was decided on"),
+    ("CONNECT", inside(start=f"CONNECT {SECURE} HTTP/1.1"), CONNECT, "no tunnel in a tunnel"),
+    ("CONNECT to another", inside(start="CONNECT other.example:443 HTTP/1.1", host="other.example:443"), CONNECT, "no tunnel in a tunnel"),
+    ("dot-dot", inside(start="GET /a/../b HTTP/1.1"), PATH, "RFC 3986 §5.2.4"),
+    ("network path", inside(start="GET //other.example/a HTTP/1.1"), PATH, "RFC 3986 §4.2"),
+    ("length and coding", inside("Content-Length: 5", "Transfer-Encoding: chunked", start=POST, body=EMPTY), FRAMING, "RFC 9112 §6.3"),
+    ("bad chunk", inside("Transfer-Encoding: chunked", start=POST, body="zz\r\n"), BODY, "RFC 9112 §7.1"),
+    ("bare LF", b"GET /a HTTP/1.1\nHost: localhost:65001\n\n", MALFORMED, "RFC 9112 §2.2"),
+    ("TLS in TLS", bytes.fromhex("16030100c8010000c40303") + b"\0" * 20, MALFORMED, "another protocol"),
+    ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", VERSION, "ALPN: http/1.1 alone"),
+    ("websocket", inside("Connection: Upgrade", "Upgrade: websocket"), UPGRADE, "RFC 6455 §4.1"),
+    ("another host between two", inside() + inside(host="other.example") + inside(start="GET /b HTTP/1.1"), [Sent(), MISDIRECTED, to("/b")], "each call names its own"),
+    ("malformed between two", inside() + inside("X-A : b") + inside(), [Sent(), MALFORMED], "RFC 9112 §9.6: the last one"),
+]
 # fmt: on
 
 _TABLES: Final[list[tuple[str, str, list[Row]]]] = [
@@ -795,6 +969,9 @@ _TABLES: Final[list[tuple[str, str, list[Row]]]] = [
     ("hops", "reverse", HOPS),
     ("pipeline", "reverse", PIPELINES),
     ("shared", "shared", SHARED),
+    ("forward", "forward", FORWARD),
+    ("connect", "forward", TUNNELS),
+    ("inside", "tunnel", INSIDE),
 ]
 
 CASES: Final = [

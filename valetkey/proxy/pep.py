@@ -472,14 +472,15 @@ class EnforcementPoint:
         block = head.block
         if block.length is not None or block.chunked:  # RFC 9110 §9.3.6: no content is defined
             refusal = Deny(codes.REQUEST_AMBIGUOUS_FRAMING, "CONNECT with a body")
-        elif call.inbound.unread:
-            refusal = Deny(codes.TUNNEL_EARLY_DATA, "bytes behind CONNECT")
         else:
             name, _, port = head.origin.rpartition(":")
             principal = self._identity.principal()
             verdict = decide_tunnel(name, int(port), self.snapshot)
             if isinstance(verdict, Deny):
                 refusal = verdict
+            elif call.inbound.unread:
+                # After the verdict: what a refusal says must not hang on how the bytes arrived.
+                refusal = Deny(codes.TUNNEL_EARLY_DATA, "bytes behind CONNECT")
             elif principal is None:
                 refusal = Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem)
             elif isinstance(verdict, TunnelPermit):
