@@ -44,7 +44,9 @@ MODULES: Final = (
     "valetkey/proxy/http1/pool.py",
     "valetkey/proxy/http1/relay.py",
     "valetkey/proxy/http1/respond.py",
+    "valetkey/proxy/identity/file.py",
     "valetkey/proxy/pep.py",
+    "valetkey/proxy/tally.py",
 )
 
 

@@ -12,7 +12,7 @@ from valetkey.contracts import events
 WORKLOAD = "system:serviceaccount:tickets:agent"
 
 
-def decision_data(event_id: str, **changes: Any) -> dict[str, Any]:
+def decision_data(**changes: Any) -> dict[str, Any]:
     data = {
         "category_uid": 6,
         "class_uid": 6003,
@@ -20,26 +20,26 @@ def decision_data(event_id: str, **changes: Any) -> dict[str, Any]:
         "type_uid": 600302,
         "time": 1_793_500_000_000,
         "severity_id": 1,
-        "status_id": 1,
-        "action_id": 1,
-        "disposition_id": 1,
         "metadata": {
             "version": "1.6.0",
-            "product": {"name": "Valetkey", "vendor_name": "Valetkey"},
+            "product": {"name": "valetkey"},
+            "profiles": ["security_control"],
         },
-        "actor": {"user": {"uid": WORKLOAD}, "app_uid": WORKLOAD},
-        "api": {"operation": "GET", "service": {"name": "tickets"}, "request": {"uid": event_id}},
-        "http_request": {"http_method": "GET", "url": {"path": "/api/tickets/7"}},
+        "action_id": 1,
+        "disposition_id": 1,
+        "actor": {"app_uid": WORKLOAD},
+        "authorizations": [
+            {"decision": "allowed", "policy": {"name": "grants", "version": "0" * 43}}
+        ],
+        "api": {"operation": "GET", "service": {"name": "tickets"}},
+        "http_request": {"url": {"path": "/api/tickets/7"}},
         "src_endpoint": {"ip": "127.0.0.1", "port": 51234},
-        "policy": {"uid": "tickets-read", "version": "0" * 64},
+        "policy": {"uid": "tickets-read"},
         "unmapped": {
-            "code": "",
-            "reason": "",
             "scopes": ["tickets:read"],
             "credential": "bearer",
             "jti": "tok-1",
             "txn": "txn-1",
-            "dropped": [],
         },
     }
     return data | changes
@@ -52,21 +52,20 @@ def outcome_data(decision_id: str, **changes: Any) -> dict[str, Any]:
         "activity_id": 2,
         "type_uid": 600302,
         "time": 1_793_500_000_009,
-        "api": {
-            "operation": "GET",
-            "service": {"name": "tickets"},
-            "request": {"uid": decision_id},
-        },
-        "policy": {"uid": "tickets-read", "version": "0" * 64},
+        "severity_id": 1,
+        "metadata": {"version": "1.6.0", "product": {"name": "valetkey"}},
+        "actor": {"app_uid": WORKLOAD},
+        "api": {"operation": "GET"},
+        "src_endpoint": {"ip": "127.0.0.1", "port": 51234},
         "http_response": {"code": 200},
         "unmapped": {
             "decision": decision_id,
             "outcome": "completed",
-            "code": "",
             "duration_us": 9000,
             "added_us": 180,
             "sent": 0,
             "received": 100,
+            "attempts": 1,
         },
     }
     return data | changes
@@ -99,14 +98,10 @@ class Chain:
             "boot": self.boot,
             "sequence": str(seq),
             "prevhash": self.head,
-            "datacontenttype": "application/json",
             "data": data,
         } | members
         self.events.append(msgspec.json.encode(event))
         return str(event["id"])
-
-    def next_id(self) -> str:
-        return events.event_id(self.boot, len(self.events) + 1)
 
     def boot_event(self, previous: Chain | None = None) -> str:
         stated = {
@@ -117,7 +112,7 @@ class Chain:
         return self.add(events.TYPE_BOOT, {"unmapped": stated})
 
     def decision(self, **changes: Any) -> str:
-        return self.add(events.TYPE_DECISION, decision_data(self.next_id(), **changes))
+        return self.add(events.TYPE_DECISION, decision_data(**changes))
 
     def outcome(self, decision: str, **changes: Any) -> str:
         return self.add(events.TYPE_OUTCOME, outcome_data(decision, **changes))

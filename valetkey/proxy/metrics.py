@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,9 +16,7 @@ from prometheus_client.registry import Collector
 
 from valetkey import __version__
 from valetkey.proxy.histogram import Histogram
-
-if TYPE_CHECKING:
-    from valetkey.proxy.core.snapshot import Route
+from valetkey.proxy.tally import RequestTally
 
 # Seconds. The sidecar's own share is tens of microseconds, a target's is up to minutes.
 ADDED_BUCKETS: Final = (
@@ -43,8 +41,7 @@ class Metrics(Collector):
     """Everything that is counted. Gauges are read from their owners at scrape time."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, int], list[int]] = {}
-        """By (route, decision, status class): one-element lists, bound once by their users."""
+        self.requests = RequestTally()
         self.denials: dict[str, int] = {}
         self.refused_heads: dict[str, int] = {}
         self.tunnels: dict[str, int] = {}
@@ -56,13 +53,6 @@ class Metrics(Collector):
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.counters: dict[str, tuple[str, Callable[[], float]]] = {}
-
-    def request(self, route: Route | None, decision: str, status: int) -> None:
-        key = (route.id if route is not None else "", decision, status // 100)
-        counter = self.requests.get(key)
-        if counter is None:
-            counter = self.requests[key] = [0]
-        counter[0] += 1
 
     def target(self, name: str) -> TargetTally:
         """The times of a target, made at first use."""
@@ -78,7 +68,7 @@ class Metrics(Collector):
             "Calls by route, decision and class of the answer's status.",
             labels=["route", "decision", "status_class"],
         )
-        for (route, decision, status), (count,) in self.requests.items():
+        for route, decision, status, count in self.requests.counts():
             requests.add_metric([route, decision, f"{status}xx" if status else "none"], count)
         yield requests
         yield _counts("valetkey_denials_total", "Refused calls.", "code", self.denials)

@@ -99,6 +99,7 @@ class EnforcementPoint:
         self._spool = spool
         self._recorder = recorder
         self._metrics = metrics
+        self._requests = metrics.requests
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
         self._relays: dict[Relay, TunnelPermit] = {}
@@ -247,7 +248,7 @@ class EnforcementPoint:
         call.needs = verdict
         if not verdict.route.per_request:
             now = time.monotonic()
-            credential = self._cache.get(verdict.key)
+            credential = self._cache.get(verdict.key, now)
             if credential is not None:
                 if now >= credential.refresh_at:
                     self._cache.refresh(credential, now, self._fetch(verdict))
@@ -566,11 +567,11 @@ class EnforcementPoint:
             if outcome == "completed":
                 tally.added.observe(added)
                 tally.target.observe(call.t_answer - call.t_forward)
-            self._metrics.request(permit.route, "allowed", call.status)
+            self._requests.add(permit.route, "allowed", call.status)
         else:
             # A caller that left before there was a decision was neither allowed nor denied.
             route = call.needs.route if call.needs is not None else None
-            self._metrics.request(route, "denied" if call.status else "none", call.status)
+            self._requests.add(route, "denied" if call.status else "none", call.status)
 
     def _record_outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
         try:

@@ -134,14 +134,16 @@ def test_the_examples_fit_together() -> None:
     } == {name: (target.audience, target.credential) for name, target in broker.targets.items()}
 
 
-def test_the_example_event_is_an_event() -> None:
+def test_the_example_events_are_events() -> None:
     page = (ROOT / "docs/reference/events.md").read_text()
-    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
-    event = events.read(json.dumps(json.loads(example)).encode())
-    assert event.type == events.TYPE_DECISION
-    data = events.data_of(event)
-    assert data["class_uid"] == events.OCSF_CLASS_API_ACTIVITY
-    assert data["api"]["request"]["uid"] == event.id
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    read = [events.read(json.dumps(json.loads(example)).encode()) for example in examples]
+    decision, outcome = read
+    assert [event.type for event in read] == [events.TYPE_DECISION, events.TYPE_OUTCOME]
+    for event in read:
+        assert events.data_of(event)["class_uid"] == events.OCSF_CLASS_API_ACTIVITY
+    assert events.data_of(outcome)["unmapped"]["decision"] == decision.id
+    assert outcome.seq == decision.seq + 1
 
 
 def test_the_requirements_are_pinned_hashed_and_name_no_host() -> None:

@@ -33,8 +33,8 @@ def test_an_idle_sidecar_exports_what_must_be_seen():
 def test_requests_by_decision_and_class_of_status():
     metrics = Metrics()
     for status in (200, 204, 404, 0):
-        metrics.request(None, "allowed", status)
-    metrics.request(None, "denied", 403)
+        metrics.requests.add(None, "allowed", status)
+    metrics.requests.add(None, "denied", 403)
     samples = scrape(metrics)
 
     def count(decision, status):

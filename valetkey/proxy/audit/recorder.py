@@ -1,9 +1,12 @@
 """Writing the two events of a call: decision and outcome.
 
-Each event is rendered at once, from a template per route and method, as the final CloudEvents
-text; nothing is left to do later in a burst. Everything that is put into a template is either
-made here, checked by the path's grammar (`core.path`: no quote, no backslash, no control), or
-encoded as JSON by `_text`.
+Each event is rendered at once, from a template, as the final CloudEvents text; nothing is left to
+do later in a burst. Everything that is put into a template is either made here, checked by the
+path's grammar (`core.path`: no quote, no backslash, no control), or encoded as JSON by `_text`.
+
+Every byte costs: it is copied, hashed, paged in and brought to disk. So an event holds what OCSF
+requires of its class and what nothing else tells: what belongs to the whole boot is in the boot's
+event, what belongs to the call is in its decision.
 
 Never in an event: tokens, query values, header values, bodies.
 """
@@ -30,12 +33,16 @@ if TYPE_CHECKING:
 
 _MAX_TEXT: Final = 512
 _MAX_PATH: Final = 1024
+# In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`): in JSON a character is 6 bytes.
+_MAX_NAME: Final = 128
+_KNOWN_METHODS: Final = 64
 
-_METADATA: Final = {
+_METADATA: Final[dict[str, Any]] = {
     "version": events.OCSF_VERSION,
-    "product": {"name": "valetkey", "vendor_name": "valetkey", "version": __version__},
-    "profiles": ["security_control"],
+    "product": {"name": "valetkey"},
 }
+_encode: Final = msgspec.json.encode
+_time_ns: Final = time.time_ns
 
 
 class Recorder:
@@ -44,8 +51,10 @@ class Recorder:
     def __init__(self, spool: Spool, instance: str) -> None:
         self._spool = spool
         self._source = events.SOURCE_PREFIX + instance
-        self._decisions: dict[tuple[Route, str], bytes] = {}
-        self._outcomes: dict[tuple[Route, str], bytes] = {}
+        self._decisions: dict[Route, dict[str, bytes]] = {}
+        """Templates by route and method."""
+        self._outcomes: dict[str, bytes] = {}
+        """Templates by method."""
         self._now = 0
         self._second = 0
         self._prefix = b""
@@ -60,7 +69,6 @@ class Recorder:
     def forget_routes(self) -> None:
         """Drop templates of an older snapshot."""
         self._decisions.clear()
-        self._outcomes.clear()
 
     # --- decision -----------------------------------------------------------------------------
 
@@ -71,7 +79,8 @@ class Recorder:
         if self._went_on or self._refused:
             self._record_gap()
         method = call.head.method
-        template = self._decisions.get((permit.route, method))
+        templates = self._decisions.get(permit.route)
+        template = templates.get(method) if templates is not None else None
         if template is None:
             template = self._decision_template(permit.route, method)
         spool = self._spool
@@ -79,15 +88,17 @@ class Recorder:
         seq = b"%d" % number
         self._tick()
         trace = call.head.block.traceparent
-        who, reference = credential.rendered or _render(credential)
-        extra = b',"dropped":' + msgspec.json.encode(dropped) if dropped else b""
-        raw = template % (
-            seq, self._stamp, seq, spool.link,
-            b',"traceparent":"%b"' % trace if trace else b"",
-            self._millis, who, seq, permit.path.encode()[:_MAX_PATH], call.inbound.source,
-            reference, extra,
+        who, reference, call.actor = credential.rendered or _render(credential)
+        extra = b',"dropped":%b' % _encode(dropped) if dropped else b""
+        spool.append(
+            template % (
+                seq, self._stamp, seq, spool.link,
+                b',"traceparent":"%b"' % trace if trace else b"",
+                self._millis, who, permit.path.encode()[:_MAX_PATH], call.inbound.source,
+                reference, extra,
+            ),
+            decision=True,
         )  # fmt: skip
-        spool.append(raw, decision=True)
         spool.open_calls += 1
         self.written += 1
         return number
@@ -98,23 +109,20 @@ class Recorder:
         dropped: tuple[str, ...] = ()
         if deny.target is not None:
             dropped = head.block.dropped(deny.target.headers)
+        call.actor = _actor(workload)
         unmapped: dict[str, Any] = {"code": deny.code.name, "reason": deny.reason[:_MAX_TEXT]}
         if deny.route is not None:
             unmapped["scopes"] = deny.route.scopes
         if dropped:
             unmapped["dropped"] = dropped
-        data = self._data(head.method, allowed=False) | {
-            "actor": {"user": {"uid": workload}, "app_uid": workload},
+        data = self._decision_data(head.method, allowed=False) | {
+            "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
             "api": {
                 "operation": head.method,
                 "service": {"name": deny.target.name if deny.target else ""},
-                "request": {"uid": events.event_id(self._spool.boot, self._spool.seq + 1)},
             },
-            "http_request": {
-                "http_method": head.method,
-                "url": {"path": (deny.path or head.path)[:_MAX_PATH]},
-            },
+            "http_request": {"url": {"path": (deny.path or head.path)[:_MAX_PATH]}},
             "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
             "policy": {"uid": deny.route.id if deny.route else ""},
             "unmapped": unmapped,
@@ -127,17 +135,17 @@ class Recorder:
 
     def tunnel(self, call: Call, permit: TunnelPermit, workload: str) -> int:
         """Record that opaque bytes may go to a passthrough host. Raises `AuditError`."""
-        data = self._data("CONNECT", allowed=True) | {
-            "actor": {"user": {"uid": workload}, "app_uid": workload},
+        call.actor = _actor(workload)
+        data = self._decision_data("CONNECT", allowed=True) | {
+            "actor": {"app_uid": workload},
             "authorizations": [{"decision": "allowed"}],
             "api": {
                 "operation": "CONNECT",
                 "service": {"name": f"{permit.host}:{permit.port}"},
-                "request": {"uid": events.event_id(self._spool.boot, self._spool.seq + 1)},
             },
             "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
             "policy": {"uid": f"passthrough:{permit.passthrough.name}"},
-            "unmapped": {"code": "", "credential": "none"},
+            "unmapped": {"credential": "none"},
         }
         trace = call.head.block.traceparent.decode()
         seq = self._write(events.TYPE_DECISION, data, trace=trace, decision=True)
@@ -146,102 +154,79 @@ class Recorder:
 
     def unreadable(self, connection: WorkloadConnection, error: CallerError, workload: str) -> None:
         """Record what a target's tunnel carried in place of a request. Raises `AuditError`."""
-        boot, seq = self._spool.boot, self._spool.seq + 1
-        operation = {
-            "operation": "CONNECT",
-            "service": {"name": connection.entry.origin},
-            "request": {"uid": events.event_id(boot, seq)},
-        }
-        data = self._data("CONNECT", allowed=False) | {
-            "actor": {"user": {"uid": workload}, "app_uid": workload},
+        source = msgspec.Raw(connection.source.partition(b":")[2])
+        data = self._decision_data("CONNECT", allowed=False) | {
+            "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
-            "api": operation,
-            "src_endpoint": msgspec.Raw(connection.source.partition(b":")[2]),
+            "api": {"operation": "CONNECT", "service": {"name": connection.entry.origin}},
+            "src_endpoint": source,
             "policy": {"uid": ""},
             "unmapped": {"code": error.code.name, "reason": error.reason[:_MAX_TEXT]},
         }
-        self._write(events.TYPE_DECISION, data, decision=True)
-        self._write(
-            events.TYPE_OUTCOME,
-            self._data("CONNECT", allowed=False)
-            | {
-                "api": operation,
-                "http_response": {"code": error.code.status},
-                "policy": {"uid": ""},
-                "unmapped": {
-                    "decision": events.event_id(boot, seq), "outcome": "denied",
-                    "code": error.code.name, "duration_us": 0, "added_us": 0, "sent": 0,
-                    "received": 0, "attempts": 0,
-                },
+        seq = self._write(events.TYPE_DECISION, data, decision=True)
+        outcome = self._data("CONNECT") | {
+            "actor": msgspec.Raw(_actor(workload)),
+            "api": {"operation": "CONNECT"},
+            "src_endpoint": source,
+            "http_response": {"code": error.code.status},
+            "unmapped": {
+                "decision": events.event_id(self._spool.boot, seq), "outcome": "denied",
+                "code": error.code.name, "duration_us": 0, "added_us": 0, "sent": 0,
+                "received": 0, "attempts": 0,
             },
-            decision=False,
-        )  # fmt: skip
+        }  # fmt: skip
+        self._write(events.TYPE_OUTCOME, outcome, decision=False)
 
     def _decision_template(self, route: Route, method: str) -> bytes:
-        data = self._data(method, allowed=True)
-        head = (
-            msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%b')
-        )
         rest = (
-            b',%%b,"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%b"}},'
-            b'"http_request":{"http_method":%b,"url":{"path":"%%b"}},%%b,'
-            b'"policy":{"uid":%b},"unmapped":{"code":"","scopes":%b,"credential":%b%%b%%b}}}'
+            b',%%b,"api":{"operation":%b,"service":{"name":%b}},'
+            b'"http_request":{"url":{"path":"%%b"}},%%b,'
+            b'"policy":{"uid":%b},"unmapped":{"scopes":%b,"credential":%b%%b%%b}}}'
         ) % (
-            _text(method), _text(route.target.name), self._spool.boot.encode(), _text(method),
-            _text(route.id), msgspec.json.encode(route.scopes).replace(b"%", b"%%"),
+            _text(method), _text(route.target.name), _text(route.id),
+            _encode(route.scopes).replace(b"%", b"%%"),
             _text(route.target.settings.credential.kind),
         )  # fmt: skip
-        template = self._envelope(events.TYPE_DECISION) + b"{" + head + rest
-        self._decisions[(route, method)] = template
+        data = self._decision_data(method, allowed=True)
+        template = self._envelope(events.TYPE_DECISION) + _open(data) + rest
+        # Bounded: a route matches the methods that its settings name, and no others.
+        self._decisions.setdefault(route, {})[method] = template
         return template
 
     # --- outcome ------------------------------------------------------------------------------
 
     def outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
         """Record how a call ended; its decision is named. Raises `AuditError`."""
-        route = call.permit.route if call.permit is not None else None
         spool = self._spool
         spool.open_calls -= 1
-        method = call.head.method
-        template = self._outcomes.get((route, method)) if route is not None else None
+        template = self._outcomes.get(call.head.method)
         if template is None:
-            template = self._outcome_template(route, method)
+            template = self._outcome_template(call.head.method)
         seq = b"%d" % (spool.seq + 1)
         self._tick()
-        decision = b"%d" % call.decision_seq
         trace = call.head.block.traceparent
-        raw = template % (
-            seq, self._stamp, seq, spool.link,
-            b',"traceparent":"%b"' % trace if trace else b"",
-            self._millis,
-            decision,
-            call.status,
-            decision,
-            outcome.encode(), code.name.encode() if code is not None else b"",
-            int((call.ended - call.started) * 1e6), int(added * 1e6),
-            call.sent, call.received, call.attempts,
+        spool.append(
+            template % (
+                seq, self._stamp, seq, spool.link,
+                b',"traceparent":"%b"' % trace if trace else b"",
+                self._millis, call.actor, call.inbound.source, call.status, call.decision_seq,
+                outcome.encode(), b',"code":"%b"' % code.name.encode() if code is not None else b"",
+                int((call.ended - call.started) * 1e6), int(added * 1e6),
+                call.sent, call.received, call.attempts,
+            ),
+            decision=False,
         )  # fmt: skip
-        spool.append(raw, decision=False)
         self.written += 1
 
-    def _outcome_template(self, route: Route | None, method: str) -> bytes:
-        boot = self._spool.boot.encode()
-        data = self._data(method, allowed=route is not None)
-        head = (
-            msgspec.json.encode(data)[1:-1].replace(b"%", b"%%").replace(b'"time":0', b'"time":%b')
-        )
+    def _outcome_template(self, method: str) -> bytes:
         rest = (
-            b',"api":{"operation":%b,"service":{"name":%b},"request":{"uid":"%b-%%b"}},'
-            b'"http_response":{"code":%%d},"policy":{"uid":%b},'
-            b'"unmapped":{"decision":"%b-%%b","outcome":"%%b","code":"%%b","duration_us":%%d,'
+            b',"actor":%%b,"api":{"operation":%b},%%b,"http_response":{"code":%%d},'
+            b'"unmapped":{"decision":"%b-%%d","outcome":"%%b"%%b,"duration_us":%%d,'
             b'"added_us":%%d,"sent":%%d,"received":%%d,"attempts":%%d}}}'
-        ) % (
-            _text(method), _text(route.target.name if route else ""), boot,
-            _text(route.id if route else ""), boot,
-        )  # fmt: skip
-        template = self._envelope(events.TYPE_OUTCOME) + b"{" + head + rest
-        if route is not None:
-            self._outcomes[(route, method)] = template
+        ) % (_text(method), self._spool.boot.encode())
+        template = self._envelope(events.TYPE_OUTCOME) + _open(self._data(method)) + rest
+        if len(self._outcomes) < _KNOWN_METHODS:  # the method may be any that a caller thought up
+            self._outcomes[method] = template
         return template
 
     # --- the sidecar's own events -------------------------------------------------------------
@@ -316,22 +301,25 @@ class Recorder:
         raw = self._envelope(kind) % (
             seq, self._stamp, seq, spool.link,
             b',"traceparent":"%b"' % trace.encode() if trace else b"",
-        ) + msgspec.json.encode(data) + b"}"  # fmt: skip
+        ) + _encode(data) + b"}"  # fmt: skip
         spool.append(raw, decision=decision)
         self.written += 1
         return number
 
     def _envelope(self, kind: str) -> bytes:
-        """CloudEvents 1.0.2 attributes up to ``data``: sequence, time, sequence, link, trace."""
+        """CloudEvents 1.0.2 attributes up to ``data``: sequence, time, sequence, link, trace.
+
+        Without ``datacontenttype``, data is JSON (CloudEvents JSON format §3.1).
+        """
         boot = self._spool.boot.encode()
         return (
             b'{"specversion":"1.0","id":"%b-%%b","source":%b,"type":%b,"time":"%%b",'
-            b'"datacontenttype":"application/json","boot":"%b","sequence":"%%b",'
-            b'"prevhash":"%%b"%%b,"data":' % (boot, _text(self._source), _text(kind), boot)
-        )
+            b'"boot":"%b","sequence":"%%b","prevhash":"%%b"%%b,"data":'
+        ) % (boot, _text(self._source), _text(kind), boot)
 
     @staticmethod
-    def _data(method: str, *, allowed: bool) -> dict[str, Any]:
+    def _data(method: str) -> dict[str, Any]:
+        """What OCSF requires of every event of the class; actor, api, src_endpoint come later."""
         activity = events.OCSF_ACTIVITY.get(method, events.OCSF_ACTIVITY_OTHER)
         return {
             "category_uid": 6,
@@ -340,12 +328,17 @@ class Recorder:
             "type_uid": events.OCSF_CLASS_API_ACTIVITY * 100 + activity,
             "time": 0,
             "severity_id": 1,
-            "status_id": 1 if allowed else 2,
+            "metadata": _METADATA,
+        }
+
+    def _decision_data(self, method: str, *, allowed: bool) -> dict[str, Any]:
+        """The same with the security control profile, which says how it was decided."""
+        return self._data(method) | {
+            "metadata": _METADATA | {"profiles": ["security_control"]},
             "action_id": events.OCSF_ACTION_ALLOWED if allowed else events.OCSF_ACTION_DENIED,
             "disposition_id": (
                 events.OCSF_DISPOSITION_ALLOWED if allowed else events.OCSF_DISPOSITION_BLOCKED
             ),
-            "metadata": _METADATA,
         }
 
     def _tick(self) -> None:
@@ -353,7 +346,7 @@ class Recorder:
 
         At tens of thousands of events a second, most of them find both as they are.
         """
-        millis = time.time_ns() // 1_000_000
+        millis = _time_ns() // 1_000_000
         if millis != self._now:
             self._now = millis
             second, rest = divmod(millis, 1000)
@@ -364,22 +357,32 @@ class Recorder:
             self._millis = b"%d" % millis
 
 
-def _render(credential: Credential) -> tuple[bytes, bytes]:
-    """The two pieces of a decision event that belong to a credential, rendered once."""
-    encode = msgspec.json.encode
+def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
+    """What of events belongs to a credential, rendered once: who, its reference, and the actor."""
+    app = _encode(credential.actor)
+    user = b""
+    if credential.subject != credential.actor:
+        user = b'"user":{"uid":%b},' % _encode(credential.subject)
     who = (
-        b'"actor":{"user":{"uid":%b},"app_uid":%b},'
+        b'"actor":{%b"app_uid":%b},'
         b'"authorizations":[{"decision":"allowed","policy":{"name":"grants","version":%b}}]'
-    ) % (
-        encode(credential.subject),
-        encode(credential.actor),
-        encode(credential.policy_digest),
-    )
-    reference = b',"jti":%b,"txn":%b' % (encode(credential.jti), encode(credential.txn))
-    credential.rendered = (who, reference)
-    return who, reference
+    ) % (user, app, _encode(credential.policy_digest))
+    reference = b',"jti":%b,"txn":%b' % (_encode(credential.jti), _encode(credential.txn))
+    credential.rendered = (who, reference, _actor(credential.actor))
+    return credential.rendered
+
+
+def _actor(workload: str) -> bytes:
+    """The actor of an outcome: the decision names it in full, and whom it acts for."""
+    return b'{"app_uid":%b}' % _encode(workload[:_MAX_NAME])
+
+
+def _open(data: dict[str, Any]) -> bytes:
+    """Data up to its last member, as a template whose ``time`` is put in later."""
+    head = _encode(data)[:-1].replace(b"%", b"%%")
+    return head.replace(b'"time":0', b'"time":%b')
 
 
 def _text(value: str) -> bytes:
     """A JSON string that may stand in a template."""
-    return msgspec.json.encode(value).replace(b"%", b"%%")
+    return _encode(value).replace(b"%", b"%%")

@@ -70,7 +70,8 @@ class Segment:
         start = self.end
         size = len(payload)
         end = self.end = start + FRAME_SIZE + size
-        self._map[start:end] = b"%b%b%b" % (size.to_bytes(4, "little"), digest, payload)
+        _FRAME.pack_into(self._map, start, size, digest)
+        self._map[start + FRAME_SIZE : end] = payload
 
     def sync(self) -> None:
         """Bring what was stored to the disk. Blocking, without the GIL (unlike mmap.flush)."""

@@ -10,8 +10,8 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "expires_at", "jti", "key", "line", "policy_digest", "refresh_at", "rendered",
-        "subject", "token", "txn", "used",
+        "actor", "expires_at", "jti", "key", "line", "near_until", "policy_digest", "refresh_at",
+        "rendered", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -38,10 +38,12 @@ class Credential:
         self.jti = jti
         self.txn = txn
         self.policy_digest = policy_digest
+        self.near_until = 0.0
+        """Until when the cache may find it without looking (`credentials.cache`)."""
         self.used = False
         """Whether it went out since it was last asked about (`credentials.revalidation`)."""
-        self.rendered: tuple[bytes, bytes] | None = None
-        """Its parts of a decision event, rendered by the recorder at first use."""
+        self.rendered: tuple[bytes, bytes, bytes] | None = None
+        """Its parts of events, rendered by the recorder at first use."""
 
     def __repr__(self) -> str:
         return f"Credential(jti={self.jti!r})"

@@ -29,6 +29,7 @@ Fetch = Callable[[], Awaitable[Credential]]
 
 DENIAL_LIFETIME: Final = 1.0
 _RETRY_REFRESH: Final = 1.0
+_NEAR: Final = 1.0
 
 
 class CredentialCache:
@@ -41,6 +42,8 @@ class CredentialCache:
         self._denials: TTLCache[CacheKey, ValetkeyError] = TTLCache(
             capacity, ttl=DENIAL_LIFETIME, timer=time.monotonic
         )
+        self._near: dict[int, Credential] = {}
+        """What was found lately, by the identity of its key; emptied when an entry changes."""
         self._used: list[Credential] = []
         self._flights: dict[CacheKey, asyncio.Task[Credential]] = {}
         self._log = Log("cache")
@@ -56,12 +59,19 @@ class CredentialCache:
     def in_flight(self) -> int:
         return len(self._flights)
 
-    def get(self, key: CacheKey) -> Credential | None:
+    def get(self, key: CacheKey, now: float) -> Credential | None:
         """A credential that has not expired; see `refresh` for one that is past its best."""
-        try:
-            credential = self._entries[key]
-        except KeyError:
-            return None
+        # The same call comes again and again, with the same key object: what that led to is taken
+        # once more, for a second at most, so that what is in use also counts as used.
+        credential = self._near.get(id(key))
+        if credential is None or credential.key is not key or now >= credential.near_until:
+            try:
+                credential = self._entries[key]
+            except KeyError:
+                return None
+            if credential.key is key:
+                credential.near_until = min(credential.expires_at, now + _NEAR)
+                self._near[id(key)] = credential
         self.hits += 1
         if not credential.used:
             credential.used = True
@@ -92,10 +102,16 @@ class CredentialCache:
         # One caller that goes away must not take the others' exchange along.
         return await asyncio.shield(flight)
 
+    def put(self, credential: Credential) -> None:
+        """Use a credential for its key from now on."""
+        self._entries[credential.key] = credential
+        self._near.clear()
+
     def evict(self, credential: Credential) -> None:
         """Drop a credential that a target refused, if it is the one that is cached."""
         if self._entries.get(credential.key) is credential:
             del self._entries[credential.key]
+            self._near.clear()
             self.evictions += 1
 
     def take_used(self) -> list[Credential]:
@@ -123,13 +139,14 @@ class CredentialCache:
             credential = await fetch()
         except (PolicyError, CallerError) as error:
             self._entries.pop(key, None)
+            self._near.clear()
             self._denials[key] = error
             raise
         except ValetkeyError as error:
             self._log.warning("exchange_failed", code=error.code.name, reason=error.reason)
             raise
         else:
-            self._entries[key] = credential
+            self.put(credential)
             return credential
         finally:
             del self._flights[key]

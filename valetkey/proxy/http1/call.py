@@ -34,6 +34,8 @@ _MAX_INTERIM: Final = 16
 # RFC 9110 §9.3.1, §9.3.7: content has no meaning in these, and there are servers that leave it
 # unread and take it for the next request.
 _NO_CONTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Bound once: it is called six times per call.
+_monotonic: Final = time.monotonic
 
 
 class Phase:
@@ -51,10 +53,10 @@ class Call:
 
     __slots__ = (
         "_answer", "_answer_left", "_dechunk", "_decoder", "_interim", "_left", "_rechunk",
-        "_retried_stale", "_reuse", "attempts", "body_open", "deadline", "decision_seq", "ended",
-        "head", "inbound", "lines", "needs", "outbound", "pending", "pep", "permit", "phase",
-        "received", "replay", "retried_credential", "retried_nonce", "sent", "started", "status",
-        "t_answer", "t_forward", "t_reply",
+        "_retried_stale", "_reuse", "actor", "attempts", "body_open", "deadline", "decision_seq",
+        "ended", "head", "inbound", "lines", "needs", "outbound", "pending", "pep", "permit",
+        "phase", "received", "replay", "retried_credential", "retried_nonce", "sent", "started",
+        "status", "t_answer", "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +73,8 @@ class Call:
         self.permit: Permit | None = None
         self.outbound: TargetConnection | None = None
         self.decision_seq = 0
+        self.actor = b""
+        """Who calls, rendered for the record with the decision."""
         self.attempts = 0
         self.retried_credential = False
         self.retried_nonce = False
@@ -91,7 +95,7 @@ class Call:
         self.status = 0
         self.sent = 0
         self.received = 0
-        self.started = time.monotonic()
+        self.started = _monotonic()
         self.t_forward = 0.0
         self.t_answer = 0.0
         self.t_reply = 0.0
@@ -102,7 +106,7 @@ class Call:
 
     def body_received(self, data: bytes) -> bytes:
         """Take the body's part of ``data``; what is behind its end is returned."""
-        self.deadline = time.monotonic() + self.pep.timeouts.stall
+        self.deadline = _monotonic() + self.pep.timeouts.stall
         if self._decoder is None:
             rest = b""
             if len(data) > self._left:
@@ -126,7 +130,7 @@ class Call:
         if wire:
             self._pass_on(wire)
         if not self.body_open and self.phase == Phase.WAITING:
-            self.deadline = time.monotonic() + self.pep.timeouts.first_byte
+            self.deadline = _monotonic() + self.pep.timeouts.first_byte
         return rest
 
     def _pass_on(self, wire: bytes) -> None:
@@ -155,7 +159,7 @@ class Call:
             self.pending = []
         self.inbound.release_reading()  # before the write, which may hold it again
         connection.write(b"".join((head, *body)) if body else head)
-        now = self.t_forward = time.monotonic()
+        now = self.t_forward = _monotonic()
         timeouts = self.pep.timeouts
         self.deadline = now + (timeouts.stall if self.body_open else timeouts.first_byte)
 
@@ -169,11 +173,11 @@ class Call:
     def target_received(self, data: bytes) -> None:
         """Bytes of the response (or of an interim one before it)."""
         if self.phase == Phase.ANSWERING:
-            self.deadline = time.monotonic() + self.pep.timeouts.stall
+            self.deadline = _monotonic() + self.pep.timeouts.stall
             self._answer_body(data, b"")
             return
         if not self.t_answer:
-            self.t_answer = time.monotonic()
+            self.t_answer = _monotonic()
         data = self._answer + data if self._answer else data
         try:
             while True:
@@ -277,7 +281,7 @@ class Call:
         if lines or data:
             self.inbound.write(lines + data)
             if lines:
-                self.t_reply = time.monotonic()
+                self.t_reply = _monotonic()
         if done:
             self._complete()
 
@@ -346,9 +350,7 @@ class Call:
         if self.phase >= Phase.WAITING:
             timeouts = self.pep.timeouts
             last_word = self.phase == Phase.WAITING and not self.body_open
-            self.deadline = time.monotonic() + (
-                timeouts.first_byte if last_word else timeouts.stall
-            )
+            self.deadline = _monotonic() + (timeouts.first_byte if last_word else timeouts.stall)
 
     def workload_lost(self) -> None:
         """The workload is gone: nobody waits for the answer."""
@@ -405,6 +407,6 @@ class Call:
 
     def _end(self, outcome: str, code: Code | None) -> None:
         self.phase = Phase.DONE
-        self.ended = time.monotonic()
+        self.ended = _monotonic()
         self.pep.ended(self, outcome, code)
         self.inbound.call_ended(self)

@@ -204,7 +204,15 @@ class ResponseHead:
 class HeadReader:
     """Reads heads off the front of a buffer. One per process; its tables are bounded."""
 
-    __slots__ = ("_max_fields", "_max_size", "_names", "_requests", "_responses", "_subject")
+    __slots__ = (
+        "_hosts",
+        "_max_fields",
+        "_max_size",
+        "_names",
+        "_requests",
+        "_responses",
+        "_subject",
+    )
 
     def __init__(self, *, max_size: int, max_fields: int, subject_header: str) -> None:
         self._max_size = max_size
@@ -212,6 +220,7 @@ class HeadReader:
         self._subject = normal(subject_header)
         # Normal forms of field names seen: there are few, and the same ones come every time.
         self._names: dict[bytes, str] = {}
+        self._hosts: dict[bytes, tuple[str, int]] = {}
         self._requests: Memo[HeaderBlock] = Memo()
         self._responses: Memo[ResponseHead] = Memo()
 
@@ -295,7 +304,7 @@ class HeadReader:
         if len(hosts) > 1:
             raise CallerError(codes.REQUEST_AMBIGUOUS_HOST, "more than one Host")
         if hosts:
-            block.host_name, block.host_port = split_host(hosts[0].decode("latin-1"))
+            block.host_name, block.host_port = self._host(hosts[0])
             block.host = join_host(block.host_name, block.host_port, 80)
         expectations = block.value("expect")
         if expectations:
@@ -317,6 +326,15 @@ class HeadReader:
         # What carried a credential must not stay in memory.
         block.memorable = not subjects and MANAGED.isdisjoint(block.names)
         return block
+
+    def _host(self, raw: bytes) -> tuple[str, int]:
+        """`split_host`, remembered: a workload calls few hosts, again and again."""
+        host = self._hosts.get(raw)
+        if host is None:
+            host = split_host(raw.decode("latin-1"))
+            if len(self._hosts) < _KNOWN_NAMES:
+                self._hosts[raw] = host
+        return host
 
     def _read_response(self, raw: bytes) -> ResponseHead:
         line_end = raw.find(b"\r\n")

@@ -13,7 +13,7 @@ BOOT = "00000000000000a1"
 TABLE = {
     "an allowed decision": (
         events.TYPE_DECISION,
-        decision_data("x"),
+        decision_data(),
         Columns(events.TYPE_DECISION, WORKLOAD, "tickets-read", "tickets", "allowed", "", 0),
     ),
     "a denial before any route": (
@@ -24,7 +24,7 @@ TABLE = {
     "an outcome": (
         events.TYPE_OUTCOME,
         outcome_data(f"{BOOT}-41"),
-        Columns(events.TYPE_OUTCOME, "", "tickets-read", "tickets", "", "", 41),
+        Columns(events.TYPE_OUTCOME, WORKLOAD, "", "", "", "", 41),
     ),
     "an outcome of another boot's decision": (
         events.TYPE_OUTCOME,

@@ -200,8 +200,8 @@ def test_a_decision_without_outcome_is_reported_and_no_fault():
 def test_columns_that_differ_from_the_event():
     chain = Chain(boot=A)
     chain.decision(action_id=2)
-    honest = columns.extract(events.TYPE_DECISION, A, decision_data("x", action_id=2))
-    lying = columns.extract(events.TYPE_DECISION, A, decision_data("x", action_id=1))
+    honest = columns.extract(events.TYPE_DECISION, A, decision_data(action_id=2))
+    lying = columns.extract(events.TYPE_DECISION, A, decision_data(action_id=1))
     raw = chain.events[0]
     for found, holds in ((honest, True), (lying, False)):
         (report,) = verify((chain, [Entry(1, raw, hash=events.digest(raw), columns=found)], None))
