@@ -538,7 +538,7 @@ class EnforcementPoint:
         call.sent, call.received = relay.sent, relay.received
         call.status = 200
         self._record_outcome(call, relay.outcome, relay.code, 0.0)
-        self._metrics.request(None, "allowed", call.status)
+        self._requests.add(None, "allowed", call.status)
         self._closed_one()
 
     # --- ends ---------------------------------------------------------------------------------
