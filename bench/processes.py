@@ -89,6 +89,8 @@ def _resident(pid: int) -> int:
 def _smaps_rollup(pid: int) -> dict[str, int]:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except PermissionError as error:
+        raise RuntimeError("the sidecar's memory is closed to others: run this as root") from error
     except OSError:
         return {}
     return {

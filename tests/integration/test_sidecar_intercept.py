@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import ssl
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +220,7 @@ def test_what_is_no_http_in_a_tunnel_is_refused_and_recorded(raw: bytes, site: S
 def test_the_server_name_is_the_tunnels_host(site: Site) -> None:
     for name in ("other.example", None):
         before = len(site.denied())
-        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):  # the alert arrives
             site.tls(name=name)
         assert _grown(site, before)["unmapped"]["code"] == "interception.server_name"
 
@@ -245,6 +248,18 @@ def test_http_1_1_is_what_is_spoken(site: Site) -> None:
     with site.tls(alpn=("h2", "http/1.1")) as client:
         assert isinstance(client.sock, ssl.SSLSocket)
         assert client.sock.selected_alpn_protocol() == "http/1.1"
+
+
+def test_health_says_how_long_the_ca_is_good(site: Site) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{site.sidecar.admin}/readyz") as answer:
+        said = json.load(answer)["interception_ca"]
+    assert re.fullmatch(r"good until 20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", said)
+
+
+def test_the_memory_that_holds_the_key_is_closed(site: Site) -> None:
+    """`contracts.memory` says what else that means; the limit shows that it was asked for."""
+    limits = Path(f"/proc/{site.sidecar.program.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
 
 
 def test_tunnels_end_with_the_sidecar(wire_world: World, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def shake(
                     pass
                 except ssl.SSLError as error:
                     errors[side] = error
+                    to_client.write(getattr(error, "alert", b""))
                     del open_steps[side]
                 else:
                     del open_steps[side]

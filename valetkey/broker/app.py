@@ -41,6 +41,7 @@ from valetkey.contracts import logs, service, settings
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import TrustedIssuers
 from valetkey.contracts.logs import Log
+from valetkey.contracts.memory import close_memory
 from valetkey.contracts.service import TlsSettings
 
 # How often the grants file is looked at and the key schedule is asked.
@@ -208,6 +209,7 @@ class Broker:
 
 def run(config: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` before the first request is taken."""
+    close_memory()
     loaded = settings.load(BrokerSettings, config, program="broker", environ=os.environ)
     logs.configure(loaded.log_level)
     os.umask(0o077)  # the database holds sealed keys: nobody else reads even those

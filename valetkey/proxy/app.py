@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
 from valetkey.contracts.logs import Log
+from valetkey.contracts.memory import close_memory
 from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.shipper import Shipper
@@ -115,6 +117,7 @@ class Sidecar:
         self._authority = (
             InterceptionAuthority.open(interception, instance=instance) if interception else None
         )
+        self._authority_problem = ""
         tunnels = ConnectTunnels(self.pep, self._authority)
         self._listeners = [
             Listener(listener, self.pep, tunnels, f"listeners.{index}")
@@ -245,8 +248,10 @@ class Sidecar:
         try:
             renewed = await asyncio.to_thread(self._authority.renew)
         except ConfigError as error:
+            self._authority_problem = str(error)
             self._log.error("authority_unusable", reason=error)
         else:
+            self._authority_problem = self._authority.problem
             if renewed:
                 self._log.info("authority_renewed")
 
@@ -260,7 +265,11 @@ class Sidecar:
         return f"audit: {self.spool.problem}" if self.spool.problem else ""
 
     def _health(self) -> dict[str, str]:
-        return {"boot": self.spool.boot, "rejected_config": self._rejected}
+        details = {"boot": self.spool.boot, "rejected_config": self._rejected}
+        if self._authority is not None:
+            until = datetime.fromtimestamp(self._authority.expires, UTC)
+            details["interception_ca"] = self._authority_problem or f"good until {until:%FT%TZ}"
+        return details
 
     def _export_gauges(self) -> None:
         cache, spool, pep, recorder = self.cache, self.spool, self.pep, self._recorder
@@ -338,6 +347,7 @@ def run(config: Path) -> int:
 
     Returns the exit code: 2 for unusable settings, 1 if a part of it ended by itself.
     """
+    close_memory()
     try:
         return uvloop.run(_main(config))
     except ConfigError as error:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from tests.support.authorities import make
 from tests.support.fleet import Fleet
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.settings import parse
@@ -76,6 +77,27 @@ async def test_ready_says_why_not(fleet):
     assert await sidecar._ready() == "audit: the disk is gone"
     sidecar.pep.draining = True
     assert await sidecar._ready() == "draining"
+    await sidecar.spool.stop()
+
+
+async def test_a_given_ca_is_followed_and_health_says_how_it_stands(fleet, tmp_path, caplog):
+    ca = make("Example CA", ends=3600)
+    certificate, key = ca.write(tmp_path)
+    fleet.sidecar_changes = {
+        "interception": {"ca": {"certificate": str(certificate), "key": str(key)}}
+    }
+    fleet.write()
+    sidecar = await asyncio.to_thread(Sidecar, fleet.config, asyncio.get_running_loop())
+    until = ca.certificate.not_valid_after_utc.strftime("%FT%TZ")
+    assert sidecar._health()["interception_ca"] == f"good until {until}"
+    certificate.write_bytes(make("Other").pem())
+    await sidecar._renew_authority()
+    assert "the key is not that of the first certificate" in sidecar._health()["interception_ca"]
+    assert caplog.messages[-1] == "authority_unusable"
+    make("New", ends=7200).write(tmp_path)
+    await sidecar._renew_authority()
+    assert sidecar._health()["interception_ca"].startswith("good until ")
+    assert sidecar._health()["interception_ca"] != f"good until {until}"
     await sidecar.spool.stop()
 
 

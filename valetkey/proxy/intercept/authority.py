@@ -25,15 +25,13 @@ from typing import Final, Self
 from cachetools import LRUCache
 from cryptography import x509
 
-from valetkey.contracts import codes
-from valetkey.contracts.codes import Code
 from valetkey.proxy.intercept import certificates
 from valetkey.proxy.intercept.authority_files import AuthorityFiles
 from valetkey.proxy.intercept.certificates import CannotIssue, Issuer, ip_address
+from valetkey.proxy.intercept.handshake import Handshake, server_context
 from valetkey.proxy.settings import InterceptionSettings
 
 Clock = Callable[[], float]
-Refusal = tuple[Code, str]
 
 # A context takes about 20 KiB, so this is about 5 MiB; each has one host of the settings.
 _CONTEXTS: Final = 256
@@ -41,38 +39,6 @@ _CONTEXTS: Final = 256
 # of them as OpenSSL has it.
 _SESSIONS: Final = 1000
 _RENEW_AT: Final = 0.8  # of the lifetime, as credentials are
-# RFC 9325 §4.2: forward secrecy and AEAD. TLS 1.3's suites are all like that.
-_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-
-
-class HandshakeFailed(ssl.SSLError):
-    """A client's handshake did not come about.
-
-    ``code`` is one of ``interception.*``, ``detail`` OpenSSL's name for what was wrong (empty
-    where the server name was) and ``server_name`` what the client asked for.
-    """
-
-    def __init__(self, code: Code, detail: str, server_name: str) -> None:
-        super().__init__(1, f"{code.name}: {detail or server_name or 'no server name'}")
-        self.code = code
-        self.detail = detail
-        self.server_name = server_name
-
-
-class Handshake(ssl.SSLObject):
-    """The server's side of one connection; a failure raises `HandshakeFailed`."""
-
-    server_name: str = ""
-    refused: Refusal | None = None
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            code, detail = self.refused or _explained(error)
-            raise HandshakeFailed(code, detail, self.server_name) from error
 
 
 class InterceptionAuthority:
@@ -123,6 +89,11 @@ class InterceptionAuthority:
     def expires(self) -> float:
         """When the CA, or the first of its issuers, ends: Unix time."""
         return self._issuer.expires
+
+    @property
+    def problem(self) -> str:
+        """Why no certificate can be made now; empty if all is well."""
+        return "the CA has expired" if self._now() >= self._issuer.expires else ""
 
     def publish(self) -> None:
         """Write the files that settings name for clients. Blocking. Raises `ConfigError`."""
@@ -177,15 +148,14 @@ class InterceptionAuthority:
             connection.server_name = asked or ""
             name = _normal(asked or "")
             if not name or ip_address(name) is not None or not allowed(name):
-                return _refuse(connection)
+                return connection.refuse_name()
             try:
                 connection.context = self.context(name)
             except CannotIssue as error:
-                connection.refused = error.code, error.reason
-                return int(ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR)
+                return connection.refuse(error)
             return None
 
-        context = _bare()
+        context = server_context()
         context.sni_callback = choose
         self._by_sni = allowed, context
         return context
@@ -207,22 +177,12 @@ class InterceptionAuthority:
             connection.server_name = asked or ""
             if asked is None:
                 # RFC 6066 §3: literal addresses are not permitted in SNI.
-                return _refuse(connection) if address is None else None
-            return None if _normal(asked) == name else _refuse(connection)
+                return connection.refuse_name() if address is None else None
+            return None if _normal(asked) == name else connection.refuse_name()
 
         context.sni_callback = check
         self.minted += 1
         return context, now + (leaf.expires - now) * _RENEW_AT
-
-
-def _bare() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers(_CIPHERS)
-    context.set_alpn_protocols(["http/1.1"])
-    context.sslobject_class = Handshake
-    return context
 
 
 def _is_full(context: ssl.SSLContext) -> bool:
@@ -232,7 +192,7 @@ def _is_full(context: ssl.SSLContext) -> bool:
 
 def _loaded(certificate: bytes, key: bytes) -> ssl.SSLContext:
     """A context with this certificate, without a file: both go through a pipe's buffer."""
-    context = _bare()
+    context = server_context()
     with _readable(certificate) as certfile, _readable(key) as keyfile:
         context.load_cert_chain(certfile, keyfile)
     return context
@@ -252,33 +212,8 @@ def _readable(content: bytes) -> Iterator[str]:
         yield f"/dev/fd/{reader}"
 
 
-def _refuse(connection: Handshake) -> int:
-    connection.refused = codes.INTERCEPTION_SERVER_NAME, ""
-    return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
-
-
 def _normal(host: str) -> str:
     """One spelling per host: names in lower case without the root's dot, addresses compressed."""
     name = host.lower().removesuffix(".")
     address = ip_address(name)
     return name if address is None else str(address)
-
-
-_UNTRUSTED: Final = frozenset({
-    "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED", "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE", "TLSV1_ALERT_UNKNOWN_CA",
-})  # fmt: skip
-_NOT_TLS: Final = frozenset({
-    "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL",
-    "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG", "RECORD_LENGTH_MISMATCH",
-})  # fmt: skip
-
-
-def _explained(error: ssl.SSLError) -> Refusal:
-    detail = error.reason or type(error).__name__
-    if detail in _UNTRUSTED:
-        return codes.INTERCEPTION_UNTRUSTED, detail
-    if detail in _NOT_TLS:
-        return codes.INTERCEPTION_NOT_TLS, detail
-    return codes.INTERCEPTION_HANDSHAKE_FAILED, detail

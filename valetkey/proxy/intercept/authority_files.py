@@ -57,11 +57,13 @@ class AuthorityFiles:
         """The given CA, the kept one, or a new one. Raises `ConfigError`."""
         given = self._settings.ca
         if given is not None:
-            self._stamps = _stamps(given.certificate, given.key)
+            stamps = _stamps(given.certificate, given.key)
             chain = _read(given.certificate, "interception.ca.certificate")
             key = _read_closed(given.key, "interception.ca.key")
             with _at("interception.ca", given.certificate):
-                return certificates.read_authority(chain, key, now=now)
+                issuer = certificates.read_authority(chain, key, now=now)
+            self._stamps = stamps  # not before: files half replaced are looked at again
+            return issuer
         kept = self._settings.key_file
         if kept is None:
             return certificates.new_authority(self._instance, now=now)

@@ -19,8 +19,9 @@ from valetkey.proxy.core.decision import TunnelPermit
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.inbound import WorkloadConnection
-from valetkey.proxy.intercept.authority import HandshakeFailed, InterceptionAuthority
+from valetkey.proxy.intercept.authority import InterceptionAuthority
 from valetkey.proxy.intercept.certificates import CannotIssue
+from valetkey.proxy.intercept.handshake import HandshakeFailed, serve
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.snapshot import Target
@@ -63,20 +64,13 @@ class ConnectTunnels:
         greeter = _Greeter()
         pep.handshakes += 1
         try:
-            tls = await asyncio.get_running_loop().start_tls(
-                transport,
-                greeter,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=pep.timeouts.head,
-            )
+            tls = await serve(transport, greeter, context, within=pep.timeouts.head)
         except OSError as error:
             pep.tunnel_refused(call, target, *_why(error))
             transport.abort()
             return
         finally:
             pep.handshakes -= 1
-        assert tls is not None  # None is for transports that were closed on purpose
         pep.tunnel_opened("intercepted")
         inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
         greeter.hand_over(tls, inner)

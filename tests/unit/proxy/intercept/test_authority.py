@@ -12,8 +12,9 @@ from valetkey.contracts import codes
 from valetkey.contracts.settings import Duration
 from valetkey.proxy.intercept import authority as module
 from valetkey.proxy.intercept import certificates
-from valetkey.proxy.intercept.authority import HandshakeFailed, InterceptionAuthority
+from valetkey.proxy.intercept.authority import InterceptionAuthority
 from valetkey.proxy.intercept.certificates import CannotIssue
+from valetkey.proxy.intercept.handshake import HandshakeFailed
 from valetkey.proxy.settings import InterceptionSettings
 
 HOST = "api.example.com"
@@ -53,6 +54,11 @@ def test_a_host_is_served(authority, host, version):
     assert shaken.good
     assert shaken.client.version() == {VERSIONS[0]: "TLSv1.2", VERSIONS[1]: "TLSv1.3"}[version]
     assert shaken.client.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_a_context_is_made_without_blocking_the_loop(authority):
+    """No file is read or written: blockbuster would say so."""
+    authority.context(HOST)
 
 
 SPELLINGS = [
