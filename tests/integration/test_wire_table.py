@@ -39,7 +39,7 @@ AT_ONCE = 128
 ALONE = 0.003
 """Seconds that the first part of a row has for itself: the sidecar needs far less."""
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-LISTENERS = {"reverse": 0, "shared": 1, "forward": 2, "tunnel": 2}
+LISTENERS = {"reverse": 0, "shared": 1, "forward": 2, "tunnel": 2, "plain": 2}
 
 
 @dataclass
@@ -62,10 +62,13 @@ class Table:
         sock.settimeout(TIMEOUT)
         sock.connect(("127.0.0.1", self.sidecar.ports[LISTENERS[case.entry]]))
         client = Client(sock)
-        if case.entry == "tunnel":
+        if case.entry in {"tunnel", "plain"}:
             where = f"localhost:{self.secure.port}"
+            if case.entry == "plain":
+                where = f"127.0.0.1:{self.plain.port}"
             client.send(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n\r\n".encode())
             assert client.until(b"\r\n\r\n") == ESTABLISHED
+        if case.entry == "tunnel":
             client.sock = self.trust.wrap_socket(sock, server_hostname="localhost")
         return client
 

@@ -46,7 +46,8 @@ class Case:
     """One row. ``then`` are the outcomes in order, ``entry`` is the way in.
 
     ``reverse``: a listener of the target's own. ``shared``: one for all targets. ``forward``: a
-    forward listener. ``tunnel``: inside of an intercepted tunnel to the upstream of https.
+    forward listener. ``tunnel`` and ``plain``: inside of a tunnel to the upstream of https, which
+    is intercepted, or to that of http.
     """
 
     group: str
@@ -902,7 +903,10 @@ TUNNELS: list[Row] = [
     ("chunks", connect(SECURE, "Transfer-Encoding: chunked") + EMPTY.encode(), FRAMING, "RFC 9110 §9.3.6"),
     ("upgrade", connect(SECURE, "Connection: Upgrade", "Upgrade: websocket"), UPGRADE, "RFC 9110 §7.8"),
     ("another port of a target", connect("localhost:1"), NO_TARGET, "RFC 6454 §4"),
-    ("a target of http", connect(AT), NO_TARGET, "tunnels are for https"),
+    ("a target of http", connect(AT), OPENED, "undici: calls inside are decided on"),
+    ("a target of http by another name", connect("127.1:65000"), NO_TARGET, "exact"),
+    ("the sidecar's own host", connect("valetkey.invalid:443"), OPENED, "calls inside are refused"),
+    ("the sidecar's own host, another port", connect("valetkey.invalid:444"), NO_TARGET, "exact"),
     ("target by its address", connect("127.0.0.1:65001"), NO_TARGET, "exact"),
     ("target by another address", connect("[::1]:65001"), NO_TARGET, "exact"),
     ("address in one number", connect("2130706433:65001"), NO_TARGET, "inet_aton()"),
@@ -953,6 +957,18 @@ INSIDE: list[Row] = [
     ("another host between two", inside() + inside(host="other.example") + inside(start="GET /b HTTP/1.1"), [Sent(), MISDIRECTED, to("/b")], "each call names its own"),
     ("malformed between two", inside() + inside("X-A : b") + inside(), [Sent(), MALFORMED], "RFC 9112 §9.6: the last one"),
 ]
+PLAIN: list[Row] = [
+    ("usual", wire(host=AT), Sent(), "RFC 9110 §9.3.6"),
+    ("absolute form", forward(f"http://{AT}/a"), Sent(), "RFC 9112 §3.2.2"),
+    ("absolute form of https", forward(f"https://{AT}/a"), MISDIRECTED, "RFC 9110 §15.5.20"),
+    ("absolute form of another", forward("http://other.example/a", host="other.example"), MISDIRECTED, "RFC 9110 §15.5.20"),
+    ("another target by its name", wire(host=BY_NAME), MISDIRECTED, "domain fronting"),
+    ("Host without the port", wire(host="127.0.0.1"), MISDIRECTED, "RFC 9110 §7.2"),
+    ("prefix of a reverse listener", wire(start="GET /up/a HTTP/1.1", host=AT), to("/up/a"), "by origin alone"),
+    ("CONNECT", connect(AT), CONNECT, "no tunnel in a tunnel"),
+    ("TLS", bytes.fromhex("16030100c8010000c40303") + b"\0" * 20, MALFORMED, "another protocol"),
+    ("another host between two", wire(host=AT) + wire(host="other.example") + wire(host=AT), [Sent(), MISDIRECTED, Sent()], "each call names its own"),
+]
 # fmt: on
 
 _TABLES: Final[list[tuple[str, str, list[Row]]]] = [
@@ -972,6 +988,7 @@ _TABLES: Final[list[tuple[str, str, list[Row]]]] = [
     ("forward", "forward", FORWARD),
     ("connect", "forward", TUNNELS),
     ("inside", "tunnel", INSIDE),
+    ("plain", "plain", PLAIN),
 ]
 
 CASES: Final = [
