@@ -28,13 +28,11 @@ TARGET_BUCKETS: Final = (
 
 
 class TargetTally:
-    """The times of one target, and what it did with credentials."""
+    """The times of one target."""
 
-    __slots__ = ("added", "echoed", "sessions", "target")
+    __slots__ = ("added", "target")
 
     def __init__(self) -> None:
-        self.echoed = 0
-        self.sessions = 0
         self.added = Histogram(ADDED_BUCKETS)
         self.target = Histogram(TARGET_BUCKETS)
 
@@ -50,6 +48,7 @@ class Metrics(Collector):
         self.targets: dict[str, TargetTally] = {}
         self.exchanges = Histogram(TARGET_BUCKETS)
         self.exchange_results: dict[str, int] = {}
+        self.hidden_tools = 0
         self.shipped = 0
         self.ship_failures = 0
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
@@ -89,6 +88,11 @@ class Metrics(Collector):
         yield _counts(
             "valetkey_exchanges_total", "Exchanges by result.", "result", self.exchange_results
         )
+        yield CounterMetricFamily(
+            "valetkey_mcp_hidden_tools_total",
+            "Tools that were taken out of lists.",
+            value=self.hidden_tools,
+        )
         yield _counts("valetkey_config_reloads_total", "Reloads.", "result", self.reloads)
         added = HistogramMetricFamily(
             "valetkey_added_latency_seconds",
@@ -100,25 +104,11 @@ class Metrics(Collector):
             "Time from the request sent to the first byte of the target's answer.",
             labels=["target"],
         )
-        echoed = CounterMetricFamily(
-            "valetkey_credentials_echoed_total",
-            "Answers in which the target sent its credential back; it was overwritten.",
-            labels=["target"],
-        )
-        sessions = CounterMetricFamily(
-            "valetkey_sessions_dropped_total",
-            "Answers that set cookies which the workload did not get.",
-            labels=["target"],
-        )
         for name, tally in self.targets.items():
-            echoed.add_metric([name], tally.echoed)
-            sessions.add_metric([name], tally.sessions)
             buckets, total = tally.added.buckets()
             added.add_metric([name], buckets, total)
             buckets, total = tally.target.buckets()
             target_time.add_metric([name], buckets, total)
-        yield echoed
-        yield sessions
         yield added
         yield target_time
         exchange = HistogramMetricFamily("valetkey_exchange_seconds", "Time of an exchange.")

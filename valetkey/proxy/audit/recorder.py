@@ -26,7 +26,7 @@ from valetkey.proxy.audit.spool import Spool
 if TYPE_CHECKING:
     from valetkey.contracts.errors import CallerError
     from valetkey.proxy.core.credential import Credential
-    from valetkey.proxy.core.decision import Deny, TunnelPermit
+    from valetkey.proxy.core.decision import Deny, NeedsMessage, TunnelPermit
     from valetkey.proxy.core.snapshot import Route
     from valetkey.proxy.http1.call import Call
     from valetkey.proxy.http1.inbound import WorkloadConnection
@@ -90,6 +90,8 @@ class Recorder:
         trace = call.head.block.traceparent
         who, reference, call.actor = credential.rendered or _render(credential)
         extra = b',"dropped":%b' % _encode(dropped) if dropped else b""
+        if call.asked is not None:
+            extra += b',"mcp":' + _encode(_message(call.asked))
         spool.append(
             template % (
                 seq, self._stamp, seq, spool.link,
@@ -115,6 +117,8 @@ class Recorder:
             unmapped["scopes"] = deny.route.scopes
         if dropped:
             unmapped["dropped"] = dropped
+        if call.asked is not None and call.asked.facts.message is not None:
+            unmapped["mcp"] = _message(call.asked)
         data = self._decision_data(head.method, allowed=False) | {
             "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
@@ -210,8 +214,7 @@ class Recorder:
                 seq, self._stamp, seq, spool.link,
                 b',"traceparent":"%b"' % trace if trace else b"",
                 self._millis, call.actor, call.inbound.source, call.status, call.decision_seq,
-                outcome.encode(),
-                _remarks(call, code) if code is not None or call.scrubbed or call.sessions else b"",
+                outcome.encode(), b',"code":"%b"' % code.name.encode() if code is not None else b"",
                 int((call.ended - call.started) * 1e6), int(added * 1e6),
                 call.sent, call.received, call.attempts,
             ),
@@ -358,6 +361,15 @@ class Recorder:
             self._millis = b"%d" % millis
 
 
+def _message(asked: NeedsMessage) -> dict[str, str]:
+    """What a message of MCP asks for: never its arguments."""
+    message = asked.facts.message
+    assert message is not None
+    if not message.tool:
+        return {"method": message.method}
+    return {"method": message.method, "tool": message.tool}
+
+
 def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
     """What of events belongs to a credential, rendered once: who, its reference, and the actor."""
     app = _encode(credential.actor)
@@ -382,18 +394,6 @@ def _open(data: dict[str, Any]) -> bytes:
     """Data up to its last member, as a template whose ``time`` is put in later."""
     head = _encode(data)[:-1].replace(b"%", b"%%")
     return head.replace(b'"time":0', b'"time":%b')
-
-
-def _remarks(call: Call, code: Code | None) -> bytes:
-    """What an outcome says besides numbers."""
-    remarks: dict[str, Any] = {}
-    if code is not None:
-        remarks["code"] = code.name
-    if call.scrubbed:
-        remarks["scrubbed"] = call.scrubbed.split(",")
-    if call.sessions:
-        remarks["dropped"] = ["set-cookie"]
-    return b"," + msgspec.json.encode(remarks)[1:-1]
 
 
 def _text(value: str) -> bytes:
