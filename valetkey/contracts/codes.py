@@ -115,6 +115,9 @@ REQUEST_TIMEOUT: Final = _code(
 REQUEST_BODY_MALFORMED: Final = _code(
     "request.body_malformed", 400, "The chunked body is not well-formed (RFC 9112 §7.1)."
 )
+REQUEST_BODY_TOO_LARGE: Final = _code(
+    "request.body_too_large", 413, "The request body exceeds the limit for this route."
+)
 
 # --- tunnel: what came through CONNECT is not what it is for --------------------------------------
 TUNNEL_EARLY_DATA: Final = _code(
@@ -147,6 +150,28 @@ TARGET_NO_MATCH: Final = _code(
 )
 ROUTE_NO_MATCH: Final = _code(
     "route.no_match", 403, "No route of the target allows this method and path."
+)
+
+# --- mcp: the message in the body (MCP over streamable HTTP, JSON-RPC 2.0) ----------------------
+MCP_MALFORMED: Final = _code(
+    "mcp.malformed",
+    400,
+    "The body is not one JSON-RPC 2.0 message that every reader reads alike: UTF-8, no name twice "
+    "in an object, no second spelling of a member, at most 64 levels.",
+)
+MCP_BATCH: Final = _code(
+    "mcp.batch", 400, "Send each message by itself: MCP has no batches (since 2025-06-18)."
+)
+MCP_MEDIA_TYPE: Final = _code(
+    "mcp.media_type",
+    415,
+    "Send the message as application/json in UTF-8, without a content coding.",
+)
+MCP_HEADER_MISMATCH: Final = _code(
+    "mcp.header_mismatch", 400, "Mcp-Method and Mcp-Name must say what the body says, once."
+)
+MCP_NO_MATCH: Final = _code(
+    "mcp.no_match", 403, "No route of the target allows this method or tool."
 )
 
 # --- identity, subject: who calls ---------------------------------------------------------------
@@ -266,7 +291,7 @@ GRANT_SCOPE: Final = _code(
 GRANT_CONDITION: Final = _code(
     "grant.condition",
     403,
-    "A grant exists, but not for this method and path.",
+    "A grant exists, but not for this method and path, or not for this MCP method and tool.",
     "invalid_authorization_details",
 )
 

@@ -20,11 +20,22 @@ ASSERTION_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-b
 DETAILS_HTTP_CALL: Final = "valetkey_http_call"
 
 
+class McpDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which messages of MCP: JSON-RPC methods, and of ``tools/call`` which tools (none: any).
+
+    Names or patterns as in `contracts.mcp`; names alone where the details are ``exact``.
+    """
+
+    methods: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+
+
 class HttpCallDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """RFC 9396 authorization details for calls over HTTP.
 
     ``path`` is what the sidecar will send: a literal path when the credential is for one request,
     otherwise the route's pattern (``/api/tickets/{id}``). ``exact`` says which of the two.
+    ``mcp`` narrows the calls down to those that carry such a message.
     """
 
     type: str
@@ -33,6 +44,7 @@ class HttpCallDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     identifier: str
     path: str
     exact: bool = False
+    mcp: McpDetails | None = None
 
 
 class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):

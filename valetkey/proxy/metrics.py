@@ -48,6 +48,7 @@ class Metrics(Collector):
         self.targets: dict[str, TargetTally] = {}
         self.exchanges = Histogram(TARGET_BUCKETS)
         self.exchange_results: dict[str, int] = {}
+        self.hidden_tools = 0
         self.shipped = 0
         self.ship_failures = 0
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
@@ -86,6 +87,11 @@ class Metrics(Collector):
         )
         yield _counts(
             "valetkey_exchanges_total", "Exchanges by result.", "result", self.exchange_results
+        )
+        yield CounterMetricFamily(
+            "valetkey_mcp_hidden_tools_total",
+            "Tools that were taken out of lists.",
+            value=self.hidden_tools,
         )
         yield _counts("valetkey_config_reloads_total", "Reloads.", "result", self.reloads)
         added = HistogramMetricFamily(

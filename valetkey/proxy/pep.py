@@ -24,12 +24,19 @@ from valetkey.contracts.logs import Log, place_of
 from valetkey.proxy.core.decision import (
     Deny,
     NeedsCredential,
+    NeedsMessage,
     Permit,
     RequestFacts,
     TunnelPermit,
     admit,
     decide,
     decide_tunnel,
+)
+from valetkey.proxy.core.json_rpc import (
+    check_media_type,
+    check_mirrors,
+    check_size,
+    read_message,
 )
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
@@ -225,11 +232,8 @@ class EnforcementPoint:
                 tunnels.open(call)
                 return
             origin = head.origin if entry.forward else entry.origin
-        principal = self._identity.principal()
-        if principal is None:
-            self._deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
-            return
-        verdict = decide(
+        self._decide(
+            call,
             RequestFacts(
                 head.method,
                 head.authority,
@@ -239,11 +243,19 @@ class EnforcementPoint:
                 entry.target,
                 origin,
             ),
-            self.snapshot,
-            principal,
         )
-        if isinstance(verdict, Deny):
-            self._deny(call, verdict)
+
+    def _decide(self, call: Call, facts: RequestFacts) -> None:
+        principal = self._identity.principal()
+        if principal is None:
+            self._deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
+            return
+        verdict = decide(facts, self.snapshot, principal)
+        if not isinstance(verdict, NeedsCredential):
+            if isinstance(verdict, NeedsMessage):
+                self._ask_for_message(call, verdict)
+            else:
+                self._deny(call, verdict)
             return
         call.needs = verdict
         if not verdict.route.per_request:
@@ -255,6 +267,35 @@ class EnforcementPoint:
                 self._decided(call, verdict.admit(credential, now))
                 return
         self.spawn(call, self._obtain(call, verdict))
+
+    def _ask_for_message(self, call: Call, asked: NeedsMessage) -> None:
+        """Have the body collected, if it can be a message that decides."""
+        block = call.head.block
+        try:
+            check_media_type(block.value("content-type"), block.value("content-encoding"))
+            check_size(block.length or 0, asked.endpoint.limit)
+        except CallerError as error:
+            self._deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            return
+        call.collect(asked)
+        if not call.body_open:
+            self.message_came(call)
+
+    def message_came(self, call: Call) -> None:
+        """Decide again, on a body that is here whole."""
+        asked = call.asked
+        assert asked is not None
+        body = call.collected()
+        block = call.head.block
+        try:
+            check_size(len(body), asked.endpoint.limit)
+            message = read_message(body)
+            asked.facts.message = message
+            check_mirrors(message, block.value("mcp-method"), block.value("mcp-name"))
+        except CallerError as error:
+            self._deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            return
+        self._decide(call, asked.facts)
 
     @staticmethod
     def _admit(call: Call) -> Deny | None:
@@ -314,8 +355,12 @@ class EnforcementPoint:
             else:  # tried again after a 401: its decision is on record, and this is its outcome
                 call.fail(verdict.code, verdict.reason)
             return
+        policy = verdict.target.headers
+        endpoint = verdict.endpoint
+        if endpoint is not None:
+            policy = endpoint.headers if call.asked is not None else endpoint.stream_headers
         try:
-            call.lines, dropped = call.head.block.forward(verdict.target.headers)
+            call.lines, dropped = call.head.block.forward(policy)
         except CallerError as error:
             self._deny(
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
@@ -546,7 +591,11 @@ class EnforcementPoint:
     def refused(self, call: Call, code: Code, reason: str) -> None:
         """A call failed before an answer began."""
         if call.decision_seq == 0 and call.permit is None:
-            self._deny(call, Deny(code, reason))
+            asked = call.asked
+            deny = Deny(code, reason)
+            if asked is not None:
+                deny = Deny(code, reason, asked.target, path=asked.path)
+            self._deny(call, deny)
             return
         self._log.info("call_failed", code=code.name, reason=reason)
         outcome = {"target": "target_failed", "request": "caller_failed"}.get(code.family, "denied")
@@ -572,6 +621,10 @@ class EnforcementPoint:
             # A caller that left before there was a decision was neither allowed nor denied.
             route = call.needs.route if call.needs is not None else None
             self._requests.add(route, "denied" if call.status else "none", call.status)
+
+    def hid_tools(self, count: int) -> None:
+        """Count tools that were taken out of lists."""
+        self._metrics.hidden_tools += count
 
     def _record_outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
         try:

@@ -18,6 +18,7 @@ Name = Annotated[str, pattern(r"[a-z0-9][a-z0-9._-]{0,62}")]
 HeaderName = Annotated[str, pattern(r"[A-Za-z0-9-]{1,64}")]
 Scope = Annotated[str, pattern(r"[\x21\x23-\x5B\x5D-\x7E]+")]  # RFC 6749 §3.3
 Method = Annotated[str, pattern(r"[A-Z][A-Z-]{0,31}")]
+NamePattern = Annotated[str, pattern(r"[^*]*\*?[^*]*"), Meta(min_length=1, max_length=256)]
 
 
 class IdentitySettings(Settings, frozen=True, kw_only=True):
@@ -190,11 +191,31 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     pool: PoolSettings = field(default_factory=PoolSettings)
 
 
-class MatchSettings(Settings, frozen=True, kw_only=True):
-    """Methods and a path: literal segments, ``{name}`` for one segment, a trailing ``{rest*}``."""
+class McpMatchSettings(Settings, frozen=True, kw_only=True):
+    """Messages of MCP over streamable HTTP (JSON-RPC 2.0), read from the body of a POST.
 
-    methods: Annotated[tuple[Method, ...], Meta(min_length=1)]
+    ``methods`` are JSON-RPC methods; ``response`` stands for messages without one (answers to
+    requests of the server). ``tools`` are the tools that ``tools/call`` may name; left out: any.
+    Each is a name, or has one ``*`` for any run of characters.
+
+    Of two routes of one path, the one with the narrower pattern wins; where neither is narrower,
+    the settings are refused. Lists of tools in the answers show only tools that some route of the
+    path lets the workload call. ``limits.message`` bounds the body.
+    """
+
+    methods: Annotated[tuple[NamePattern, ...], Meta(min_length=1)]
+    tools: Annotated[tuple[NamePattern, ...], Meta(min_length=1)] | None = None
+
+
+class MatchSettings(Settings, frozen=True, kw_only=True):
+    """Methods and a path: literal segments, ``{name}`` for one segment, a trailing ``{rest*}``.
+
+    With ``mcp``, the method is POST (and may be left out), and the body decides too.
+    """
+
     path: Annotated[str, Meta(pattern=r"^/")]
+    methods: tuple[Method, ...] = ()
+    mcp: McpMatchSettings | None = None
 
 
 class RouteSettings(Settings, frozen=True, kw_only=True):
@@ -230,6 +251,9 @@ class NetworkSettings(Settings, frozen=True, kw_only=True):
 class LimitSettings(Settings, frozen=True, kw_only=True):
     """Bounds on what one caller can make the sidecar hold.
 
+    ``message`` bounds a message of MCP that is read: the body of a call, and how much of an answer
+    is held back to look for lists of tools (a larger one passes if it can't hold a list).
+
     Defaults follow common servers: nginx allows 4 × 8 KiB of head, Apache 100 header fields.
     """
 
@@ -237,6 +261,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     headers: Annotated[int, Meta(ge=1, le=1000)] = 100
     connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     credentials: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    message: Size = size(1 << 20)
 
 
 class TimeoutSettings(Settings, frozen=True, kw_only=True):

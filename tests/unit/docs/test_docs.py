@@ -6,16 +6,23 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from valetkey.broker.core.grants import Call, GrantsFile, Policy, Target
 from valetkey.broker.metrics import Metrics as BrokerMetrics
 from valetkey.cli.check import check_file
 from valetkey.cli.reference import PROGRAMS
 from valetkey.cli.settings_table import sections
 from valetkey.collector.metrics import make_metrics
 from valetkey.contracts import codes, events, settings
+from valetkey.contracts.codes import Code
+from valetkey.contracts.oauth import HttpCallDetails
+from valetkey.proxy.core.snapshot import compile_snapshot
+from valetkey.proxy.settings import ProxySettings
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")})
@@ -117,6 +124,36 @@ def test_each_metric_of_broker_and_collector_is_documented_and_none_else() -> No
 def test_the_examples_load(name: str) -> None:
     """Files that they name need not exist here: settings are judged, not the machine."""
     check_file(name, ROOT / f"config/{name}.yaml", environ={})
+
+
+def test_the_example_of_mcp_loads_and_its_grants_cover_its_routes() -> None:
+    """What the sidecar will ask for, route by route, the grants of the page give."""
+    check_file("proxy", ROOT / "config/mcp.yaml", environ={})
+    proxy = settings.load(ProxySettings, ROOT / "config/mcp.yaml", program="proxy", environ={})
+    [text] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/mcp.md").read_text(), re.DOTALL)
+    grants = settings.parse(GrantsFile, textwrap.dedent(text), name="mcp.md", program="broker")
+    audience = proxy.targets["issues"].audience
+    target = Target("issues", audience, audience, "bearer", 120.0)
+    issuers = frozenset(grant.issuer for grant in grants.grants)
+    policy = Policy.compile(grants, [target], issuers=issuers)
+    given = {}
+    for route in compile_snapshot(proxy, thumbprint="").routes:
+        details = msgspec.json.decode(route.details, type=list[HttpCallDetails])
+        granted = policy.grant(
+            target,
+            issuer=next(iter(issuers)),
+            workload=grants.grants[0].workload,
+            for_user=False,
+            scopes=route.scopes,
+            calls=[call for detail in details for call in Call.all_of(detail)],
+        )
+        given[route.id] = granted.name if isinstance(granted, Code) else granted.scopes
+    assert given == {
+        "issues-session": ("issues:connect",),
+        "issues-read": ("issues:read",),
+        "issues-write": "grant.condition",  # per request: only create_issue is granted
+        "issues-stream": ("issues:connect",),
+    }
 
 
 def test_the_examples_fit_together() -> None:

@@ -28,6 +28,7 @@ def test_an_idle_sidecar_exports_what_must_be_seen():
     assert samples["valetkey_config_reloads_total", (("result", "applied"),)] == 0
     assert samples["valetkey_config_reloads_total", (("result", "rejected"),)] == 0
     assert samples["valetkey_exchange_seconds_count", ()] == 0
+    assert samples["valetkey_mcp_hidden_tools_total", ()] == 0
 
 
 def test_requests_by_decision_and_class_of_status():

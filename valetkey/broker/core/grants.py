@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,6 +24,7 @@ from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadP
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.jose import b64url
+from valetkey.contracts.mcp import ANY, MessagePattern, message_patterns
 from valetkey.contracts.oauth import HttpCallDetails
 from valetkey.contracts.settings import Duration, Settings
 
@@ -34,11 +35,33 @@ METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
 _GRANT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
+class McpConditionSettings(Settings, frozen=True, kw_only=True):
+    """Messages of MCP that a grant is good for, as in the sidecar's routes.
+
+    ``methods`` are JSON-RPC methods, ``tools`` the tools of ``tools/call`` (left out: any). Each
+    is a name, or has one ``*`` for any run of characters.
+    """
+
+    methods: tuple[str, ...]
+    tools: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.methods or (self.tools is not None and not self.tools):
+            raise ValueError("methods and tools are non-empty lists; leave tools out for any")
+        patterns = message_patterns(self.methods, self.tools or ())
+        if self.tools and not any(pattern.calls_tools for pattern in patterns):
+            raise ValueError("tools without tools/call among the methods")
+
+
 class ConditionSettings(Settings, frozen=True, kw_only=True):
-    """Calls that a grant is good for: these methods on the paths of this pattern."""
+    """Calls that a grant is good for: these methods on the paths of this pattern.
+
+    With ``mcp``, only calls that carry such a message; without, whatever they carry.
+    """
 
     methods: tuple[str, ...]
     path: str
+    mcp: McpConditionSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.methods or not all(METHOD.fullmatch(method) for method in self.methods):
@@ -100,23 +123,51 @@ class PolicyInvalid(ValueError):  # noqa: N818 - reads as what it is
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Calls over HTTP: these methods on every path of this pattern."""
+    """Calls over HTTP: these methods on every path of this pattern.
+
+    ``messages`` says that they carry one of these messages of MCP; ``None``: whatever they carry.
+    """
 
     methods: frozenset[str]
     path: PathPattern
+    messages: tuple[MessagePattern, ...] | None = None
 
     @classmethod
     def all_of(cls, details: HttpCallDetails) -> tuple[Call, ...]:
-        """One per method, so that each may be covered by another grant or condition.
+        """One per method and message, so that each may be covered by another grant or condition.
 
-        Raises `PatternInvalid` for a path that is none.
+        Raises `PatternInvalid` for a path that is none, `NameInvalid` for such a message.
         """
         read = PathPattern.literal if details.exact else PathPattern.parse
         path = read(details.path)
-        return tuple(cls(frozenset({method}), path) for method in dict.fromkeys(details.actions))
+        messages: list[tuple[MessagePattern, ...] | None] = [None]
+        if details.mcp is not None:
+            messages = [
+                (message,)
+                for message in message_patterns(
+                    details.mcp.methods, details.mcp.tools, exact=details.exact
+                )
+            ]
+        return tuple(
+            cls(frozenset({method}), path, message)
+            for method in dict.fromkeys(details.actions)
+            for message in messages
+        )
 
     def includes(self, other: Call) -> bool:
-        return other.methods <= self.methods and self.path.includes(other.path)
+        return (
+            other.methods <= self.methods
+            and self.path.includes(other.path)
+            and self._includes_messages(other.messages)
+        )
+
+    def _includes_messages(self, others: tuple[MessagePattern, ...] | None) -> bool:
+        """Whether each of these messages is one of ours; any message at all is only in any."""
+        if self.messages is None:
+            return True
+        return others is not None and all(
+            any(own.includes(other) for own in self.messages) for other in others
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +298,13 @@ def _compile(written: GrantSettings) -> Grant:
     try:
         conditions = (
             tuple(
-                Call(frozenset(condition.methods), PathPattern.parse(condition.path))
+                Call(
+                    frozenset(condition.methods),
+                    PathPattern.parse(condition.path),
+                    message_patterns(condition.mcp.methods, condition.mcp.tools or ())
+                    if condition.mcp is not None
+                    else None,
+                )
                 for condition in written.conditions
             )
             if written.conditions is not None
@@ -267,6 +324,14 @@ def _compile(written: GrantSettings) -> Grant:
     )
 
 
+def _canonical(condition: ConditionSettings) -> list[Any]:
+    """A condition in one form; one without `mcp` keeps the form that it always had."""
+    form: list[Any] = [sorted(set(condition.methods)), condition.path]
+    if condition.mcp is not None:
+        form += [sorted(set(condition.mcp.methods)), sorted(set(condition.mcp.tools or (ANY,)))]
+    return form
+
+
 def _digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
     """base64url SHA-256 over the canonical policy: sets sorted, so that order says nothing."""
     canonical = {
@@ -281,10 +346,7 @@ def _digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
                     "on_behalf_of": grant.on_behalf_of,
                     "conditions": None
                     if grant.conditions is None
-                    else sorted(
-                        [sorted(set(condition.methods)), condition.path]
-                        for condition in grant.conditions
-                    ),
+                    else sorted(_canonical(condition) for condition in grant.conditions),
                     "ttl": None if grant.ttl is None else float(grant.ttl),
                 }
                 for grant in file.grants

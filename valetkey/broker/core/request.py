@@ -21,6 +21,7 @@ from valetkey.broker.core.patterns import PatternInvalid
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
+from valetkey.contracts.mcp import NameInvalid
 from valetkey.contracts.oauth import (
     DETAILS_HTTP_CALL,
     GRANT_TOKEN_EXCHANGE,
@@ -33,6 +34,9 @@ from valetkey.contracts.secret import Secret
 MAX_DETAILS: Final = 16
 _MAX_SCOPES: Final = 64
 _MAX_IDENTIFIER: Final = 256
+_MAX_ACTIONS: Final = 64
+# One for each method and message: each is a question to every grant that could cover it.
+_MAX_CALLS: Final = 4096
 _TOKEN_TYPES: Final = frozenset({TOKEN_TYPE_ACCESS, TOKEN_TYPE_JWT})
 _DETAILS: Final = msgspec.json.Decoder(list[HttpCallDetails])
 
@@ -127,15 +131,26 @@ def _details(text: str, audience: str) -> list[HttpCallDetails]:
             raise CallerError(codes.EXCHANGE_DETAILS, "unknown type")
         if detail.locations != (audience,):
             raise CallerError(codes.EXCHANGE_DETAILS, "locations is not the audience alone")
-        if not detail.actions or not all(METHOD.fullmatch(method) for method in detail.actions):
+        if not 1 <= len(detail.actions) <= _MAX_ACTIONS or not all(
+            METHOD.fullmatch(method) for method in detail.actions
+        ):
             raise CallerError(codes.EXCHANGE_DETAILS, "actions are not HTTP methods")
         if not 1 <= len(detail.identifier) <= _MAX_IDENTIFIER:
             raise CallerError(codes.EXCHANGE_DETAILS, "identifier is empty or too long")
+        if detail.mcp is not None and not detail.mcp.methods:
+            raise CallerError(codes.EXCHANGE_DETAILS, "mcp names no method")
     return details
 
 
 def _calls(details: Sequence[HttpCallDetails]) -> tuple[Call, ...]:
+    calls: list[Call] = []
     try:
-        return tuple(call for detail in details for call in Call.all_of(detail))
+        for detail in details:
+            calls += Call.all_of(detail)
+            if len(calls) > _MAX_CALLS:
+                raise CallerError(codes.EXCHANGE_DETAILS, "too many calls")
     except PatternInvalid as error:
         raise CallerError(codes.EXCHANGE_DETAILS, f"path: {error}") from error
+    except NameInvalid as error:
+        raise CallerError(codes.EXCHANGE_DETAILS, f"mcp: {error}") from error
+    return tuple(calls)

@@ -26,7 +26,7 @@ from valetkey.proxy.audit.spool import Spool
 if TYPE_CHECKING:
     from valetkey.contracts.errors import CallerError
     from valetkey.proxy.core.credential import Credential
-    from valetkey.proxy.core.decision import Deny, TunnelPermit
+    from valetkey.proxy.core.decision import Deny, NeedsMessage, TunnelPermit
     from valetkey.proxy.core.snapshot import Route
     from valetkey.proxy.http1.call import Call
     from valetkey.proxy.http1.inbound import WorkloadConnection
@@ -90,6 +90,8 @@ class Recorder:
         trace = call.head.block.traceparent
         who, reference, call.actor = credential.rendered or _render(credential)
         extra = b',"dropped":%b' % _encode(dropped) if dropped else b""
+        if call.asked is not None:
+            extra += b',"mcp":' + _encode(_message(call.asked))
         spool.append(
             template % (
                 seq, self._stamp, seq, spool.link,
@@ -115,6 +117,8 @@ class Recorder:
             unmapped["scopes"] = deny.route.scopes
         if dropped:
             unmapped["dropped"] = dropped
+        if call.asked is not None and call.asked.facts.message is not None:
+            unmapped["mcp"] = _message(call.asked)
         data = self._decision_data(head.method, allowed=False) | {
             "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
@@ -355,6 +359,15 @@ class Recorder:
                 self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             self._stamp = b"%b.%03dZ" % (self._prefix, rest)
             self._millis = b"%d" % millis
+
+
+def _message(asked: NeedsMessage) -> dict[str, str]:
+    """What a message of MCP asks for: never its arguments."""
+    message = asked.facts.message
+    assert message is not None
+    if not message.tool:
+        return {"method": message.method}
+    return {"method": message.method, "tool": message.tool}
 
 
 def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:

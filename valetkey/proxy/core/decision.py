@@ -1,6 +1,7 @@
 """May this call leave? The one place that says yes.
 
-    decide(facts, snapshot, principal) -> Deny | NeedsCredential
+    decide(facts, snapshot, principal) -> Deny | NeedsMessage | NeedsCredential
+    (NeedsMessage: read it, put it into the facts, and decide again)
     NeedsCredential.admit(credential, now) -> Permit | Deny
     decide_tunnel(host, port, snapshot) -> Target | TunnelPermit | Deny
 
@@ -21,6 +22,8 @@ from valetkey.proxy.core.authority import origin_of
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.entry import Entry
+from valetkey.proxy.core.json_rpc import Message
+from valetkey.proxy.core.mcp_routes import McpEndpoint
 from valetkey.proxy.core.path import check_query, drop_parameters, split_path
 from valetkey.proxy.core.snapshot import Passthrough, Route, Snapshot, Target
 
@@ -29,7 +32,8 @@ class RequestFacts:
     """What of a request counts for the decision, whatever protocol brought it."""
 
     __slots__ = (
-        "authority", "listener_target", "method", "origin", "path", "query", "subject_token",
+        "authority", "listener_target", "message", "method", "origin", "path", "query",
+        "subject_token",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +53,8 @@ class RequestFacts:
         self.subject_token = subject_token
         self.listener_target = listener_target
         self.origin = origin  # scheme://host[:port] where the call said so itself, else empty
+        self.message: Message | None = None
+        """The message of MCP in the body: set once it was asked for (`NeedsMessage`) and read."""
 
 
 class Principal:
@@ -126,7 +132,9 @@ _MINT: Final = object()
 class Permit:
     """This one call may go to this target with this credential. Only this module makes one."""
 
-    __slots__ = ("credential", "dropped", "path", "request_target", "route", "target")
+    __slots__ = (
+        "credential", "dropped", "endpoint", "path", "request_target", "route", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,11 +144,14 @@ class Permit:
         path: str,
         request_target: str,
         dropped: tuple[str, ...],
+        endpoint: McpEndpoint[Route] | None = None,
     ) -> None:
         if mint is not _MINT:
             raise TypeError("a Permit is made by the decision alone")
         self.route = route
         self.target = route.target
+        self.endpoint = endpoint
+        """The MCP endpoint on whose path the call is."""
         self.credential = credential
         self.path = path
         self.request_target = request_target
@@ -150,7 +161,7 @@ class Permit:
 class NeedsCredential:
     """A route allows the call; a credential for ``key`` decides whether it leaves."""
 
-    __slots__ = ("dropped", "facts", "key", "path", "request_target", "route")
+    __slots__ = ("dropped", "endpoint", "facts", "key", "path", "request_target", "route")
 
     def __init__(
         self,
@@ -160,6 +171,7 @@ class NeedsCredential:
         path: str,
         request_target: str,
         dropped: tuple[str, ...],
+        endpoint: McpEndpoint[Route] | None = None,
     ) -> None:
         self.facts = facts
         self.route = route
@@ -167,6 +179,7 @@ class NeedsCredential:
         self.path = path
         self.request_target = request_target
         self.dropped = dropped
+        self.endpoint = endpoint
 
     def admit(self, credential: Credential, now: float, *, fresh: bool = False) -> Permit | Deny:
         """Decide again, with a credential. ``now`` is on the credential's monotonic clock.
@@ -185,10 +198,34 @@ class NeedsCredential:
                 self.route.target,
                 self.route,
             )
-        return Permit(_MINT, self.route, credential, self.path, self.request_target, self.dropped)
+        return Permit(
+            _MINT,
+            self.route,
+            credential,
+            self.path,
+            self.request_target,
+            self.dropped,
+            self.endpoint,
+        )
 
 
-def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> NeedsCredential | Deny:
+class NeedsMessage:
+    """The path is an MCP endpoint: the message in the body decides."""
+
+    __slots__ = ("endpoint", "facts", "path", "target")
+
+    def __init__(
+        self, facts: RequestFacts, target: Target, path: str, endpoint: McpEndpoint[Route]
+    ) -> None:
+        self.facts = facts
+        self.target = target
+        self.path = path
+        self.endpoint = endpoint
+
+
+def decide(
+    facts: RequestFacts, snapshot: Snapshot, principal: Principal
+) -> NeedsCredential | NeedsMessage | Deny:
     """Find target and route of a call, and the credential that it needs."""
     path = facts.path
     try:
@@ -204,15 +241,32 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
     if start:
         # By its slash, not by its length: the prefix may have been sent percent-encoded.
         path = path[path.index("/", 1) :]
-    route = target.routes.match(facts.method, segments, start)
-    if route is None:
+    found = target.routes.match(facts.method, segments, start)
+    if found is None:
         return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target, path=path)
     if (";" in path or "%3" in path) and target.routes.match(
         facts.method, _bare(segments), start
-    ) is not route:
+    ) is not found:
         # Servlet containers cut path parameters before they map the path (RFC 3986 §3.3).
         reason = "path parameters lead to another route"
-        return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, route, path)
+        shown = None if isinstance(found, McpEndpoint) else found
+        return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, shown, path)
+    endpoint: McpEndpoint[Route] | None = None
+    if isinstance(found, McpEndpoint):
+        endpoint = found
+        message = facts.message
+        if message is None:
+            return NeedsMessage(facts, target, path, endpoint)
+        route = endpoint.match(message)
+        if route is None:
+            reason = "no route for this method or tool"
+            return Deny(codes.MCP_NO_MATCH, reason, target, path=path)
+    else:
+        route = found
+        if target.has_mcp:
+            # GET for an event stream, DELETE for a session: their answers are looked through too.
+            beside = target.routes.match("POST", segments, start)
+            endpoint = beside if isinstance(beside, McpEndpoint) else None
     request_target = path
     dropped: tuple[str, ...] = ()
     query = facts.query
@@ -232,8 +286,8 @@ def decide(facts: RequestFacts, snapshot: Snapshot, principal: Principal) -> Nee
         else principal.key_for_user(route, snapshot.policy_digest, facts.subject_token)
     )
     if route.per_request:
-        key = key._replace(details=route.exact_details(facts.method, path))
-    return NeedsCredential(facts, route, key, path, request_target, dropped)
+        key = key._replace(details=route.exact_details(facts.method, path, facts.message))
+    return NeedsCredential(facts, route, key, path, request_target, dropped, endpoint)
 
 
 def admit(entry: Entry, presented: list[bytes], origin: str, host: str, port: int) -> Deny | None:

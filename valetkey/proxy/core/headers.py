@@ -84,6 +84,12 @@ RESPONSE_STRIPPED: Final = frozenset(
      "proxy-authentication-info"}
 )  # fmt: skip
 
+# What a target says of an answer as a whole, byte for byte (RFC 9110 §8.8.3, RFC 9530): untrue of
+# one from which something was taken out.
+OF_THE_WHOLE: Final = frozenset({
+    "etag", "content-digest", "repr-digest", "digest", "content-md5", "accept-ranges",
+})  # fmt: skip
+
 
 class HeaderPolicy:
     """What one target manages on top of `MANAGED`, and what it lets through of it.
@@ -91,12 +97,24 @@ class HeaderPolicy:
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    __slots__ = ("managed", "refused", "subject")
+    __slots__ = ("dropped", "managed", "refused", "subject")
 
-    def __init__(self, managed: frozenset[str], refused: frozenset[str], subject: str) -> None:
+    def __init__(
+        self,
+        managed: frozenset[str],
+        refused: frozenset[str],
+        subject: str,
+        dropped: frozenset[str] = _OWN,
+    ) -> None:
         self.managed = managed
         self.refused = refused
         self.subject = subject
+        self.dropped = dropped
+        """What does not go on and is no credential."""
+
+    def without(self, names: Iterable[str]) -> HeaderPolicy:
+        """The same, with more names (in normal form) that do not go on."""
+        return HeaderPolicy(self.managed, self.refused, self.subject, self.dropped.union(names))
 
     @classmethod
     def of(
@@ -133,7 +151,7 @@ def request_fields(
         if name in policy.managed:
             if name != policy.subject:
                 dropped.append(name)
-        elif name in HOP_BY_HOP or name in listed or name in _OWN:
+        elif name in HOP_BY_HOP or name in listed or name in policy.dropped:
             continue
         else:
             lines.append(b"%b: %b\r\n" % (raw, value))

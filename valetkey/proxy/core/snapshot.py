@@ -17,7 +17,13 @@ import msgspec
 
 from valetkey.contracts.diagnosis import DIAGNOSIS_HOST
 from valetkey.contracts.errors import CallerError, ConfigError
-from valetkey.contracts.oauth import DETAILS_HTTP_CALL, HttpCallDetails, canonical_details
+from valetkey.contracts.mcp import METHOD_TOOLS_CALL, MessagePattern, NameInvalid, message_patterns
+from valetkey.contracts.oauth import (
+    DETAILS_HTTP_CALL,
+    HttpCallDetails,
+    McpDetails,
+    canonical_details,
+)
 from valetkey.proxy.core.addresses import Network, parse_nat64, parse_networks
 from valetkey.proxy.core.authority import (
     DEFAULT_PORTS,
@@ -34,10 +40,13 @@ from valetkey.proxy.core.headers import (
     HeaderPolicy,
     normal,
 )
-from valetkey.proxy.core.routing import PatternError, RouteTree
+from valetkey.proxy.core.json_rpc import Message
+from valetkey.proxy.core.mcp_routes import McpEndpoint
+from valetkey.proxy.core.routing import PatternError, RouteTree, parse_pattern
 from valetkey.proxy.settings import (
     CredentialSettings,
     InterceptionSettings,
+    MatchSettings,
     NetworkSettings,
     PassthroughSettings,
     ProxySettings,
@@ -50,15 +59,21 @@ _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 # RFC 9110 §9.3.8: TRACE answers with the request, the injected credential in it (TRACK: the same
 # in old IIS). §9.3.6: what follows an answer to CONNECT is no HTTP. RFC 9113 §3.4: nor behind PRI.
 _NO_ROUTE: Final = frozenset({"TRACE", "TRACK", "CONNECT", "PRI"})
+# What is not asked for on the path of an MCP endpoint: answers that can't be read for lists of
+# tools. With the message's own body, the expectation of it was met here.
+_UNREADABLE: Final = frozenset({"accept-encoding", "range", "if-range"})
+_MET: Final = frozenset({"expect"})
+# The details are part of the token, and that of a header; common servers take 8 KiB of it.
+_MAX_DETAILS: Final = 4096
 
 
 class Target:
     """A system that calls go to. Identity is by object: one per snapshot."""
 
     __slots__ = (
-        "allowed", "audience", "authority", "credential_parameters", "endpoint", "headers", "host",
-        "inject", "name", "override_parameters", "port", "prefix", "routes", "settings",
-        "thumbprint", "tls", "url",
+        "allowed", "audience", "authority", "credential_parameters", "endpoint", "has_mcp",
+        "headers", "host", "inject", "name", "override_parameters", "port", "prefix", "routes",
+        "settings", "thumbprint", "tls", "url",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +105,9 @@ class Target:
         self.override_parameters = OVERRIDE_PARAMETERS - parameters
         for parameter in parameters - CREDENTIAL_PARAMETERS - OVERRIDE_PARAMETERS:
             raise ConfigError(f"{where}.pass_parameters: {parameter!r} would pass anyway")
-        self.routes: RouteTree[Route] = RouteTree()
+        self.routes: RouteTree[Route | McpEndpoint[Route]] = RouteTree()
+        self.has_mcp = False
+        """Whether some path of it is an MCP endpoint."""
         try:
             self.allowed: tuple[Network, ...] = parse_networks(settings.allow_networks)
         except ValueError as error:
@@ -103,27 +120,39 @@ class Route:
     """A match on one target, with the scopes that it needs."""
 
     __slots__ = (
-        "details", "durable", "id", "methods", "pattern", "per_request", "record_gap", "scope",
-        "scopes", "target",
+        "details", "durable", "id", "messages", "methods", "pattern", "per_request", "record_gap",
+        "scope", "scopes", "target",
     )  # fmt: skip
 
     def __init__(self, settings: RouteSettings, target: Target) -> None:
         self.id = settings.id
         self.target = target
-        self.methods = settings.match.methods
+        mcp = settings.match.mcp
+        self.methods: tuple[str, ...] = ("POST",) if mcp is not None else settings.match.methods
+        self.messages: tuple[MessagePattern, ...] = ()
+        """The messages of MCP that it is for; none: it is for calls of any content."""
+        details: McpDetails | None = None
+        if mcp is not None:
+            self.messages = message_patterns(mcp.methods, mcp.tools or ())
+            details = _mcp_details(self.messages)
         self.pattern = settings.match.path
         self.scopes = tuple(sorted(set(settings.scopes)))
         self.scope = " ".join(self.scopes)
         self.per_request = settings.per_request
         self.durable = settings.audit == "durable"
         self.record_gap = settings.spool_full == "record_gap"
-        self.details = self._details(sorted(set(self.methods)), self.pattern, exact=False)
+        self.details = self._details(sorted(set(self.methods)), self.pattern, details, exact=False)
 
-    def exact_details(self, method: str, path: str) -> str:
+    def exact_details(self, method: str, path: str, message: Message | None) -> str:
         """Authorization details that name one request (RFC 9396), canonical."""
-        return self._details([method], path, exact=True)
+        mcp: McpDetails | None = None
+        if message is not None:
+            mcp = McpDetails((message.method,), (message.tool,) if message.tool else ())
+        return self._details([method], path, mcp, exact=True)
 
-    def _details(self, methods: Sequence[str], path: str, *, exact: bool) -> str:
+    def _details(
+        self, methods: Sequence[str], path: str, mcp: McpDetails | None, *, exact: bool
+    ) -> str:
         return canonical_details(
             [
                 HttpCallDetails(
@@ -133,6 +162,7 @@ class Route:
                     identifier=self.id,
                     path=path,
                     exact=exact,
+                    mcp=mcp,
                 )
             ]
         )
@@ -332,6 +362,7 @@ def _nat64(settings: NetworkSettings) -> tuple[IPv6Network, ...] | None:
 
 def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list[Route]:
     routes: list[Route] = []
+    endpoints: _Endpoints = {}
     seen: set[str] = set()
     for index, item in enumerate(settings.routes):
         where = f"routes.{index}"
@@ -341,15 +372,63 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         target = targets.get(item.target)
         if target is None:
             raise ConfigError(f"{where}.target: no target {item.target!r}")
-        for method in _NO_ROUTE.intersection(item.match.methods):
-            raise ConfigError(f"{where}.match.methods: no route can allow {method}")
-        route = Route(item, target)
+        _check_match(item.match, f"{where}.match")
         try:
-            target.routes.add(route.methods, route.pattern, route)
-        except PatternError as error:
+            route = Route(item, target)
+            if item.match.mcp is None:
+                target.routes.add(route.methods, route.pattern, route)
+            else:
+                _endpoint(endpoints, route, settings.limits.message).add(route.messages, route)
+        except (PatternError, NameInvalid) as error:
             raise ConfigError(f"{where}.match: {error}") from error
+        if route.messages and len(route.details) > _MAX_DETAILS:
+            raise ConfigError(
+                f"{where}.match.mcp: too many names for one credential; use * or more routes"
+            )
         routes.append(route)
     return routes
+
+
+def _check_match(match: MatchSettings, where: str) -> None:
+    for method in _NO_ROUTE.intersection(match.methods):
+        raise ConfigError(f"{where}.methods: no route can allow {method}")
+    mcp = match.mcp
+    if mcp is None:
+        if not match.methods:
+            raise ConfigError(f"{where}.methods: at least one is needed")
+        return
+    if match.methods not in {(), ("POST",)}:
+        raise ConfigError(f"{where}.methods: messages of MCP come by POST and nothing else")
+    try:
+        patterns = message_patterns(mcp.methods, mcp.tools or ())
+    except NameInvalid as error:
+        raise ConfigError(f"{where}.mcp: {error}") from error
+    if mcp.tools and not any(pattern.calls_tools for pattern in patterns):
+        raise ConfigError(f"{where}.mcp.tools: {METHOD_TOOLS_CALL} is not among the methods")
+
+
+_Endpoints = dict[tuple[Target, Sequence[object]], McpEndpoint[Route]]
+
+
+def _endpoint(endpoints: _Endpoints, route: Route, limit: int) -> McpEndpoint[Route]:
+    """The MCP endpoint at a route's path, made where it is the first. Raises `PatternError`."""
+    target = route.target
+    place = (target, parse_pattern(route.pattern))
+    endpoint = endpoints.get(place)
+    if endpoint is None:
+        others = target.headers.without(_UNREADABLE)
+        endpoint = endpoints[place] = McpEndpoint(others.without(_MET), others, limit)
+        target.routes.add(route.methods, route.pattern, endpoint)
+        target.has_mcp = True
+    return endpoint
+
+
+def _mcp_details(patterns: Sequence[MessagePattern]) -> McpDetails:
+    """The same patterns for the broker; which tools is said even where it is any."""
+    return McpDetails(
+        tuple(sorted({str(pattern.method) for pattern in patterns})),
+        tuple(sorted({str(pattern.tool) for pattern in patterns if pattern.calls_tools})),
+    )
 
 
 def split_origin(url: str, where: str) -> tuple[bool, str, int]:

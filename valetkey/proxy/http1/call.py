@@ -11,16 +11,19 @@ they are used again only if both messages ended exactly where their framing said
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
+from valetkey.proxy.core.headers import OF_THE_WHOLE
+from valetkey.proxy.core.tool_lists import AnswerFilter, answer_filter
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
 
 if TYPE_CHECKING:
-    from valetkey.proxy.core.decision import NeedsCredential, Permit
+    from valetkey.proxy.core.decision import NeedsCredential, NeedsMessage, Permit
+    from valetkey.proxy.core.mcp_routes import McpEndpoint
     from valetkey.proxy.http1.head import RequestHead, ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
     from valetkey.proxy.pep import EnforcementPoint
@@ -41,22 +44,25 @@ _monotonic: Final = time.monotonic
 class Phase:
     """How far a call has come: plain integers, since enum members cost on this path."""
 
+    COLLECTING: Final = -1  # the body decides, and is not there yet
     DECIDING: Final = 0
     CONNECTING: Final = 1
     WAITING: Final = 2  # the request is under way; no final response head yet
-    ANSWERING: Final = 3  # the final response head went to the workload
-    DONE: Final = 4
+    HOLDING: Final = 3  # the final response head is here, and what follows may still refuse it
+    ANSWERING: Final = 4  # the final response head went to the workload
+    DONE: Final = 5
 
 
 class Call:
     """One request and its response. Made by `WorkloadConnection`, driven by events."""
 
     __slots__ = (
-        "_answer", "_answer_left", "_dechunk", "_decoder", "_interim", "_left", "_rechunk",
-        "_retried_stale", "_reuse", "actor", "attempts", "body_open", "deadline", "decision_seq",
-        "ended", "head", "inbound", "lines", "needs", "outbound", "pending", "pep", "permit",
-        "phase", "received", "replay", "retried_credential", "retried_nonce", "sent", "started",
-        "status", "t_answer", "t_forward", "t_reply",
+        "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
+        "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "actor", "asked", "attempts",
+        "body_open", "deadline", "decision_seq", "ended", "head", "inbound", "lines", "needs",
+        "outbound", "pending", "pep", "permit", "phase", "received", "replay",
+        "retried_credential", "retried_nonce", "sent", "started", "status", "t_answer",
+        "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +75,8 @@ class Call:
         self.phase: int = Phase.DECIDING
         self.lines = b""
         """The request's header lines that go on, set with the permit."""
+        self.asked: NeedsMessage | None = None
+        """Set if the body decides (MCP)."""
         self.needs: NeedsCredential | None = None
         self.permit: Permit | None = None
         self.outbound: TargetConnection | None = None
@@ -84,7 +92,10 @@ class Call:
         self.body_open = block.chunked or self._left > 0
         self.pending: list[bytes] = []
         self.replay: list[bytes] | None = []
+        self._collected: bytearray | None = None
         # the response
+        self._filter: AnswerFilter | None = None
+        self._held = b""
         self._answer = b""
         self._answer_left: int | None = None
         self._dechunk: ChunkedDecoder | None = None
@@ -114,6 +125,9 @@ class Call:
             self._left -= len(data)
             self.sent += len(data)
             self.body_open = self._left > 0
+            if self._collected is not None:
+                self._collect(data)
+                return rest
             wire = data
         else:
             try:
@@ -124,6 +138,9 @@ class Call:
             self.sent += sum(map(len, pieces))
             self.body_open = not self._decoder.done
             rest = self._decoder.rest
+            if self._collected is not None:
+                self._collect(b"".join(pieces))
+                return rest
             wire = b"".join(map(encode_chunk, pieces))
             if not self.body_open:
                 wire += LAST_CHUNK
@@ -142,6 +159,43 @@ class Call:
             if sum(map(len, self.pending)) >= _REPLAYABLE_BODY:
                 self.inbound.hold_reading()
 
+    def collect(self, asked: NeedsMessage) -> None:
+        """Hold the body back until it is whole: see `EnforcementPoint.message_came`."""
+        self.asked = asked
+        self.phase = Phase.COLLECTING
+        self.deadline = _monotonic() + self.pep.timeouts.stall
+        early = b"".join(self.pending)
+        self.pending = []
+        if self._decoder is not None:
+            early = b"".join(ChunkedDecoder().feed(early))
+        self._collected = bytearray(early)
+        # RFC 9110 §10.1.1: nobody behind us is asked before it is here.
+        if self.body_open and self.head.block.expect_continue and self.head.version and not early:
+            self.inbound.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether the body was held back and is whole now."""
+        return self.phase == Phase.COLLECTING and not self.body_open
+
+    def _collect(self, payload: bytes) -> None:
+        assert self._collected is not None
+        assert self.asked is not None
+        self._collected += payload
+        if self.body_open and len(self._collected) > self.asked.endpoint.limit:
+            self.fail(codes.REQUEST_BODY_TOO_LARGE, "more than limits.message")
+
+    def collected(self) -> bytes:
+        """The body that was held back, whole. It goes on, with the framing that it came with."""
+        assert self._collected is not None
+        payload = bytes(self._collected)
+        self._collected = None
+        self.phase = Phase.DECIDING
+        self.pending = [payload]
+        if self._decoder is not None:
+            self.pending = [encode_chunk(payload), LAST_CHUNK] if payload else [LAST_CHUNK]
+        return payload
+
     # --- the way to the target ----------------------------------------------------------------
 
     def forward(self, connection: TargetConnection, head: bytes) -> None:
@@ -154,7 +208,9 @@ class Call:
         self.t_answer = 0.0
         body = self.pending if self.attempts == 1 else self.replay or []
         if self.attempts == 1 and (body or self.body_open):
-            complete = not self.body_open and sum(map(len, body)) <= _REPLAYABLE_BODY
+            complete = not self.body_open and (
+                self.asked is not None or sum(map(len, body)) <= _REPLAYABLE_BODY
+            )
             self.replay = body if complete else None
             self.pending = []
         self.inbound.release_reading()  # before the write, which may hold it again
@@ -172,7 +228,7 @@ class Call:
 
     def target_received(self, data: bytes) -> None:
         """Bytes of the response (or of an interim one before it)."""
-        if self.phase == Phase.ANSWERING:
+        if self.phase >= Phase.HOLDING:
             self.deadline = _monotonic() + self.pep.timeouts.stall
             self._answer_body(data, b"")
             return
@@ -210,6 +266,14 @@ class Call:
         self.inbound.write(head.lines + b"\r\n")
 
     def _answer_head(self, head: ResponseHead, data: bytes) -> None:
+        permit = self.permit
+        assert permit is not None
+        if permit.endpoint is not None:
+            try:
+                self._filter = self._filter_of(head, permit.endpoint)
+            except TargetError as error:
+                self.fail(error.code, error.reason)
+                return
         block = head.block
         status = self.status = head.status
         inbound = self.inbound
@@ -232,6 +296,13 @@ class Call:
             # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
             self._answer_left = 0
             lines = head.sized if head.sized and status != 204 else head.lines
+        elif self._filter is not None:
+            self.phase = Phase.HOLDING
+            self._answer_left = block.length
+            if block.chunked:
+                self._dechunk = ChunkedDecoder()
+            self._held = head.lines_without(OF_THE_WHOLE)
+            lines = b""
         elif block.length is not None:
             self._answer_left = block.length
             lines = head.sized
@@ -241,6 +312,19 @@ class Call:
             lines = head.lines + self._unsized()
         self.deadline = self.t_answer + self.pep.timeouts.stall
         self._answer_body(data, b"%b%b\r\n" % (lines, inbound.connection_line()))
+
+    def _filter_of(self, head: ResponseHead, endpoint: McpEndpoint[Any]) -> AnswerFilter | None:
+        """What the body has to pass through on the path of an MCP endpoint, if it has one."""
+        if self.head.method == "HEAD" or head.status in {204, 304}:
+            return None
+        block = head.block
+        return answer_filter(
+            endpoint,
+            head.status,
+            block.value("content-type"),
+            block.value("content-encoding"),
+            posted=self.asked is not None,
+        )
 
     def _unsized(self) -> bytes:
         """Framing for a body whose length nobody knows: chunks, or for HTTP/1.0 the end."""
@@ -252,6 +336,9 @@ class Call:
 
     def _answer_body(self, data: bytes, lines: bytes) -> None:
         """Relay ``data`` of the body, with ``lines`` (the head) in front the first time."""
+        if self._filter is not None:
+            self._answer_filtered(self._filter, data)
+            return
         done = False
         if self._dechunk is not None:
             try:
@@ -285,6 +372,56 @@ class Call:
         if done:
             self._complete()
 
+    def _answer_filtered(self, answer: AnswerFilter, data: bytes, *, ended: bool = False) -> None:
+        """`_answer_body` through a filter. ``ended``: the connection's end is the body's."""
+        try:
+            payload, done = self._unframed(data)
+            done = done or ended
+            out = answer.feed(payload)
+            if done:
+                out += answer.end()
+        except ChunkedInvalid as error:
+            self.fail(codes.TARGET_BAD_RESPONSE, str(error))
+            return
+        except TargetError as error:
+            self.fail(error.code, error.reason)
+            return
+        if answer.hidden:
+            self.pep.hid_tools(answer.hidden)
+            answer.hidden = 0
+        if self.phase == Phase.HOLDING:
+            if answer.waits and not out and not done:
+                return
+            self.phase = Phase.ANSWERING
+            framing = b"content-length: %d\r\n" % len(out) if done else self._unsized()
+            head = b"%b%b%b\r\n" % (self._held, framing, self.inbound.connection_line())
+            self.t_reply = _monotonic()
+        else:
+            head = b""
+        if self._rechunk:
+            out = (encode_chunk(out) if out else b"") + (LAST_CHUNK if done else b"")
+        if head or out:
+            self.inbound.write(head + out)
+        if done:
+            self._complete()
+
+    def _unframed(self, data: bytes) -> tuple[bytes, bool]:
+        """The payload in ``data``, and whether the body ends with it."""
+        done = False
+        if self._dechunk is not None:
+            data = b"".join(self._dechunk.feed(data))
+            done = self._dechunk.done
+            if self._dechunk.rest:
+                self._reuse = False
+        elif self._answer_left is not None:
+            if len(data) > self._answer_left:
+                data = data[: self._answer_left]
+                self._reuse = False
+            self._answer_left -= len(data)
+            done = self._answer_left == 0
+        self.received += len(data)
+        return data, done
+
     def _complete(self) -> None:
         """The response ended where its framing said."""
         outbound, self.outbound = self.outbound, None
@@ -301,7 +438,11 @@ class Call:
 
     def target_ended(self) -> None:
         """The target sends no more: the end of an unframed body, or a failure."""
-        if self.phase == Phase.ANSWERING and self._dechunk is None and self._answer_left is None:
+        if self.phase >= Phase.HOLDING and self._dechunk is None and self._answer_left is None:
+            if self._filter is not None:
+                self._reuse = False
+                self._answer_filtered(self._filter, b"", ended=True)
+                return
             if self._rechunk:
                 self.inbound.write(LAST_CHUNK)
             self.drop_target()
@@ -363,6 +504,10 @@ class Call:
         if self.phase == Phase.ANSWERING:
             slow_reader = self.inbound.write_paused
             self._cut(b"", codes.REQUEST_TIMEOUT if slow_reader else codes.TARGET_TIMEOUT)
+        elif self.phase == Phase.COLLECTING:
+            self.fail(codes.REQUEST_TIMEOUT, "the request body stalled")
+        elif self.phase == Phase.HOLDING:
+            self.fail(codes.TARGET_TIMEOUT, "the answer stalled")
         elif self.phase == Phase.WAITING:
             # Deciding and connecting have time limits of their own.
             if self.body_open and not self.inbound.held:
@@ -395,7 +540,7 @@ class Call:
         self.inbound.close_after = True
         # Chunks or a length are short now, which the workload notices; a body that ends with the
         # connection needs a reset, and so does a reader that does not read.
-        unframed = not self._rechunk and self._answer_left is None
+        unframed = not self._rechunk and (self._answer_left is None or self._filter is not None)
         self.inbound.reset_after = unframed or self.inbound.write_paused
         self._end("cut", code)
 

@@ -200,6 +200,12 @@ class ResponseHead:
             else b""
         )
 
+    def lines_without(self, names: frozenset[str]) -> bytes:
+        """`lines` without the fields of these names (in normal form)."""
+        line_end = self.lines.index(b"\r\n") + 2
+        fields = (field for field in self.block.fields if field[0] not in names)
+        return self.lines[:line_end] + response_fields(fields, self.block.listed)
+
 
 class HeadReader:
     """Reads heads off the front of a buffer. One per process; its tables are bounded."""

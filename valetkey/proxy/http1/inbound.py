@@ -122,6 +122,11 @@ class WorkloadConnection:
             rest = call.body_received(data)
             if rest:
                 self._keep(rest)
+            if call.is_collected:
+                try:
+                    self.pep.message_came(call)
+                except Exception as error:  # noqa: BLE001 - as in `_begin`
+                    self.pep.failed(call, error)
         else:
             self._keep(data)
 

@@ -11,7 +11,7 @@ import pytest
 from valetkey.broker.core.grants import Call, GrantsFile, Policy, PolicyInvalid, Target
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import ConfigError
-from valetkey.contracts.oauth import HttpCallDetails
+from valetkey.contracts.oauth import HttpCallDetails, McpDetails
 from valetkey.contracts.settings import parse
 
 IDP = "https://idp.example"
@@ -31,8 +31,8 @@ def grant(name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def condition(path: str, *methods: str) -> dict[str, Any]:
-    return {"methods": list(methods), "path": path}
+def condition(path: str, *methods: str, mcp: Any = None) -> dict[str, Any]:
+    return {"methods": list(methods), "path": path} | ({"mcp": mcp} if mcp is not None else {})
 
 
 def file_of(grants: list[dict[str, Any]]) -> GrantsFile:
@@ -46,6 +46,12 @@ def policy_of(*grants: dict[str, Any], targets: tuple[Target, ...] = (TICKETS, F
 
 def calls(path: str, *methods: str, exact: bool = False) -> tuple[Call, ...]:
     return Call.all_of(HttpCallDetails("t", ("l",), methods, "r", path, exact))
+
+
+def messages(*methods: str, tools: tuple[str, ...] = (), exact: bool = False) -> tuple[Call, ...]:
+    """POST to /mcp with such messages."""
+    mcp = McpDetails(methods, tools)
+    return Call.all_of(HttpCallDetails("t", ("l",), ("POST",), "r", "/mcp", exact, mcp))
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,16 @@ class Case:
 
 READ_GET = grant("read", conditions=[condition("/a/{id}", "GET")])
 WRITE_POST = grant("write", scopes=["write"], conditions=[condition("/a/{id}", "POST")])
+
+
+def mcp_grant(name: str, *methods: str, tools: Any = None) -> dict[str, Any]:
+    mcp = {"methods": list(methods)} | ({"tools": tools} if tools is not None else {})
+    return grant(name, conditions=[condition("/mcp", "POST", mcp=mcp)])
+
+
+CREATE = mcp_grant("create", "tools/call", tools=["create_*"])
+BASE = mcp_grant("base", "initialize", "notifications/*", "tools/list")
+GIVEN = (("read",), ("create",))
 
 CASES = [
     Case("granted", [grant("g")], ("read",), (("read",), ("g",))),
@@ -112,6 +128,37 @@ CASES = [
          ("read",), (("read",), ("g",)), calls("/b", "PUT")),
     Case("without details only the unconditional grant counts", [READ_GET, grant("g")], ("read",),
          (("read",), ("g",))),
+    Case("a tool", [CREATE], ("read",), GIVEN, messages("tools/call", tools=("create_issue",))),
+    Case("the same glob", [CREATE], ("read",), GIVEN, messages("tools/call", tools=("create_*",))),
+    Case("a narrower glob", [CREATE], ("read",), GIVEN,
+         messages("tools/call", tools=("create_*_draft",))),
+    Case("one exact call", [CREATE], ("read",), GIVEN,
+         messages("tools/call", tools=("create_issue",), exact=True)),
+    Case("another tool", [CREATE], ("read",), "grant.condition",
+         messages("tools/call", tools=("delete_issue",))),
+    Case("a wider glob", [CREATE], ("read",), "grant.condition",
+         messages("tools/call", tools=("c*",))),
+    Case("any tool", [CREATE], ("read",), "grant.condition", messages("tools/call")),
+    Case("any method", [CREATE], ("read",), "grant.condition",
+         messages("*", tools=("create_issue",))),
+    Case("one tool too many", [CREATE], ("read",), "grant.condition",
+         messages("tools/call", tools=("create_issue", "delete_issue"))),
+    Case("a star that is a name", [CREATE], ("read",), "grant.condition",
+         messages("tools/call", tools=("*",), exact=True)),
+    Case("any message at all", [CREATE], ("read",), "grant.condition",
+         calls("/mcp", "POST")),
+    Case("another method of JSON-RPC", [CREATE], ("read",), "grant.condition",
+         messages("tools/list")),
+    Case("a message on another path", [grant("g", conditions=[condition("/mcp2", "POST",
+         mcp={"methods": ["*"]})])], ("read",), "grant.condition", messages("tools/list")),
+    Case("messages of two grants", [CREATE, BASE], ("read",), (("read",), ("base", "create")),
+         messages("tools/list", "tools/call", tools=("create_issue",))),
+    Case("a condition that says nothing of messages", [grant("g", conditions=[condition("/mcp",
+         "POST")])], ("read",), (("read",), ("g",)), messages("tools/call", tools=("x",))),
+    Case("every message", [mcp_grant("g", "*")], ("read",), (("read",), ("g",)),
+         messages("tools/call", "ping")),
+    Case("every message is not every call", [mcp_grant("g", "*")], ("read",), "grant.condition",
+         calls("/mcp", "POST")),
 ]  # fmt: skip
 
 
@@ -178,11 +225,20 @@ def test_the_digest_is_of_the_meaning_not_the_writing() -> None:
         grant("g", on_behalf_of="users"),
         grant("g", ttl="60s"),
         grant("g", conditions=[condition("/a", "GET")]),
+        mcp_grant("g", "tools/call"),
         grant("other"),
     ],
 )
 def test_the_digest_changes_with_every_grant_key(changed: dict[str, Any]) -> None:
     assert policy_of(grant("g")).digest != policy_of(changed).digest
+
+
+def test_the_digest_tells_messages_apart() -> None:
+    plain = grant("g", conditions=[condition("/mcp", "POST")])
+    different = [plain, mcp_grant("g", "*"), mcp_grant("g", "tools/call"), CREATE | {"id": "g"}]
+    assert len({policy_of(one).digest for one in different}) == len(different)
+    same = [mcp_grant("g", "a", "tools/call"), mcp_grant("g", "tools/call", "a", tools=["*"])]
+    assert len({policy_of(one).digest for one in same}) == 1
 
 
 @pytest.mark.parametrize(
@@ -225,6 +281,14 @@ def test_contradictions_are_refused(grants: list[dict[str, Any]], message: str) 
         ({"conditions": [condition("/a")]}, "methods must be"),
         ({"conditions": [condition("/a", "get")]}, "methods must be"),
         ({"conditions": [condition("a", "GET")]}, "begins with /"),
+        ({"conditions": [condition("/a", "POST", mcp={})]}, "methods"),
+        ({"conditions": [condition("/a", "POST", mcp={"methods": []})]}, "non-empty"),
+        ({"conditions": [condition("/a", "POST", mcp={"methods": ["*"], "tools": []})]}, "empty"),
+        ({"conditions": [condition("/a", "POST", mcp={"methods": ["a*b*"]})]}, "at most one"),
+        (
+            {"conditions": [condition("/a", "POST", mcp={"methods": ["a"], "tools": ["x"]})]},
+            "without tools/call",
+        ),
         ({"conditions": [condition("/a/../b", "GET")]}, "dot segments"),
         ({"ttl": "500ms"}, "at least 1s"),
         ({"ttl": 60}, "duration with a unit"),

@@ -55,6 +55,15 @@ def test_a_good_request() -> None:
     assert "subject-token" not in repr(request)
 
 
+def test_messages_are_asked_about_one_by_one_and_echoed() -> None:
+    mcp = {"methods": ["ping", "tools/call"], "tools": ["a", "b_*"]}
+    request = parse_exchange(form(authorization_details=details(actions=["POST"], mcp=mcp)))
+    [echoed] = request.details
+    assert echoed["mcp"] == {"methods": ("ping", "tools/call"), "tools": ("a", "b_*")}
+    asked = [(str(m.method), str(m.tool)) for call in request.calls for m in call.messages or ()]
+    assert asked == [("ping", "*"), ("tools/call", "a"), ("tools/call", "b_*")]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "code"),
     [
@@ -85,6 +94,22 @@ def test_a_good_request() -> None:
          "exchange.details"),
         ("path", {"authorization_details": details(path="/a//b")}, "exchange.details"),
         ("exact pattern", {"authorization_details": details(exact=True)}, "exchange.details"),
+        ("too many methods", {"authorization_details": details(actions=["GET"] * 65)},
+         "exchange.details"),
+        ("mcp is a list", {"authorization_details": details(mcp=[])}, "exchange.details"),
+        ("mcp without methods", {"authorization_details": details(mcp={"methods": []})},
+         "exchange.details"),
+        ("mcp field", {"authorization_details": details(mcp={"methods": ["a"], "x": 1})},
+         "exchange.details"),
+        ("mcp name", {"authorization_details": details(mcp={"methods": ["a\n"]})},
+         "exchange.details"),
+        ("mcp pattern", {"authorization_details": details(mcp={"methods": ["a*b*"]})},
+         "exchange.details"),
+        ("too many messages", {"authorization_details": details(mcp={"methods": ["tools/call"],
+         "tools": [f"t{n}" for n in range(1025)]})}, "exchange.details"),
+        ("too many calls", {"authorization_details": details(actions=[f"A{c}" for c in
+         "ABCDE"], mcp={"methods": ["tools/call"], "tools": [f"t{n}" for n in range(1000)]})},
+         "exchange.details"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_has_its_code(name: str, changes: dict[str, Any], code: str) -> None:

@@ -55,7 +55,13 @@ SETTINGS: dict[str, Any] = {
             "target": "tickets",
             "match": {"methods": ["GET", "HEAD", "PUT", "PURGE"], "path": "/api/{rest*}"},
             "scopes": ["100%s", "t:read", "%d%%"],
-        }
+        },
+        {
+            "id": "tools",
+            "target": "tickets",
+            "match": {"path": "/mcp", "mcp": {"methods": ["tools/*"], "tools": ["get_*"]}},
+            "scopes": ["t:read"],
+        },
     ],
 }
 
@@ -123,9 +129,9 @@ class Stand:
         self.tail = SegmentTail.open(self.spool.current_path)
         self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)
 
-    def credential(self, **fields: str) -> None:
-        """What the broker answered."""
-        route = self.snapshot.routes[0]
+    def credential(self, number: int = 0, **fields: str) -> None:
+        """What the broker answered for that route."""
+        route = self.snapshot.routes[number]
         key = self.identity.principal().key(route, self.snapshot.policy_digest)
         token = Secret(CANARY)
         now = time.monotonic()
@@ -345,6 +351,41 @@ def test_a_refused_call_names_workload_route_and_dropped_credentials(stand):
     assert data["api"]["service"] == {"name": "tickets"}
     assert data["unmapped"]["code"] == "route.no_match"
     assert data["unmapped"]["dropped"] == ["x-api-key"]
+
+
+def message(method: str, **params: Any) -> bytes:
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+    head = b"POST /mcp HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("tool", ["get_issue", 'get_"%s"%%\\', "get_tür \U0001f511"])
+def test_a_message_is_named_by_method_and_tool_and_nothing_else_of_it(stand, tool):
+    stand.credential(1)
+    stand.call(message("tools/call", name=tool, arguments={"secret": CANARY}))
+    stand.call(message("tools/list", cursor=CANARY))
+    stand.call(message("tools/call", name="s" + tool, arguments={"secret": CANARY}))
+    stand.call(message("prompts/get", name=CANARY))
+    stand.call(message("tools/call", arguments={"name": CANARY}))
+    found = [json.loads(raw) for raw in stand.events()]
+    decided = [
+        event["data"]["unmapped"] for event in found if event["type"] == events.TYPE_DECISION
+    ]
+    assert [unmapped.get("mcp") for unmapped in decided] == [
+        {"method": "tools/call", "tool": tool},
+        {"method": "tools/list"},
+        {"method": "tools/call", "tool": "s" + tool},
+        {"method": "prompts/get"},
+        None,
+    ]
+    assert [unmapped.get("code", "") for unmapped in decided] == [
+        "", "", "mcp.no_match", "mcp.no_match", "mcp.malformed",
+    ]  # fmt: skip
+    assert {
+        event["data"]["http_request"]["url"]["path"]
+        for event in found
+        if "http_request" in event["data"]
+    } == {"/mcp"}
 
 
 def test_a_long_path_is_cut_and_the_event_stays_whole(stand):

@@ -25,6 +25,17 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
 
 
 FORWARD = {"bind": "127.0.0.1:0", "mode": "forward"}
+
+
+def mcp(methods: list[str], tools: list[str] | None = None, **more: Any) -> dict[str, Any]:
+    match: dict[str, Any] = {"path": more.pop("path", "/mcp")}
+    if "http" in more:
+        match["methods"] = more.pop("http")
+    made = route(more.pop("name", "a"), "/")
+    mcp = {"methods": methods, **({} if tools is None else {"tools": tools}), **more}
+    return made | {"match": match | {"mcp": mcp}}
+
+
 BAD = [
     ("broker in the clear", changed("broker", "url", value="http://broker.example"), "broker.url: plain http"),
     ("broker with a path", changed("broker", "url", value="https://b.example/token"), "broker.url: an origin has no"),
@@ -106,6 +117,22 @@ BAD = [
     ("the bundle over the given key", tree(interception={"ca": {"certificate": "/c", "key": "/k"}, "bundle_file": "/k"}), "interception.bundle_file: the same file as interception.ca.key"),
     ("a trust store's password that Java refuses", tree(interception={"truststore_password": "short"}), "interception.truststore_password"),
     ("a target with the reserved host", tree(listeners=[FORWARD], targets={"pay": {**tree()["targets"]["pay"], "url": "http://valetkey.invalid:1"}}, routes=[route("a", "/a", target="pay")]), "targets.pay.url: valetkey.invalid is the sidecar's own"),
+    ("mcp by GET", tree(routes=[mcp(["ping"], http=["GET"])]), "routes.0.match.methods: messages of MCP come by POST"),
+    ("mcp by POST and GET", tree(routes=[mcp(["ping"], http=["POST", "GET"])]), "routes.0.match.methods: messages of MCP come by POST"),
+    ("mcp without methods", tree(routes=[mcp([])]), "routes.0.match.mcp.methods"),
+    ("mcp with no tools", tree(routes=[mcp(["tools/call"], [])]), "routes.0.match.mcp.tools"),
+    ("tools without tools/call", tree(routes=[mcp(["tools/list"], ["x"])]), "routes.0.match.mcp.tools: tools/call is not"),
+    ("a method with two stars", tree(routes=[mcp(["*a*"])]), "routes.0.match.mcp.methods"),
+    ("a tool with a line end", tree(routes=[mcp(["tools/call"], ["a\n"])]), "routes.0.match.mcp: a name has printable"),
+    ("an empty tool", tree(routes=[mcp(["tools/call"], [""])]), "routes.0.match.mcp.tools"),
+    ("unknown key of mcp", tree(routes=[mcp(["ping"], prompts=["x"])]), "routes.0.match.mcp.prompts: unknown key"),
+    ("the same message twice", tree(routes=[mcp(["ping"]), mcp(["ping"], name="b")]), "routes.1.match: ping and ping could both win"),
+    ("tools that cross", tree(routes=[mcp(["tools/call"], ["get_*"]), mcp(["tools/call"], ["*_all"], name="b")]), "routes.1.match: *_all and get_* could both win"),
+    ("a route around mcp", tree(routes=[mcp(["ping"]), route("b", "/mcp", methods=["POST"])]), "routes.1.match: POST '/mcp' and '/mcp' could both win"),
+    ("mcp around a route", tree(routes=[route("b", "/mcp", methods=["GET", "POST"]), mcp(["ping"])]), "routes.1.match: POST '/mcp' and '/mcp' could both win"),
+    ("paths of mcp that cross", tree(routes=[mcp(["ping"], path="/{x}/b"), mcp(["ping"], path="/a/{y}", name="b")]), "routes.1.match: POST '/a/{y}' and '/{x}/b' could both win"),
+    ("more tools than fit into a credential", tree(routes=[mcp(["tools/call"], [f"a_tool_with_a_name_{n}" for n in range(300)])]), "routes.0.match.mcp: too many names"),
+    ("more tools than the broker takes", tree(routes=[mcp(["tools/call"], [f"a{n}" for n in range(1025)])]), "routes.0.match.mcp: more than 1024"),
     ("unknown key", tree(other=1), "other: unknown key"),
 ]  # fmt: skip
 
@@ -161,6 +188,8 @@ POLICY: list[tuple[str, Callable[[], dict[str, Any]], bool]] = [
     ("another listener", lambda: tree(listeners=[{"bind": "127.0.0.1:1"}]), False),
     ("another scope", lambda: changed("routes", 0, "scopes", value=["s:write"]), True),
     ("another method", lambda: changed("routes", 0, "match", "methods", value=["GET"]), True),
+    ("messages of it alone", lambda: changed("routes", 3, "match", "mcp", value={"methods": ["*"]}), True),
+    ("another limit of messages", lambda: tree(limits={"message": "1KiB"}), False),
     ("another audience", lambda: changed("targets", "pay", "audience", value="urn:x"), True),
     ("another url", lambda: changed("targets", "pay", "url", value="https://x.example"), True),
     ("another way to inject", lambda: changed("targets", "pay", "credential", "kind", value="bearer"), True),

@@ -329,6 +329,16 @@ def test_nonces(name: str, line: bytes, nonce: str) -> None:
     assert head.block.nonce == nonce
 
 
+def test_lines_without_some_fields() -> None:
+    raw = b"HTTP/1.1 200 Fine\r\nA: 1\r\nE_Tag: x\r\nETag: y\r\nB: 2\r\nContent-Length: 5\r\n\r\n"
+    head = reader().response(raw)
+    assert head is not None
+    assert head.lines_without(frozenset({"etag", "a"})) == (
+        b"HTTP/1.1 200 Fine\r\nE_Tag: x\r\nB: 2\r\n"
+    )
+    assert head.lines_without(frozenset()) == head.lines
+
+
 def test_a_nonce_or_a_cookie_is_not_kept() -> None:
     heads = reader()
     for line in (b"DPoP-Nonce: n", b"Set-Cookie: a=b"):
