@@ -102,7 +102,7 @@ class Sidecar:
             self.spool,
             self._recorder,
             self.metrics,
-            Outbox(loop),
+            Outbox(loop, self.spool),
             Dialler(self._resolver),
         )
         self._shipper = self._make_shipper()

@@ -454,6 +454,10 @@ class EnforcementPoint:
             pool.give_back(connection)
 
     def _send(self, call: Call, permit: Permit, connection: TargetConnection) -> None:
+        if call.decision_seq > self._spool.kept and self._spool.failed:
+            self._ways[permit.target].pool.give_back(connection)
+            call.fail(codes.AUDIT_UNAVAILABLE, "the record was not kept")
+            return
         head = call.head
         block = head.block
         way = self._ways[permit.target]
@@ -530,14 +534,7 @@ class EnforcementPoint:
             elif principal is None:
                 refusal = Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem)
             elif isinstance(verdict, TunnelPermit):
-                try:
-                    call.decision_seq = self._recorder.tunnel(call, verdict, principal.subject)
-                except AuditError as error:
-                    self._recorder.unrecorded(went_on=False)
-                    self._log.error("audit_unavailable", reason=error.reason)
-                    call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
-                    return None
-                return verdict
+                return verdict if self._record_tunnel(call, verdict, principal.subject) else None
             elif verdict.tls and not intercepts:
                 refusal = Deny(
                     codes.TUNNEL_NOT_INTERCEPTED, "settings have no interception", verdict
@@ -547,6 +544,19 @@ class EnforcementPoint:
         call.inbound.close_after = True  # what follows was meant for a tunnel
         self._deny(call, refusal)
         return None
+
+    def _record_tunnel(self, call: Call, permit: TunnelPermit, workload: str) -> bool:
+        try:
+            call.decision_seq = self._recorder.tunnel(call, permit, workload)
+        except AuditError as error:
+            self._recorder.unrecorded(went_on=False)
+            self._log.error("audit_unavailable", reason=error.reason)
+            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
+            return False
+        if not self._spool.keep():  # at once: what a tunnel carries passes by the outbox
+            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
+            return False
+        return True
 
     def tunnel_opened(self, kind: str) -> None:
         """Count a tunnel: ``intercepted`` or ``opaque``."""

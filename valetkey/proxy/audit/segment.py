@@ -1,4 +1,4 @@
-"""One file of the spool: a fixed size, mapped into memory, written from front to back.
+"""One file of the spool: of a fixed size, written from front to back.
 
     header   64 bytes: magic, boot (16 hex digits), first sequence (u64), link before it (32)
     record   u32 length, SHA-256 of the payload (64 hex digits), payload
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -41,40 +40,57 @@ def path_of(directory: Path, boot: str, number: int) -> Path:
 
 
 class Segment:
-    """A segment being written. The file has its full size on disk before the first record."""
+    """A segment being written. The file has its full size on disk before the first record.
 
-    __slots__ = ("_fd", "_map", "_named", "end", "path", "size")
+    What was stored is in memory until `flush` hands it to the kernel, all of it in one call.
+    """
+
+    __slots__ = ("_fd", "_flushed", "_named", "_stored", "end", "path", "size")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
         self.end = 0
         self._named = False
+        self._stored: list[bytes] = []
+        self._flushed = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Blocks are taken now: a full disk is an error here, never a SIGBUS at a store later.
+            # Blocks are taken now: a full disk is an error here, before any call depends on it.
             os.posix_fallocate(self._fd, 0, size)
-            self._map = mmap.mmap(self._fd, size)
         except OSError:
             os.close(self._fd)
             path.unlink(missing_ok=True)
             raise
 
     def begin(self, boot: str, first: int, link: bytes) -> None:
-        """Write the header."""
-        self._map[:HEADER_SIZE] = _HEADER.pack(MAGIC, boot.encode(), first, link)
+        """Store the header."""
+        self._stored.append(_HEADER.pack(MAGIC, boot.encode(), first, link))
         self.end = HEADER_SIZE
 
     def store(self, payload: bytes, digest: bytes) -> None:
         """Put a record behind the last one; the caller has checked that it fits."""
-        start = self.end
         size = len(payload)
-        end = self.end = start + FRAME_SIZE + size
-        _FRAME.pack_into(self._map, start, size, digest)
-        self._map[start + FRAME_SIZE : end] = payload
+        self.end += FRAME_SIZE + size
+        self._stored.append(_FRAME.pack(size, digest))
+        self._stored.append(payload)
+
+    def flush(self) -> None:
+        """Hand what was stored to the kernel, which then has it whatever becomes of us.
+
+        Raises `OSError`; what is there of it is then unknown.
+        """
+        stored, self._stored = self._stored, []
+        content = b"".join(stored)
+        while content:
+            written = os.pwrite(self._fd, content, self._flushed)
+            if written == 0:
+                raise OSError(errno.EIO, "nothing was written")
+            self._flushed += written
+            content = content[written:]
 
     def sync(self) -> None:
-        """Bring what was stored to the disk. Blocking, without the GIL (unlike mmap.flush)."""
+        """Bring what was flushed to the disk. Blocking, without the GIL."""
         os.fdatasync(self._fd)
         if not self._named:
             # A new file is on disk once its directory is (fsync(2)).
@@ -86,8 +102,7 @@ class Segment:
             self._named = True
 
     def close(self) -> None:
-        """Unmap and close; the file stays."""
-        self._map.close()
+        """Close; the file stays."""
         os.close(self._fd)
 
 

@@ -138,9 +138,9 @@ class Shipper:
             if tail is None:
                 return False
         live = tail.path == self._spool.current_path
-        # What is being stored right now may be half there: only up to what is complete.
-        until = self._spool.seq if tail.boot == self._spool.boot else None
-        if live and tail.next > self._spool.seq:
+        # What is being written right now may be half there: only up to what is complete.
+        until = self._spool.kept if tail.boot == self._spool.boot else None
+        if live and tail.next > self._spool.kept:
             return False
         records = await asyncio.to_thread(tail.read, self._batch, until=until)
         if not records:

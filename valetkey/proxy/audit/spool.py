@@ -1,8 +1,12 @@
-"""The spool: events on their way to the record, safe from the moment `append` returns.
+"""The spool: events on their way to the record.
 
-- A record is stored into a shared, file-backed mapping. From then on the kernel has it: SIGKILL
-  of this process loses nothing, and no system call was made.
-- A thread of its own brings the mapping to disk every few milliseconds (group commit); what a
+- `append` takes an event. `keep` hands all that were appended to the kernel, in one write; from
+  then on SIGKILL of this process loses none of them. Nothing that an event is about may leave the
+  process before: the outbox calls `keep` before it sends what a turn of the event loop brought
+  about, and where nothing is sent, the end of the turn does.
+- What can't be kept did not happen: `keep` says no, the spool takes no more, and what was about
+  to leave is thrown away (`on_failure`).
+- A thread of its own brings what is kept to disk every few milliseconds (group commit); what a
   power loss can cost is one interval. `on_durable` calls back once a record is on disk, or can't
   be brought there: after a sync that failed nothing counts as committed any more.
 - Space is taken ahead, a segment at a time. While no further segment may be had, decisions are
@@ -79,6 +83,10 @@ class Spool:
         self._max_size = max_size
         self._commit_every = commit_every
         self.seq = 0
+        """The last event that was appended."""
+        self.kept = 0
+        """The last event that the kernel has."""
+        self.on_failure: Callable[[], None] | None = None
         self.link = GENESIS.encode()
         """Hex SHA-256 of the last event: the next one's ``prevhash``."""
         self.open_calls = 0
@@ -103,10 +111,11 @@ class Spool:
             self.previous = self._read_previous(leftover)
             self._disk = sum(path.stat().st_size for path in leftover)
             self._current = self._new_segment()
+            self._current.begin(self.boot, 1, bytes.fromhex(GENESIS))
+            self._current.flush()
         except OSError as error:
             os.close(self._lock)
             raise ConfigError(f"spool.dir: {directory}: {error}") from error
-        self._current.begin(self.boot, 1, bytes.fromhex(GENESIS))
         self._sleeping = False
         self._wake = threading.Event()
         self._stopping = False
@@ -124,6 +133,7 @@ class Spool:
 
     async def stop(self) -> None:
         """Commit everything and let go of the directory."""
+        self.keep()
         self._stopping = True
         self._wake.set()
         if self._committer.ident is not None:
@@ -138,7 +148,7 @@ class Spool:
         os.close(self._lock)
 
     def append(self, raw: bytes, *, decision: bool) -> int:
-        """Store one event, which carries `seq` + 1 and `link`. Returns its sequence number.
+        """Take one event, which carries `seq` + 1 and `link`. Returns its sequence number.
 
         Raises `SpoolFull` for a decision that finds no room, `AuditError` when the disk fails.
         """
@@ -147,16 +157,42 @@ class Spool:
             current = self._make_room(FRAME_SIZE + len(raw), decision=decision)
         self.link = link = hashlib.sha256(raw).hexdigest().encode()
         current.store(raw, link)
+        if self.seq == self.kept and self._loop is not None:
+            self._loop.call_soon(self.keep)
         self.seq = seq = self.seq + 1
+        return seq
+
+    def keep(self) -> bool:
+        """Hand what was appended to the kernel. False if that failed: none of it may take effect.
+
+        Cheap where nothing was.
+        """
+        if self.kept == self.seq:
+            return True
+        try:
+            self._current.flush()
+        except OSError as error:
+            self._lose(error)
+            return False
+        self.kept = self.seq
         if self._sleeping:
             self._wake.set()
-        return seq
+        return True
+
+    def _lose(self, error: OSError) -> None:
+        """What was appended is not on record and never will be: nobody may act on it."""
+        self.seq = self.kept
+        self._fail(f"the spool can't be written: {type(error).__name__}")
+        if self.on_failure is not None:
+            self.on_failure()
+        if self._loop is not None:
+            self._loop.call_soon(self._release)
 
     def on_durable(self, seq: int, callback: Callable[[bool], None]) -> None:
         """Call back on the loop once the event of that number is on disk (or never will be)."""
         if self.committed >= seq:
             callback(True)
-        elif self._failed:
+        elif not self.keep() or self._failed:
             callback(False)
         else:
             self._waiters.append((seq, callback))
@@ -167,6 +203,11 @@ class Spool:
         if self._failed or self._fits(OUTCOME_ROOM, self.open_calls + 1):
             return self._failed
         return self._full
+
+    @property
+    def failed(self) -> bool:
+        """Whether the disk failed: nothing can be recorded any more."""
+        return bool(self._failed)
 
     @property
     def disk(self) -> int:
@@ -200,6 +241,8 @@ class Spool:
             raise SpoolFull(codes.AUDIT_UNAVAILABLE, self._full or self._failed)
         if self._segment_size - self._current.end >= room:
             return self._current
+        if not self.keep():
+            raise AuditError(codes.AUDIT_UNAVAILABLE, self._failed)
         with self._space:
             self._retired.append(self._current)
             self._current = self._ahead.popleft()
@@ -321,11 +364,11 @@ class Spool:
             self._prepare()
 
     def _idle(self) -> bool:
-        return self.seq == self.committed or bool(self._failed)
+        return self.kept == self.committed or bool(self._failed)
 
     def _commit(self) -> None:
-        # In this order: what `seq` counts is then in a retired segment or in `current`.
-        seq = self.seq
+        # In this order: what `kept` counts is then in a retired segment or in `current`.
+        seq = self.kept
         current: Segment | None = self._current
         try:
             while self._retired:

@@ -276,8 +276,14 @@ class WorkloadConnection:
         """Send now what was written."""
         out, self._out = self._out, []
         # A transport that was lost in the same turn takes no more, and uvloop says so by raising.
-        if out and not self._lost:
+        if out and not self._lost and self.pep.outbox.kept():
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def discard(self) -> None:
+        """Give up what was written and not sent: its call is not on record."""
+        self._out = []
+        if not self._lost:
+            self.transport.abort()
 
     def connection_line(self) -> bytes:
         """The Connection header of an answer, as this connection will go on."""

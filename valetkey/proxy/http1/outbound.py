@@ -111,8 +111,14 @@ class TargetConnection:
     def flush(self) -> None:
         """Send now what was written."""
         out, self._out = self._out, []
-        if out and self.open:
+        if out and self.open and self.pool.outbox.kept():
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def discard(self) -> None:
+        """Give up what was written and not sent: its call is not on record."""
+        self._out = []
+        if self.open:
+            self.transport.abort()
 
     def close(self) -> None:
         """Give the connection up; whatever is under way on it is over."""

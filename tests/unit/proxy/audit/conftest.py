@@ -42,9 +42,11 @@ class Bench:
             self.directory, segment_size=segment_size, max_size=max_size, commit_every=commit_every
         )
 
-    def append(self, spool, *, size=0, decision=False):
+    def append(self, spool, *, size=0, decision=False, keep=True):
         raw = event_bytes(spool, size=size)
         seq = spool.append(raw, decision=decision)
+        if keep:
+            assert spool.keep()
         self.written.append(raw)
         return seq
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.settings import parse
+from valetkey.proxy.audit import segment as segment_module
 from valetkey.proxy.audit.reader import SegmentTail
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import FRAME_SIZE
@@ -124,7 +126,7 @@ class Stand:
         self.turn = Turn()
         self.pep = EnforcementPoint(
             self.snapshot, self.identity, self.cache, None, key, self.spool, self.recorder,
-            Metrics(), Outbox(self.turn), Dialler(Resolver()),
+            Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver()),
         )  # fmt: skip
         self.tail = SegmentTail.open(self.spool.current_path)
         self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)
@@ -170,6 +172,7 @@ class Stand:
 
     def events(self) -> list[bytes]:
         """What was recorded since the last time: whole, readable, a chain."""
+        self.spool.keep()
         records = self.tail.read(10_000)
         raws = [record.raw for record in records]
         assert not any(record.problem for record in records)
@@ -477,3 +480,33 @@ def test_a_failed_disk_refuses_events(stand):
     with pytest.raises(AuditError, match="the disk is gone"):
         stand.recorder.heartbeat()
     assert b"503" in stand.call(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n").partition(b"\r\n")[0]
+
+
+def broken_pwrite(_fd, _data, _at):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_call_whose_record_can_not_be_written_goes_nowhere(stand, monkeypatch):
+    request = b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n"
+    assert b"204" in stand.call(request).partition(b"\r\n")[0]
+    before = stand.spool.kept
+    monkeypatch.setattr(segment_module.os, "pwrite", broken_pwrite)
+    connection, target = stand.open(), stand.target()
+    aborted = []
+    for wire in (connection.transport, target.transport):
+        wire.abort = lambda wire=wire: aborted.append(wire)
+    connection.data_received(request)
+    call = connection.call
+    assert call.decision_seq == before + 1
+    stand.turn.run()
+    assert target.transport.written == b""
+    assert target.transport in aborted
+    # The connection that is lost by it is taken for a stale one: the call is tried again, in vain.
+    again = stand.target()
+    stand.pep._send(call, call.permit, again)
+    stand.turn.run()
+    assert again.transport.written == b""
+    assert b"503" in connection.transport.written.partition(b"\r\n")[0]
+    assert b"audit.unavailable" in connection.transport.written
+    assert stand.spool.kept == before
+    assert b"503" in stand.call(request).partition(b"\r\n")[0]

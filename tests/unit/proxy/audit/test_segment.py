@@ -168,6 +168,7 @@ def test_a_segment_is_written_as_it_is_read(tmp_path):
     written = Segment(tmp_path / "a.seg", 8192)
     written.begin(BOOT, 7, bytes.fromhex(GENESIS))
     written.store(event(7), hashlib.sha256(event(7)).hexdigest().encode())
+    written.flush()
     written.sync()
     written.close()
     content = (tmp_path / "a.seg").read_bytes()

@@ -101,8 +101,8 @@ class Ship:
     async def all(self) -> None:
         """Ship until there is nothing more."""
         async with asyncio.timeout(10):
-            while await self.shipper.ship_some():
-                pass
+            while await self.shipper.ship_some() or self.spool.seq > self.spool.kept:
+                self.spool.keep()  # no loop runs the spool here
 
     def ids(self, first: int, last: int, boot: str = "") -> list[str]:
         return [f"{boot or self.spool.boot}-{seq}" for seq in range(first, last + 1)]

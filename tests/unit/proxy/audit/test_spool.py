@@ -42,15 +42,85 @@ async def reached(holds, seconds=5.0):
             await asyncio.sleep(0.001)
 
 
-# --- what append promises ------------------------------------------------------------------------
+# --- what keep promises --------------------------------------------------------------------------
 
 
-def test_what_was_appended_is_there_before_any_commit(bench):
+def test_what_is_kept_is_there_before_any_commit(bench):
     spool = bench.spool()
     for _ in range(10):
-        bench.append(spool)
+        bench.append(spool, keep=False)
+    assert not list(read_spool(bench.directory))
+    assert (spool.seq, spool.kept) == (10, 0)
+    assert spool.keep()
     assert [record.raw for record in read_spool(bench.directory)] == bench.written
-    assert spool.committed == 0
+    assert (spool.kept, spool.committed) == (10, 0)
+
+
+async def test_the_end_of_a_turn_keeps_what_nothing_else_did(bench):
+    spool = await started(bench, commit_every=60)
+    bench.append(spool, keep=False)
+    bench.append(spool, keep=False)
+    await asyncio.sleep(0)
+    assert spool.kept == 2
+    bench.append(spool, keep=False)
+    await asyncio.sleep(0)
+    written = [record.raw for record in await asyncio.to_thread(read, bench.directory)]
+    assert written == bench.written
+    leave(spool)
+
+
+def read(directory):
+    return list(read_spool(directory))
+
+
+def test_a_write_cut_short_by_the_kernel_is_gone_on_with(bench, monkeypatch):
+    spool = bench.spool()
+    pwrite = os.pwrite
+    monkeypatch.setattr(segment.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:100], at))
+    for _ in range(5):
+        bench.append(spool, keep=False)
+    assert spool.keep()
+    assert [record.raw for record in read_spool(bench.directory)] == bench.written
+
+
+@pytest.mark.parametrize("nothing", [True, False], ids=["nothing written", "an error"])
+async def test_what_can_not_be_kept_did_not_happen(bench, monkeypatch, nothing):
+    spool = await started(bench)
+    bench.append(spool)
+    failures = []
+    spool.on_failure = lambda: failures.append(spool.problem)
+
+    def pwrite(_fd, _data, _at):
+        if nothing:
+            return 0
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(segment.os, "pwrite", pwrite)
+    waited = []
+    spool.on_durable(bench.append(spool, keep=False, decision=True), waited.append)
+    assert waited == [False]
+    assert failures == ["the spool can't be written: OSError"]
+    assert (spool.seq, spool.kept, spool.failed) == (1, 1, True)
+    monkeypatch.undo()  # it stays so: nobody knows what of it is in the file
+    assert spool.keep()
+    for decision in (True, False):
+        with pytest.raises(AuditError, match="can't be written"):
+            bench.append(spool, decision=decision)
+    await spool.stop()
+    assert len(await asyncio.to_thread(read, bench.directory)) == 1
+
+
+def test_a_segment_that_can_not_be_finished_is_not_followed_by_another(bench, monkeypatch):
+    spool = bench.spool()
+    bench.append(spool, size=40 * KIB, keep=False)
+
+    def pwrite(_fd, _data, _at):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(segment.os, "pwrite", pwrite)
+    with pytest.raises(AuditError, match="can't be written"):
+        bench.append(spool, size=40 * KIB)
+    assert spool.seq == 0
 
 
 def test_segments_rotate_and_the_chain_goes_on(bench):
@@ -101,11 +171,12 @@ async def test_durable_is_called_after_the_sync_and_in_order(bench, monkeypatch)
 
 
 async def test_stop_brings_everything_to_disk_and_lets_go(bench):
-    spool = await started(bench, commit_every=60)
-    # The committer is in its first interval: stopping must not wait for it in vain.
-    spool._stopping = True
+    spool = await asyncio.to_thread(bench.spool, commit_every=60)
     for _ in range(3):
         bench.append(spool)
+    # Stopped before the committer's first interval: it must not be waited for in vain.
+    spool._stopping = True
+    spool.start()
     await spool.stop()
     assert spool.committed == 3
     again = await asyncio.to_thread(bench.spool)
@@ -345,6 +416,7 @@ def test_a_torn_tail_is_recognised(bench):
     end = first._current.end
     raw = event_bytes(first)
     first.append(raw, decision=False)
+    first.keep()
     leave(first)
     with first.current_path.open("r+b") as file:
         file.seek(end + 100)
@@ -418,7 +490,7 @@ asyncio.run(main())
 """
 
 
-def test_sigkill_loses_nothing_that_was_appended(tmp_path):
+def test_sigkill_loses_nothing_that_was_kept(tmp_path):
     """What the child had reported before it was killed is there, whole, in a chain."""
     root = Path(__file__).parents[4]
     for round_ in range(6):

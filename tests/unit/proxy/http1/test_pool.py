@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,8 +71,9 @@ async def network() -> Network:
 
 
 def pool(network: Any, size: int = 2, *, seconds: float = SOON, **more: Any) -> Pool:
-    loop = asyncio.get_running_loop()
-    return Pool(target(size, **more), Outbox(loop), network, connect_timeout=seconds)
+    spool: Any = SimpleNamespace(on_failure=None)  # nothing is written here
+    outbox = Outbox(asyncio.get_running_loop(), spool)
+    return Pool(target(size, **more), outbox, network, connect_timeout=seconds)
 
 
 async def turns(count: int = 4) -> None:
