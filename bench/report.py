@@ -170,8 +170,8 @@ def _method(measured: Measurements) -> str:
         ),
         (
             "RSS is the peak over the process tree during load. It counts the pages of programs "
-            "and libraries, which processes share; “anon.” doesn't. Ready: from the start of the process until it reports ready, "
-            "or, where it has no such report, accepts."
+            "and libraries, which processes share; “anon.” doesn't. Ready: from the start of the "
+            "process until it reports ready, or, where it has no such report, accepts."
         ),
         "Each row's configuration is one file in bench/configs/.",
     ]
