@@ -96,7 +96,7 @@ class Recorder:
             template % (
                 seq, self._stamp, seq, spool.link,
                 b',"traceparent":"%b"' % trace if trace else b"",
-                self._millis, who, permit.path.encode()[:_MAX_PATH], call.inbound.source,
+                self._millis, who, permit.path.encode()[:_MAX_PATH], call.inbound.endpoints,
                 reference, extra,
             ),
             decision=True,
@@ -127,7 +127,7 @@ class Recorder:
                 "service": {"name": deny.target.name if deny.target else ""},
             },
             "http_request": {"url": {"path": (deny.path or head.path)[:_MAX_PATH]}},
-            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
+            **_endpoints(call.inbound),
             "policy": {"uid": deny.route.id if deny.route else ""},
             "unmapped": unmapped,
         }
@@ -147,7 +147,7 @@ class Recorder:
                 "operation": "CONNECT",
                 "service": {"name": f"{permit.host}:{permit.port}"},
             },
-            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
+            **_endpoints(call.inbound),
             "policy": {"uid": f"passthrough:{permit.passthrough.name}"},
             "unmapped": {"credential": "none"},
         }
@@ -158,12 +158,11 @@ class Recorder:
 
     def unreadable(self, connection: WorkloadConnection, error: CallerError, workload: str) -> None:
         """Record what a target's tunnel carried in place of a request. Raises `AuditError`."""
-        source = msgspec.Raw(connection.source.partition(b":")[2])
         data = self._decision_data("CONNECT", allowed=False) | {
             "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
             "api": {"operation": "CONNECT", "service": {"name": connection.entry.origin}},
-            "src_endpoint": source,
+            **_endpoints(connection),
             "policy": {"uid": ""},
             "unmapped": {"code": error.code.name, "reason": error.reason[:_MAX_TEXT]},
         }
@@ -171,7 +170,7 @@ class Recorder:
         outcome = self._data("CONNECT") | {
             "actor": msgspec.Raw(_actor(workload)),
             "api": {"operation": "CONNECT"},
-            "src_endpoint": source,
+            "src_endpoint": msgspec.Raw(connection.source.partition(b":")[2]),
             "http_response": {"code": error.code.status},
             "unmapped": {
                 "decision": events.event_id(self._spool.boot, seq), "outcome": "denied",
@@ -368,6 +367,12 @@ def _message(asked: NeedsMessage) -> dict[str, str]:
     if not message.tool:
         return {"method": message.method}
     return {"method": message.method, "tool": message.tool}
+
+
+def _endpoints(connection: WorkloadConnection) -> dict[str, Any]:
+    """``src_endpoint``, and ``dst_endpoint`` of a redirected connection."""
+    endpoints: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.endpoints)
+    return endpoints
 
 
 def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:

@@ -15,6 +15,7 @@ from typing import Final, cast
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import ValetkeyError
+from valetkey.proxy.intercept.unread import Unread
 
 # RFC 9325 §4.2: forward secrecy and AEAD. TLS 1.3's suites are all like that.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -111,9 +112,7 @@ async def serve(
     spare = cast("socket.socket", transport.get_extra_info("socket")).dup()
     with spare:
         try:
-            tls = await asyncio.get_running_loop().start_tls(
-                transport, protocol, context, server_side=True, ssl_handshake_timeout=within
-            )
+            tls = await _start(transport, protocol, context, within)
         except HandshakeFailed as failed:
             with contextlib.suppress(OSError):  # gone, or not reading
                 spare.send(failed.alert)
@@ -121,6 +120,23 @@ async def serve(
     if tls is None:
         raise ConnectionAbortedError("closed during the handshake")
     return tls
+
+
+async def _start(
+    transport: asyncio.Transport,
+    protocol: asyncio.BaseProtocol,
+    context: ssl.SSLContext,
+    within: float,
+) -> asyncio.Transport | None:
+    loop = asyncio.get_running_loop()
+    if isinstance(transport, Unread):  # the hello is there: whatever reads first must be TLS
+        tls, _ = await loop.connect_accepted_socket(
+            lambda: protocol, transport.release(), ssl=context, ssl_handshake_timeout=within
+        )
+        return tls
+    return await loop.start_tls(
+        transport, protocol, context, server_side=True, ssl_handshake_timeout=within
+    )
 
 
 _UNTRUSTED: Final = frozenset({
