@@ -14,7 +14,6 @@ from typing import Final, cast
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
-from valetkey.contracts.errors import ValetkeyError
 from valetkey.proxy.intercept.unread import Unread
 
 # RFC 9325 §4.2: forward secrecy and AEAD. TLS 1.3's suites are all like that.
@@ -43,7 +42,7 @@ class Handshake(ssl.SSLObject):
     outgoing: ssl.MemoryBIO
     server_name: str = ""
     """What the client asked for, as it spelt it."""
-    _refused: tuple[Code, str] | None = None
+    _refused = False
 
     def do_handshake(self) -> None:
         try:
@@ -51,19 +50,15 @@ class Handshake(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
-            code, detail = self._refused or _explained(error)
+            wrong_name = codes.INTERCEPTION_SERVER_NAME, ""
+            code, detail = wrong_name if self._refused else _explained(error)
             alert = self.outgoing.read()
             raise HandshakeFailed(code, detail, self.server_name, alert) from error
 
     def refuse_name(self) -> int:
         """What a ``sni_callback`` returns for a name that is not served here (RFC 6066 §3)."""
-        self._refused = codes.INTERCEPTION_SERVER_NAME, ""
+        self._refused = True
         return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
-
-    def refuse(self, error: ValetkeyError) -> int:
-        """What a ``sni_callback`` returns if the sidecar fails."""
-        self._refused = error.code, error.reason
-        return int(ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR)
 
 
 class _Context(ssl.SSLContext):
