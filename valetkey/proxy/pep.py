@@ -522,6 +522,19 @@ class EnforcementPoint:
         self.spawn(call, self._obtain(call, call.needs))
         return True
 
+    def echoed(self, call: Call) -> None:
+        """A target sent back the credential that it got; it was overwritten."""
+        permit = call.permit
+        assert permit is not None
+        self._ways[permit.target].tally.echoed += 1
+        self._log.warning("credential_echoed", target=permit.target.name, route=permit.route.id)
+
+    def session_dropped(self, call: Call) -> None:
+        """A target set cookies in a session that is not the workload's."""
+        permit = call.permit
+        assert permit is not None
+        self._ways[permit.target].tally.sessions += 1
+
     # --- tunnels ------------------------------------------------------------------------------
 
     def tunnel(self, call: Call, *, intercepts: bool) -> Target | TunnelPermit | None:

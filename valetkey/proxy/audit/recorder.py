@@ -213,7 +213,8 @@ class Recorder:
                 seq, self._stamp, seq, spool.link,
                 b',"traceparent":"%b"' % trace if trace else b"",
                 self._millis, call.actor, call.inbound.source, call.status, call.decision_seq,
-                outcome.encode(), b',"code":"%b"' % code.name.encode() if code is not None else b"",
+                outcome.encode(),
+                _remarks(call, code) if code is not None or call.scrubbed or call.sessions else b"",
                 int((call.ended - call.started) * 1e6), int(added * 1e6),
                 call.sent, call.received, call.attempts,
             ),
@@ -399,6 +400,18 @@ def _open(data: dict[str, Any]) -> bytes:
     """Data up to its last member, as a template whose ``time`` is put in later."""
     head = _encode(data)[:-1].replace(b"%", b"%%")
     return head.replace(b'"time":0', b'"time":%b')
+
+
+def _remarks(call: Call, code: Code | None) -> bytes:
+    """What an outcome says besides numbers."""
+    remarks: dict[str, Any] = {}
+    if code is not None:
+        remarks["code"] = code.name
+    if call.scrubbed:
+        remarks["scrubbed"] = call.scrubbed.split(",")
+    if call.sessions:
+        remarks["dropped"] = ["set-cookie"]
+    return b"," + msgspec.json.encode(remarks)[1:-1]
 
 
 def _text(value: str) -> bytes:
