@@ -32,8 +32,7 @@ class Failed(AssertionError):  # noqa: N818
 class Program:
     """One process. ``async with`` waits until it listens and stops it at the end.
 
-    ``argv`` follows the interpreter: ``("-m", "valetkey.broker", "--config", "…")``. ``prefix`` is a
-    command that becomes the interpreter, such as ``nsenter``.
+    ``argv`` follows the interpreter: ``("-m", "valetkey.broker", "--config", "…")``.
     """
 
     def __init__(
@@ -44,12 +43,10 @@ class Program:
         name: str,
         env: Mapping[str, str] | None = None,
         cpu: int | None = None,
-        prefix: tuple[str, ...] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.name = name
         self._argv = (
-            *prefix,
             *(("taskset", "-c", str(cpu)) if cpu is not None else ()),
             sys.executable,
             *argv,
@@ -65,17 +62,12 @@ class Program:
 
     @classmethod
     def of(
-        cls,
-        program: str,
-        config: Path,
-        directory: Path,
-        *,
-        env: Mapping[str, str] | None = None,
-        prefix: tuple[str, ...] = (),
+        cls, program: str, config: Path, directory: Path, *, env: Mapping[str, str] | None = None
     ) -> Self:
         """``python -m valetkey.<program> --config <config>``."""
-        argv = ("-m", f"valetkey.{program}", "--config", str(config))
-        return cls(argv, directory, name=program, env=env, prefix=prefix)
+        return cls(
+            ("-m", f"valetkey.{program}", "--config", str(config)), directory, name=program, env=env
+        )
 
     @property
     def pid(self) -> int:
