@@ -156,6 +156,7 @@ def test_a_client_that_was_told_by_address(client: Ask, site: Site) -> None:
     assert PAGE in client(site.server.url(ADDRESS), site.trust)
 
 
+@pytest.mark.parametrize("site", ["made"], indirect=True)
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_client_that_was_told_of_another(client: Ask, site: Site, stranger: Trust) -> None:
     """So the pages above came because of the CA, not because nobody looked."""

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from tests.support.authorities import canary
 from tests.support.canaries import CANARIES
 from tests.support.recording import Recording
 from tests.support.sidecar import Client, Sidecar, World, free_port, target, whole
@@ -76,7 +78,7 @@ def site(wire_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(directory / "upstream.pem"))
     with Recording(context=context) as upstream:
-        trust = directory / "trust.pem"
+        trust, key = directory / "trust.pem", directory / "ca.key"
         made = wire_world.sidecar(
             "intercept",
             {
@@ -93,9 +95,11 @@ def site(wire_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 }
             ],
             listeners=[{"bind": "127.0.0.1:0", "mode": "forward"}],
-            interception={"certificate_file": str(trust)},
+            interception={"certificate_file": str(trust), "key_file": str(key)},
             timeouts={"head": "500ms"},
         )
+        # Searched for in all that the sidecar writes, logs and says in metrics.
+        canary(load_pem_private_key(key.read_bytes(), None), allow=key)
         yield Site(made, upstream, trust)
         assert made.defects() == []
         made.stop()

@@ -32,13 +32,18 @@ def client_context(trusted: bytes, *, maximum: ssl.TLSVersion | None = None) -> 
 
 
 def shake(
-    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None, *, close: bool = False
+    server: ssl.SSLContext,
+    client: ssl.SSLContext,
+    name: str | None,
+    *,
+    close: bool = False,
+    session: ssl.SSLSession | None = None,
 ) -> Shaken:
     """One handshake; ``name`` is the SNI and what the certificate must name."""
     if name is None:
         client.check_hostname = False
     to_client, to_server, from_client, from_server = (ssl.MemoryBIO() for _ in range(4))
-    ours = client.wrap_bio(to_client, from_client, server_hostname=name)
+    ours = client.wrap_bio(to_client, from_client, server_hostname=name, session=session)
     theirs = server.wrap_bio(to_server, from_server, server_side=True)
 
     def together(*steps: object) -> list[ssl.SSLError | None]:

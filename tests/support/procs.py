@@ -32,7 +32,8 @@ class Failed(AssertionError):  # noqa: N818
 class Program:
     """One process. ``async with`` waits until it listens and stops it at the end.
 
-    ``argv`` follows the interpreter: ``("-m", "valetkey.broker", "--config", "…")``.
+    ``argv`` follows the interpreter: ``("-m", "valetkey.broker", "--config", "…")``. ``prefix`` is a
+    command that becomes the interpreter, such as ``nsenter``.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Program:
         name: str,
         env: Mapping[str, str] | None = None,
         cpu: int | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.name = name
         self._argv = (
+            *prefix,
             *(("taskset", "-c", str(cpu)) if cpu is not None else ()),
             sys.executable,
             *argv,
@@ -62,12 +65,17 @@ class Program:
 
     @classmethod
     def of(
-        cls, program: str, config: Path, directory: Path, *, env: Mapping[str, str] | None = None
+        cls,
+        program: str,
+        config: Path,
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> Self:
         """``python -m valetkey.<program> --config <config>``."""
-        return cls(
-            ("-m", f"valetkey.{program}", "--config", str(config)), directory, name=program, env=env
-        )
+        argv = ("-m", f"valetkey.{program}", "--config", str(config))
+        return cls(argv, directory, name=program, env=env, prefix=prefix)
 
     @property
     def pid(self) -> int:

@@ -167,10 +167,14 @@ class Recording:
     wires: list[Wire] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
     answer: bytes = OK
+    listener: socket.socket | None = None
+    """A listening socket to use in place of one on loopback."""
+    addresses: list[str] = field(default_factory=list)
+    """The own address of each connection, at which it was called."""
 
     def __post_init__(self) -> None:
         self._scripts: queue.SimpleQueue[tuple[Script, threading.Event]] = queue.SimpleQueue()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = self.listener or socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -203,6 +207,7 @@ class Recording:
         assert not self.failures, self.failures
         self.requests.clear()
         self.wires.clear()
+        self.addresses.clear()
         self.answer = OK
 
     def forget(self) -> None:
@@ -242,6 +247,7 @@ class Recording:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            self.addresses.append(sock.getsockname()[0].removeprefix("::ffff:"))
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:

@@ -32,14 +32,14 @@ def free_port() -> int:
 class World:
     """Issuers, a broker process that trusts them, and the bot's token file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prefix: tuple[str, ...] = ()) -> None:
         self.directory = directory
         self.idp = Idp(directory / "idp", issuer="https://idp.wire.example")
         self.users = Idp(directory / "users", issuer="https://users.wire.example")
         self.url = f"http://127.0.0.1:{free_port()}"
         self.token_file = directory / "token"
         self.idp.token_file(self.token_file, BOT, [self.url])
-        self.broker = Program.of("broker", self._broker_config(), directory / "run")
+        self.broker = Program.of("broker", self._broker_config(), directory / "run", prefix=prefix)
 
     def start(self) -> None:
         self.broker.start()
@@ -51,6 +51,7 @@ class World:
 
     def sidecar(self, name: str, targets: dict[str, Any], **sections: Any) -> Sidecar:
         """A sidecar process, started. ``targets`` as in settings; each gets one route for all."""
+        prefix = sections.pop("prefix", ())
         routes = sections.pop("routes", None) or [whole(target) for target in targets]
         document = {
             "workload": {"identity": {"file": str(self.token_file)}},
@@ -67,7 +68,7 @@ class World:
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "proxy.yaml"
         config.write_text(json.dumps(document))
-        return Sidecar(Program.of("proxy", config, directory), directory).start()
+        return Sidecar(Program.of("proxy", config, directory, prefix=prefix), directory).start()
 
     def _broker_config(self) -> Path:
         path = self.directory / "broker.yaml"
@@ -218,7 +219,8 @@ class Sidecar:
         return [
             line
             for line in self.program.log()
-            if line.get("event") == "call_broke" or line.get("level") == "critical"
+            if line.get("event") in {"call_broke", "connection_broke"}
+            or line.get("level") == "critical"
         ]
 
 

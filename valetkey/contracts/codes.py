@@ -109,6 +109,18 @@ REQUEST_MISDIRECTED: Final = _code(
     421,
     "The tunnel was opened for another host than the request names (RFC 9110 §15.5.20).",
 )
+REQUEST_NOT_REDIRECTED: Final = _code(
+    "request.not_redirected",
+    421,
+    "This listener serves connections that redirect rules lead to it, and no others: call the host "
+    "itself.",
+)
+REQUEST_LOOP: Final = _code(
+    "request.loop",
+    508,
+    "A connection of the sidecar's own was redirected to it: the rules must name the workload's "
+    "user, and the sidecar must run as another.",
+)
 REQUEST_TIMEOUT: Final = _code(
     "request.timeout", 408, "The request did not arrive within the time allowed."
 )
@@ -140,6 +152,18 @@ CALLER_UNAUTHENTICATED: Final = _code(
 )
 CALLER_UID: Final = _code(
     "caller.uid_denied", 403, "This Unix socket is not for processes of this user."
+)
+
+# --- tls: how a redirected connection begins -----------------------------------------------------
+TLS_HELLO_MALFORMED: Final = _code(
+    "tls.hello_malformed",
+    400,
+    "The connection does not begin with one well-formed TLS ClientHello (RFC 8446 §4.1.2).",
+)
+TLS_NO_SERVER_NAME: Final = _code(
+    "tls.no_server_name",
+    400,
+    "Name the host in the TLS server_name extension, one DNS name and no address (RFC 6066 §3).",
 )
 
 # --- target, route: the settings know no way for this call --------------------------------------

@@ -28,11 +28,13 @@ TARGET_BUCKETS: Final = (
 
 
 class TargetTally:
-    """The times of one target."""
+    """The times of one target, and what it did with credentials."""
 
-    __slots__ = ("added", "target")
+    __slots__ = ("added", "echoed", "sessions", "target")
 
     def __init__(self) -> None:
+        self.echoed = 0
+        self.sessions = 0
         self.added = Histogram(ADDED_BUCKETS)
         self.target = Histogram(TARGET_BUCKETS)
 
@@ -104,11 +106,25 @@ class Metrics(Collector):
             "Time from the request sent to the first byte of the target's answer.",
             labels=["target"],
         )
+        echoed = CounterMetricFamily(
+            "valetkey_credentials_echoed_total",
+            "Answers in which the target sent its credential back; it was overwritten.",
+            labels=["target"],
+        )
+        sessions = CounterMetricFamily(
+            "valetkey_sessions_dropped_total",
+            "Answers that set cookies which the workload did not get.",
+            labels=["target"],
+        )
         for name, tally in self.targets.items():
+            echoed.add_metric([name], tally.echoed)
+            sessions.add_metric([name], tally.sessions)
             buckets, total = tally.added.buckets()
             added.add_metric([name], buckets, total)
             buckets, total = tally.target.buckets()
             target_time.add_metric([name], buckets, total)
+        yield echoed
+        yield sessions
         yield added
         yield target_time
         exchange = HistogramMetricFamily("valetkey_exchange_seconds", "Time of an exchange.")

@@ -21,6 +21,7 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, CallerError, TargetError, ValetkeyError
 from valetkey.contracts.events import event_id
 from valetkey.contracts.logs import Log, place_of
+from valetkey.proxy.core.authority import origin_of
 from valetkey.proxy.core.decision import (
     Deny,
     NeedsCredential,
@@ -169,6 +170,13 @@ class EnforcementPoint:
             connection.send_problem(codes.PROXY_OVERLOADED, "")
             connection.end()
 
+    def has_room(self) -> bool:
+        """Whether one more connection may come in; counts the one that may not."""
+        if self.connections < self._max_connections:
+            return True
+        self._count_refused_head(codes.PROXY_OVERLOADED)
+        return False
+
     def closed(self, connection: WorkloadConnection) -> None:
         self._connections.discard(connection)
         self._closed_one()
@@ -185,8 +193,9 @@ class EnforcementPoint:
     def refused_head(self, connection: WorkloadConnection, error: CallerError) -> None:
         """A head that is no request: nothing was asked, so there is no decision to record."""
         self._count_refused_head(error.code)
-        if connection.entry.origin:
-            # Inside a tunnel that was opened up, what is no HTTP is on record nevertheless.
+        if connection.entry.origin or connection.entry.transparent:
+            # In a tunnel that was opened up, and from who knows of no proxy, what is no HTTP is on
+            # record nevertheless.
             self._record_unreadable(connection, error)
         self._log.info(
             "head_refused", code=error.code.name, reason=error.reason, address=connection.peer[0]
@@ -231,7 +240,10 @@ class EnforcementPoint:
                 assert tunnels is not None
                 tunnels.open(call)
                 return
-            origin = head.origin if entry.forward else entry.origin
+            if entry.transparent:
+                origin = origin_of("http", block.host_name, entry.port)
+            else:
+                origin = head.origin if entry.forward else entry.origin
         self._decide(
             call,
             RequestFacts(
@@ -510,6 +522,19 @@ class EnforcementPoint:
         self.spawn(call, self._obtain(call, call.needs))
         return True
 
+    def echoed(self, call: Call) -> None:
+        """A target sent back the credential that it got; it was overwritten."""
+        permit = call.permit
+        assert permit is not None
+        self._ways[permit.target].tally.echoed += 1
+        self._log.warning("credential_echoed", target=permit.target.name, route=permit.route.id)
+
+    def session_dropped(self, call: Call) -> None:
+        """A target set cookies in a session that is not the workload's."""
+        permit = call.permit
+        assert permit is not None
+        self._ways[permit.target].tally.sessions += 1
+
     # --- tunnels ------------------------------------------------------------------------------
 
     def tunnel(self, call: Call, *, intercepts: bool) -> Target | TunnelPermit | None:
@@ -525,7 +550,7 @@ class EnforcementPoint:
         else:
             name, _, port = head.origin.rpartition(":")
             principal = self._identity.principal()
-            verdict = decide_tunnel(name, int(port), self.snapshot)
+            verdict = decide_tunnel(name, int(port), self.snapshot, tls=call.inbound.tls)
             if isinstance(verdict, Deny):
                 refusal = verdict
             elif call.inbound.unread:

@@ -84,6 +84,9 @@ class ListenerSettings(Settings, frozen=True, kw_only=True):
     ``mode: reverse``: the workload calls this address as if it were the target; ``target`` gives
     the whole listener to one. ``mode: forward``: what ``HTTP_PROXY`` and ``HTTPS_PROXY`` name;
     each call says where it goes, and targets are matched by scheme, host and port of their url.
+    ``mode: transparent``: connections that redirect rules of the kernel lead here (Linux); the host
+    is the TLS server name or Host, the port the one that the connection was for, and targets are
+    matched as in forward mode.
 
     ``token_file`` holds a token that every call must bring in ``Proxy-Authorization`` (Basic, as
     the password, or Bearer); it is read again when it changes. On a Unix socket, ``uids`` are the
@@ -92,7 +95,7 @@ class ListenerSettings(Settings, frozen=True, kw_only=True):
     """
 
     bind: str
-    mode: Literal["reverse", "forward"] = "reverse"
+    mode: Literal["reverse", "forward", "transparent"] = "reverse"
     target: Name | None = None
     token_file: Path | None = None
     uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()

@@ -96,7 +96,7 @@ class Recorder:
             template % (
                 seq, self._stamp, seq, spool.link,
                 b',"traceparent":"%b"' % trace if trace else b"",
-                self._millis, who, permit.path.encode()[:_MAX_PATH], call.inbound.source,
+                self._millis, who, permit.path.encode()[:_MAX_PATH], call.inbound.endpoints,
                 reference, extra,
             ),
             decision=True,
@@ -127,7 +127,7 @@ class Recorder:
                 "service": {"name": deny.target.name if deny.target else ""},
             },
             "http_request": {"url": {"path": (deny.path or head.path)[:_MAX_PATH]}},
-            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
+            **_endpoints(call.inbound),
             "policy": {"uid": deny.route.id if deny.route else ""},
             "unmapped": unmapped,
         }
@@ -147,7 +147,7 @@ class Recorder:
                 "operation": "CONNECT",
                 "service": {"name": f"{permit.host}:{permit.port}"},
             },
-            "src_endpoint": msgspec.Raw(call.inbound.source.partition(b":")[2]),
+            **_endpoints(call.inbound),
             "policy": {"uid": f"passthrough:{permit.passthrough.name}"},
             "unmapped": {"credential": "none"},
         }
@@ -158,12 +158,11 @@ class Recorder:
 
     def unreadable(self, connection: WorkloadConnection, error: CallerError, workload: str) -> None:
         """Record what a target's tunnel carried in place of a request. Raises `AuditError`."""
-        source = msgspec.Raw(connection.source.partition(b":")[2])
         data = self._decision_data("CONNECT", allowed=False) | {
             "actor": {"app_uid": workload},
             "authorizations": [{"decision": "denied"}],
             "api": {"operation": "CONNECT", "service": {"name": connection.entry.origin}},
-            "src_endpoint": source,
+            **_endpoints(connection),
             "policy": {"uid": ""},
             "unmapped": {"code": error.code.name, "reason": error.reason[:_MAX_TEXT]},
         }
@@ -171,7 +170,7 @@ class Recorder:
         outcome = self._data("CONNECT") | {
             "actor": msgspec.Raw(_actor(workload)),
             "api": {"operation": "CONNECT"},
-            "src_endpoint": source,
+            "src_endpoint": msgspec.Raw(connection.source.partition(b":")[2]),
             "http_response": {"code": error.code.status},
             "unmapped": {
                 "decision": events.event_id(self._spool.boot, seq), "outcome": "denied",
@@ -214,7 +213,8 @@ class Recorder:
                 seq, self._stamp, seq, spool.link,
                 b',"traceparent":"%b"' % trace if trace else b"",
                 self._millis, call.actor, call.inbound.source, call.status, call.decision_seq,
-                outcome.encode(), b',"code":"%b"' % code.name.encode() if code is not None else b"",
+                outcome.encode(),
+                _remarks(call, code) if code is not None or call.scrubbed or call.sessions else b"",
                 int((call.ended - call.started) * 1e6), int(added * 1e6),
                 call.sent, call.received, call.attempts,
             ),
@@ -370,6 +370,12 @@ def _message(asked: NeedsMessage) -> dict[str, str]:
     return {"method": message.method, "tool": message.tool}
 
 
+def _endpoints(connection: WorkloadConnection) -> dict[str, Any]:
+    """``src_endpoint``, and ``dst_endpoint`` of a redirected connection."""
+    endpoints: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.endpoints)
+    return endpoints
+
+
 def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
     """What of events belongs to a credential, rendered once: who, its reference, and the actor."""
     app = _encode(credential.actor)
@@ -394,6 +400,18 @@ def _open(data: dict[str, Any]) -> bytes:
     """Data up to its last member, as a template whose ``time`` is put in later."""
     head = _encode(data)[:-1].replace(b"%", b"%%")
     return head.replace(b'"time":0', b'"time":%b')
+
+
+def _remarks(call: Call, code: Code | None) -> bytes:
+    """What an outcome says besides numbers."""
+    remarks: dict[str, Any] = {}
+    if code is not None:
+        remarks["code"] = code.name
+    if call.scrubbed:
+        remarks["scrubbed"] = call.scrubbed.split(",")
+    if call.sessions:
+        remarks["dropped"] = ["set-cookie"]
+    return b"," + msgspec.json.encode(remarks)[1:-1]
 
 
 def _text(value: str) -> bytes:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey
+from valetkey.proxy.core.scrub import needles_of
 
 
 class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "expires_at", "jti", "key", "line", "near_until", "policy_digest", "refresh_at",
-        "rendered", "subject", "token", "txn", "used",
+        "actor", "expires_at", "jti", "key", "line", "near_until", "needles", "policy_digest",
+        "refresh_at", "rendered", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -30,6 +31,8 @@ class Credential:
     ) -> None:
         self.key = key
         self.token = token
+        self.needles = needles_of(token.reveal())
+        """What of it must not come back to the workload."""
         self.line = line
         self.expires_at = expires_at
         self.refresh_at = refresh_at

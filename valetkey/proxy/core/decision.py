@@ -300,12 +300,32 @@ def admit(entry: Entry, presented: list[bytes], origin: str, host: str, port: in
         return Deny(codes.CALLER_UNAUTHENTICATED, "no or a wrong Proxy-Authorization")
     if entry.forward and not origin:
         return Deny(codes.REQUEST_NO_ORIGIN, "origin-form on a forward listener")
+    if entry.transparent:
+        return _admit_redirected(entry, origin, host, port)
     if entry.origin and (
         (origin and origin != entry.origin)
         or host != entry.name
         or (port or entry.default_port) != entry.port
     ):
         return Deny(codes.REQUEST_MISDIRECTED, f"the tunnel is for {entry.origin}")
+    return None
+
+
+def _admit_redirected(entry: Entry, origin: str, host: str, port: int) -> Deny | None:
+    """Host is all that names the target, so it must say the port that the connection was for."""
+    if entry.destination is None:
+        return Deny(codes.REQUEST_NOT_REDIRECTED, "the connection was opened to the listener")
+    if entry.own:
+        return Deny(codes.REQUEST_LOOP, "the sidecar's own connection was redirected to it")
+    if not host:
+        return Deny(codes.REQUEST_AMBIGUOUS_HOST, "no Host on a redirected connection")
+    if (port or entry.default_port) != entry.port:
+        return Deny(
+            codes.REQUEST_AMBIGUOUS_HOST,
+            f"Host says port {port or entry.default_port}, the connection was for {entry.port}",
+        )
+    if "://" in origin and origin != origin_of("http", host, entry.port):
+        return Deny(codes.REQUEST_AMBIGUOUS_HOST, "an absolute-form for TLS, without TLS")
     return None
 
 
@@ -322,13 +342,16 @@ class TunnelPermit:
         self.port = port
 
 
-def decide_tunnel(host: str, port: int, snapshot: Snapshot) -> Target | TunnelPermit | Deny:
+def decide_tunnel(
+    host: str, port: int, snapshot: Snapshot, *, tls: bool = False
+) -> Target | TunnelPermit | Deny:
     """What a tunnel to ``host:port`` is: one to open up for a target, opaque, or refused.
 
     A target's calls are decided one by one, so its tunnel has no permit of its own. A tunnel to
-    the host for diagnosis is opened up as well, and every call inside is refused.
+    the host for diagnosis is opened up as well, and every call inside is refused. ``tls`` says
+    that TLS is what comes through it.
     """
-    for scheme in ("https", "http"):
+    for scheme in ("https",) if tls else ("https", "http"):
         origin = origin_of(scheme, host, port)
         target = snapshot.origins.get(origin) or snapshot.diagnosis.get(origin)
         if target is not None:

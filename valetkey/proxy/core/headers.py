@@ -78,11 +78,19 @@ OVERRIDE_PARAMETERS: Final = frozenset({"_method"})
 
 _SEPARATOR: Final = re.compile(r"[^a-z0-9]")
 
-# What a target says about credentials is for the sidecar, not for the workload.
-RESPONSE_STRIPPED: Final = frozenset(
-    {"www-authenticate", "authentication-info", "dpop-nonce", "proxy-authenticate",
-     "proxy-authentication-info"}
-)  # fmt: skip
+# What a target says about credentials is for the sidecar, not for the workload (RFC 9110 §11,
+# RFC 9449 §8, RFC 8053). Alt-Svc (RFC 7838) would lead a client to the target around the sidecar.
+RESPONSE_STRIPPED: Final = frozenset({
+    "www-authenticate", "authentication-info", "dpop-nonce", "optional-www-authenticate",
+    "authentication-control", "alt-svc",
+})  # fmt: skip
+# All that is said between proxies, but for the report on them that is meant for the client too
+# (RFC 9209 §2).
+_PROXY: Final = "proxy-"
+_PROXY_STATUS: Final = "proxy-status"
+
+# A session that was begun with the injected credential is the sidecar's (RFC 6265 §4.1, RFC 2965).
+SESSION: Final = frozenset({"set-cookie", "set-cookie2"})
 
 # What a target says of an answer as a whole, byte for byte (RFC 9110 §8.8.3, RFC 9530): untrue of
 # one from which something was taken out.
@@ -97,7 +105,7 @@ class HeaderPolicy:
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    __slots__ = ("dropped", "managed", "refused", "subject")
+    __slots__ = ("dropped", "managed", "passes_sessions", "refused", "subject")
 
     def __init__(
         self,
@@ -111,6 +119,8 @@ class HeaderPolicy:
         self.subject = subject
         self.dropped = dropped
         """What does not go on and is no credential."""
+        self.passes_sessions = "cookie" not in managed
+        """Whether cookies are the workload's own: they go in and come back."""
 
     def without(self, names: Iterable[str]) -> HeaderPolicy:
         """The same, with more names (in normal form) that do not go on."""
@@ -182,12 +192,19 @@ def check_single(names: Mapping[str, list[bytes]]) -> None:
 
 
 def response_fields(fields: Iterable[Field], listed: frozenset[str]) -> bytes:
-    """The header lines of a response that go on to the workload, without framing."""
+    """The header lines of a response that go on to the workload, without framing and sessions."""
     return b"".join(
         b"%b: %b\r\n" % (raw, value)
         for name, raw, value in fields
         if name not in HOP_BY_HOP
         and name not in RESPONSE_STRIPPED
+        and name not in SESSION
         and name != "content-length"
         and name not in listed
+        and (not name.startswith(_PROXY) or name == _PROXY_STATUS)
     )
+
+
+def session_fields(fields: Iterable[Field]) -> bytes:
+    """The lines of a response that set cookies; see `HeaderPolicy.passes_sessions`."""
+    return b"".join(b"%b: %b\r\n" % (raw, value) for name, raw, value in fields if name in SESSION)

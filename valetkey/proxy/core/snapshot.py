@@ -312,8 +312,13 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
             raise ConfigError(f"{where}.target: no target {listener.target!r}")
         if listener.target is not None and listener.mode != "reverse":
             raise ConfigError(f"{where}.target: in {listener.mode} mode, calls name their target")
-        if listener.uids and not listener.bind.startswith("unix:"):
+        unix = listener.bind.startswith("unix:")
+        if listener.uids and not unix:
             raise ConfigError(f"{where}.uids: only a Unix socket tells who its peer is")
+        if listener.mode == "transparent" and unix:
+            raise ConfigError(f"{where}.bind: nothing redirects to a Unix socket")
+        if listener.mode == "transparent" and listener.token_file is not None:
+            raise ConfigError(f"{where}.token_file: who knows of no proxy brings it no token")
     return Snapshot(settings, targets, routes)
 
 

@@ -61,8 +61,8 @@ class Call:
         "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "actor", "asked", "attempts",
         "body_open", "deadline", "decision_seq", "ended", "head", "inbound", "lines", "needs",
         "outbound", "pending", "pep", "permit", "phase", "received", "replay",
-        "retried_credential", "retried_nonce", "sent", "started", "status", "t_answer",
-        "t_forward", "t_reply",
+        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started", "status",
+        "t_answer", "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +103,10 @@ class Call:
         self._interim = 0
         self._retried_stale = False
         self._reuse = True
+        self.scrubbed = ""
+        """Where the target had put the credential that it got, and it no longer stands."""
+        self.sessions = False
+        """Whether the target tried to set cookies, and they were dropped."""
         self.status = 0
         self.sent = 0
         self.received = 0
@@ -232,15 +236,19 @@ class Call:
             self.deadline = _monotonic() + self.pep.timeouts.stall
             self._answer_body(data, b"")
             return
+        permit = self.permit
+        assert permit is not None
         if not self.t_answer:
             self.t_answer = _monotonic()
         data = self._answer + data if self._answer else data
         try:
             while True:
-                head = self.pep.heads.response(data)
+                head = self.pep.heads.response(data, permit.credential.needles)
                 if head is None:
                     self._answer = data
                     return
+                if head.echoes:
+                    self._echoed("head")
                 data = data[head.size :]
                 if head.status >= 200:
                     break
@@ -302,6 +310,8 @@ class Call:
             if block.chunked:
                 self._dechunk = ChunkedDecoder()
             self._held = head.lines_without(OF_THE_WHOLE)
+            if head.cookies:
+                self._held += self._sessions(head)
             lines = b""
         elif block.length is not None:
             self._answer_left = block.length
@@ -310,6 +320,8 @@ class Call:
             if block.chunked:
                 self._dechunk = ChunkedDecoder()
             lines = head.lines + self._unsized()
+        if head.cookies and self._filter is None:
+            lines += self._sessions(head)
         self.deadline = self.t_answer + self.pep.timeouts.stall
         self._answer_body(data, b"%b%b\r\n" % (lines, inbound.connection_line()))
 
@@ -325,6 +337,23 @@ class Call:
             block.value("content-encoding"),
             posted=self.asked is not None,
         )
+
+    def _sessions(self, head: ResponseHead) -> bytes:
+        """Cookies that the target sets: the workload's if its own go there, else nobody's."""
+        permit = self.permit
+        assert permit is not None
+        if permit.target.headers.passes_sessions:
+            return head.cookies
+        self.sessions = True
+        self.pep.session_dropped(self)
+        return b""
+
+    def _echoed(self, where: str) -> None:
+        """The target sent the credential back, and it was overwritten."""
+        if not self.scrubbed:
+            self.pep.echoed(self)
+        if where not in self.scrubbed:
+            self.scrubbed += f",{where}" if self.scrubbed else where
 
     def _unsized(self) -> bytes:
         """Framing for a body whose length nobody knows: chunks, or for HTTP/1.0 the end."""
@@ -380,8 +409,8 @@ class Call:
             out = answer.feed(payload)
             if done:
                 out += answer.end()
-        except ChunkedInvalid as invalid:
-            self.fail(codes.TARGET_BAD_RESPONSE, str(invalid))
+        except ChunkedInvalid as error:
+            self.fail(codes.TARGET_BAD_RESPONSE, str(error))
             return
         except TargetError as error:
             self.fail(error.code, error.reason)

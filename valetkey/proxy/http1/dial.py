@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv6Network
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
@@ -55,6 +56,12 @@ class Dialler:
         self._translation_known = False
         self._translation_until = 0.0
         self._finds_translation = True
+        self._own: WeakValueDictionary[tuple[str, int], socket.socket] = WeakValueDictionary()
+
+    def opened(self, address: str, port: int) -> bool:
+        """Whether a connection that was opened here, and is still open, comes from this place."""
+        sock = self._own.get((address, port))
+        return sock is not None and sock.fileno() >= 0
 
     def use_nat64(self, prefixes: tuple[IPv6Network, ...] | None) -> None:
         """The network's NAT64 prefixes as stated; ``None``: they are found out when needed."""
@@ -119,6 +126,7 @@ class Dialler:
             except (OSError, RuntimeError) as error:  # uvloop raises both
                 failure = error
                 break
+            self._own[sock.getsockname()[:2]] = sock
             try:
                 return await _hand_over(sock, factory, context, host)
             except ssl.SSLError as error:

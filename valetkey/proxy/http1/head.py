@@ -24,6 +24,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.authority import DEFAULT_PORTS, join_host, origin_of, split_host
 from valetkey.proxy.core.headers import (
     MANAGED,
+    SESSION,
     Field,
     HeaderPolicy,
     check_connection,
@@ -32,7 +33,9 @@ from valetkey.proxy.core.headers import (
     normal,
     request_fields,
     response_fields,
+    session_fields,
 )
+from valetkey.proxy.core.scrub import Needles, blank, holds
 from valetkey.proxy.http1.memo import Memo
 from valetkey.proxy.http1.respond import status_line
 
@@ -183,7 +186,7 @@ class RequestHead:
 class ResponseHead:
     """One response head, with the lines that go on to the workload."""
 
-    __slots__ = ("block", "lines", "size", "sized", "status", "version")
+    __slots__ = ("block", "cookies", "echoes", "lines", "size", "sized", "status", "version")
 
     def __init__(
         self, status: int, version: int, reason: bytes, block: HeaderBlock, size: int
@@ -192,6 +195,9 @@ class ResponseHead:
         self.version = version
         self.block = block
         self.size = size
+        self.echoes = False
+        """Whether it held the credential that was sent (it does no more)."""
+        self.cookies = session_fields(block.fields) if not SESSION.isdisjoint(block.names) else b""
         # Without framing, and with a length: what most answers need, made once per head.
         self.lines = status_line(status, reason) + response_fields(block.fields, block.listed)
         self.sized = (
@@ -258,8 +264,11 @@ class HeadReader:
             method.decode(), 1 if minor == b"1" else 0, target.decode(), block, end + 4
         )
 
-    def response(self, buffer: bytes) -> ResponseHead | None:
-        """The head at the front, ``None`` while it is incomplete. Raises `TargetError`."""
+    def response(self, buffer: bytes, needles: Needles = ()) -> ResponseHead | None:
+        """The head at the front, ``None`` while it is incomplete. Raises `TargetError`.
+
+        ``needles``, the shortest first, are what the target may not send back (`core.scrub`).
+        """
         end = buffer.find(b"\r\n\r\n")
         if end < 0 or end > self._max_size:
             if len(buffer) > self._max_size:
@@ -270,6 +279,11 @@ class HeadReader:
                 raise _bad_response("bare LF")
             return None
         raw = buffer[: end + 4]
+        # Most heads are shorter than a token: they can't hold it.
+        if needles and end >= len(needles[0]) and holds(raw, needles, end):
+            echoing = self._read_response(blank(raw, needles))
+            echoing.echoes = True
+            return echoing  # and is not kept: it says so of this one answer
         head = self._responses.entries.get(raw)
         if head is None:
             head = self._read_response(raw)
@@ -367,7 +381,7 @@ class HeadReader:
         # RFC 9449 §8.1: exactly one, of NQCHAR; anything else is no nonce of ours.
         if len(nonces) == 1 and _NONCE.fullmatch(nonces[0]):
             block.nonce = nonces[0].decode()
-        block.memorable = not nonces and not block.value("set-cookie")
+        block.memorable = not nonces and SESSION.isdisjoint(block.names)
         return ResponseHead(int(status), int(minor), reason or b"", block, len(raw))
 
 

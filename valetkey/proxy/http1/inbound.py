@@ -20,7 +20,7 @@ from valetkey.contracts.errors import CallerError
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.outbox import LARGE
-from valetkey.proxy.http1.respond import problem_answer
+from valetkey.proxy.http1.respond import problem_answer, tls_alert
 
 if TYPE_CHECKING:
     from valetkey.proxy.http1.head import RequestHead
@@ -52,8 +52,8 @@ class WorkloadConnection:
 
     __slots__ = (
         "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_lost", "_out", "call",
-        "close_after", "deadline", "entry", "held", "minor", "peer", "pep", "reset_after",
-        "source", "transport", "tunnels", "uids", "write_paused",
+        "close_after", "deadline", "endpoints", "entry", "held", "minor", "peer", "pep",
+        "reset_after", "source", "tls", "transport", "tunnels", "uids", "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -62,17 +62,23 @@ class WorkloadConnection:
         entry: Entry,
         tunnels: Tunnels | None = None,
         uids: frozenset[int] | None = None,
+        *,
+        tls: bool = False,
     ) -> None:
         self.pep = pep
         self.entry = entry
         self.tunnels = tunnels
         self.uids = uids
         """On a Unix socket: whose processes may call; empty for all, None on TCP."""
+        self.tls = tls
+        """Whether the peer began with a ClientHello, which is still unread (transparent mode)."""
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.call: Call | None = None
         self.peer: tuple[str, int] = ("", 0)
         self.source = b""
         """The peer, rendered for the record."""
+        self.endpoints = b""
+        """The same for a decision: also where a redirected connection was going."""
         self.close_after = False
         self.reset_after = False
         self.write_paused = False
@@ -99,14 +105,19 @@ class WorkloadConnection:
                 self.peer[0].encode(),
                 self.peer[1],
             )
+            self.endpoints = self.source
+            if self.entry.destination is not None:
+                host, port = self.entry.destination
+                self.endpoints += b',"dst_endpoint":{"ip":"%b","port":%d}' % (host.encode(), port)
             self.pep.opened(self)
         else:
             uid = _peer_uid(transport)
             self.peer = ("unix", uid)
             self.source = b'"src_endpoint":{"name":"unix","uid":"%d"}' % uid
+            self.endpoints = self.source
             self.pep.opened(self)
             if self.uids and uid not in self.uids and not self.close_after:
-                self._refuse_head(CallerError(codes.CALLER_UID, f"uid {uid}"))
+                self.refuse_head(CallerError(codes.CALLER_UID, f"uid {uid}"))
 
     def data_received(self, data: bytes) -> None:
         call = self.call
@@ -190,7 +201,7 @@ class WorkloadConnection:
         elif self._lingering or not self._buffer or self.write_paused:
             self.transport.abort()
         else:
-            self._refuse_head(self.pep.head_timeout())
+            self.refuse_head(self.pep.head_timeout())
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -207,7 +218,7 @@ class WorkloadConnection:
                 try:
                     head = self.pep.heads.request(self._buffer)
                 except CallerError as error:
-                    self._refuse_head(error)
+                    self.refuse_head(error)
                     return
                 if head is None:
                     if self._ended:
@@ -216,7 +227,7 @@ class WorkloadConnection:
                         self._in_head = True
                         self.deadline = time.monotonic() + self.pep.timeouts.head
                     return
-                self._begin(head)
+                self.begin(head)
                 if self.call is not None:
                     return
                 if len(self._out) > _UNSENT:
@@ -226,7 +237,8 @@ class WorkloadConnection:
         finally:
             self._looping = False
 
-    def _begin(self, head: RequestHead) -> None:
+    def begin(self, head: RequestHead) -> None:
+        """Make a call of a head, read from the buffer or standing for something else."""
         rest = self._buffer[head.size :]
         self._buffer = b""
         self._in_head = False
@@ -254,7 +266,7 @@ class WorkloadConnection:
         if len(self._buffer) > _AHEAD:
             self.hold_reading()
 
-    def _refuse_head(self, error: CallerError) -> None:
+    def refuse_head(self, error: CallerError) -> None:
         """Answer what is no request, and say goodbye: nobody knows where the next one begins."""
         self._buffer = b""
         self.close_after = True
@@ -296,6 +308,9 @@ class WorkloadConnection:
         call = self.call
         if call is not None and call.body_open:
             self.close_after = True
+        if self.tls:
+            self.write(tls_alert(code))
+            return
         self.write(
             problem_answer(
                 code,
@@ -309,11 +324,11 @@ class WorkloadConnection:
         """The call is over; the next one, or the end."""
         if self.call is not call:
             return
-        unread = call.body_open
+        unread = call.body_open or self.tls
         self.call = None
         if self.reset_after:
             self._reset()
-        elif self.close_after:
+        elif self.close_after or self.tls:
             if unread and not self._ended:
                 self._say_goodbye()
             else:

@@ -40,8 +40,13 @@ class Relay:
         self.workload.other = self.target
         self.target.other = self.workload
 
-    def start(self, early: bytes = b"", *, ended: bool = False) -> None:
-        """Take both transports over; ``early`` came from the target already, or its end did."""
+    def start(
+        self, early: bytes = b"", *, ended: bool = False, said: bytes = b"", said_all: bool = False
+    ) -> None:
+        """Take both transports over.
+
+        ``early`` came from the target already, or its end did; ``said`` from the workload.
+        """
         self.progressed()
         for side in (self.workload, self.target):
             side.transport.set_protocol(cast("asyncio.Protocol", side))
@@ -49,6 +54,10 @@ class Relay:
             self.target.data_received(early)
         if ended:
             self.target.eof_received()
+        if said:
+            self.workload.data_received(said)
+        if said_all:
+            self.workload.eof_received()
         for side in (self.workload, self.target):
             if not side.other.full and not side.transport.is_closing():
                 side.transport.resume_reading()

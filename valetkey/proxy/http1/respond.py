@@ -1,11 +1,11 @@
-"""What the sidecar itself says on the wire: status lines and problem answers."""
+"""What the sidecar itself says on the wire: status lines, problem answers, TLS alerts."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Final
 
-from valetkey.contracts import problem
+from valetkey.contracts import codes, problem
 from valetkey.contracts.codes import Code
 
 _PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -33,3 +33,22 @@ def problem_answer(code: Code, *, instance: str, connection: bytes, head_only: b
         connection,
     )
     return head if head_only else head + body
+
+
+# RFC 8446 §6, RFC 6066 §3: AlertDescription.
+_ACCESS_DENIED: Final = 49
+_DECODE_ERROR: Final = 50
+_INTERNAL_ERROR: Final = 80
+_UNRECOGNIZED_NAME: Final = 112
+_ALERTS: Final = {
+    codes.TLS_HELLO_MALFORMED: _DECODE_ERROR,
+    codes.REQUEST_TIMEOUT: _DECODE_ERROR,
+    codes.TLS_NO_SERVER_NAME: _UNRECOGNIZED_NAME,
+    codes.TARGET_NO_MATCH: _UNRECOGNIZED_NAME,
+}
+
+
+def tls_alert(code: Code) -> bytes:
+    """A fatal alert for a client whose hello was not answered: all that it could understand."""
+    description = _INTERNAL_ERROR if code.status >= 500 else _ALERTS.get(code, _ACCESS_DENIED)
+    return b"\x15\x03\x03\x00\x02\x02%c" % description

@@ -4,8 +4,9 @@ Invariants:
 
 - The CA's key is in this process alone, unless settings name a file for it; so is the leaves' key,
   always. OpenSSL takes keys from files only: it gets them through a pipe.
-- One host, one context: its certificate names that host, and a handshake that asks for another
-  name (SNI, RFC 6066 §3) fails. A client that asks for none is served for IP addresses alone.
+- One host, one context: its certificate names that host, a handshake that asks for another name
+  (SNI) fails, and no session is taken up under another name (RFC 6066 §3). A client that asks for
+  no name is served for IP addresses alone.
 - Contexts are bounded, least recently used out first, and replaced well before they expire.
 
 All leaves of one run share one P-256 key. It is as well kept as the CA's key, with which anyone
@@ -59,7 +60,6 @@ class InterceptionAuthority:
         self._leaf_public = key.public_key()
         self._leaf_key = certificates.key_pem(key)
         self._contexts: LRUCache[str, tuple[ssl.SSLContext, float]] = LRUCache(_CONTEXTS)
-        self._by_sni: tuple[Callable[[str], bool], ssl.SSLContext] | None = None
         self.minted = 0
 
     @classmethod
@@ -130,34 +130,6 @@ class InterceptionAuthority:
                 return context
         context, renew_at = self._mint(name)
         contexts[name] = context, renew_at
-        return context
-
-    def context_by_sni(self, allowed: Callable[[str], bool]) -> ssl.SSLContext:
-        """TLS as whichever server the client asks for (SNI), if ``allowed`` says yes to its name.
-
-        The name comes in lower case, without a trailing dot. A client that names none is refused.
-        To be called for each connection: the context is kept for as long as ``allowed`` is the
-        same object.
-        """
-        known = self._by_sni
-        if known is not None and known[0] is allowed and not _is_full(known[1]):
-            return known[1]
-
-        def choose(connection: ssl.SSLObject, asked: str | None, _: ssl.SSLContext) -> int | None:
-            assert isinstance(connection, Handshake)
-            connection.server_name = asked or ""
-            name = _normal(asked or "")
-            if not name or ip_address(name) is not None or not allowed(name):
-                return connection.refuse_name()
-            try:
-                connection.context = self.context(name)
-            except CannotIssue as error:
-                return connection.refuse(error)
-            return None
-
-        context = server_context()
-        context.sni_callback = choose
-        self._by_sni = allowed, context
         return context
 
     def _mint(self, name: str) -> tuple[ssl.SSLContext, float]:

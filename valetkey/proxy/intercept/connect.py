@@ -22,6 +22,7 @@ from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.intercept.authority import InterceptionAuthority
 from valetkey.proxy.intercept.certificates import CannotIssue
 from valetkey.proxy.intercept.handshake import HandshakeFailed, serve
+from valetkey.proxy.intercept.unread import Unread
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.snapshot import Target
@@ -60,7 +61,8 @@ class ConnectTunnels:
             return
         # Paused before the answer goes out: the client's hello must meet TLS, not this reader.
         transport = inbound.take_over()
-        transport.write(_ESTABLISHED)
+        if not inbound.tls:
+            transport.write(_ESTABLISHED)
         greeter = _Greeter()
         pep.handshakes += 1
         try:
@@ -72,8 +74,8 @@ class ConnectTunnels:
         finally:
             pep.handshakes -= 1
         pep.tunnel_opened("intercepted")
-        inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
-        greeter.hand_over(tls, inner)
+        entry = Entry(origin=target.url, destination=inbound.entry.destination)
+        greeter.hand_over(tls, WorkloadConnection(pep, entry, uids=inbound.uids))
 
     async def _read_on(self, call: Call, target: Target) -> None:
         """Read the calls of a tunnel without TLS."""
@@ -113,10 +115,28 @@ class ConnectTunnels:
             target.abort()
             call.fail(codes.TUNNEL_EARLY_DATA, "bytes before the tunnel was there")
         else:
-            workload = inbound.take_over()
-            workload.write(_ESTABLISHED)
+            begun = _Arrived()
+            workload = await _establish(inbound.take_over(), begun)
             relay = pep.relay(call, permit, workload, target)
-            relay.start(arrived.early, ended=arrived.ended)
+            if begun.transport is None:
+                relay.cut("client_closed")
+            elif arrived.transport is None:
+                relay.cut("cut", codes.TARGET_CLOSED)
+            else:
+                relay.start(
+                    arrived.early, ended=arrived.ended, said=begun.early, said_all=begun.ended
+                )
+
+
+async def _establish(transport: asyncio.Transport, begun: _Arrived) -> asyncio.Transport:
+    """Let the client speak: tell it, or take what it has said into ``begun``."""
+    if isinstance(transport, Unread):
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(lambda: begun, transport.release())
+    else:
+        begun.connection_made(transport)
+        transport.write(_ESTABLISHED)
+    return transport
 
 
 def _why(error: OSError) -> tuple[Code, str]:
@@ -128,7 +148,7 @@ def _why(error: OSError) -> tuple[Code, str]:
 
 
 class _Arrived(asyncio.Protocol):
-    """The other end of an opaque tunnel, until the relay takes over: what comes early is kept."""
+    """An end of an opaque tunnel, until the relay takes over: what comes early is kept."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
-from valetkey.contracts.errors import ValetkeyError
+from valetkey.proxy.intercept.unread import Unread
 
 # RFC 9325 §4.2: forward secrecy and AEAD. TLS 1.3's suites are all like that.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -42,7 +42,7 @@ class Handshake(ssl.SSLObject):
     outgoing: ssl.MemoryBIO
     server_name: str = ""
     """What the client asked for, as it spelt it."""
-    _refused: tuple[Code, str] | None = None
+    _refused = False
 
     def do_handshake(self) -> None:
         try:
@@ -50,19 +50,15 @@ class Handshake(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
-            code, detail = self._refused or _explained(error)
+            wrong_name = codes.INTERCEPTION_SERVER_NAME, ""
+            code, detail = wrong_name if self._refused else _explained(error)
             alert = self.outgoing.read()
             raise HandshakeFailed(code, detail, self.server_name, alert) from error
 
     def refuse_name(self) -> int:
         """What a ``sni_callback`` returns for a name that is not served here (RFC 6066 §3)."""
-        self._refused = codes.INTERCEPTION_SERVER_NAME, ""
+        self._refused = True
         return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
-
-    def refuse(self, error: ValetkeyError) -> int:
-        """What a ``sni_callback`` returns if the sidecar fails."""
-        self._refused = error.code, error.reason
-        return int(ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR)
 
 
 class _Context(ssl.SSLContext):
@@ -111,9 +107,7 @@ async def serve(
     spare = cast("socket.socket", transport.get_extra_info("socket")).dup()
     with spare:
         try:
-            tls = await asyncio.get_running_loop().start_tls(
-                transport, protocol, context, server_side=True, ssl_handshake_timeout=within
-            )
+            tls = await _start(transport, protocol, context, within)
         except HandshakeFailed as failed:
             with contextlib.suppress(OSError):  # gone, or not reading
                 spare.send(failed.alert)
@@ -121,6 +115,23 @@ async def serve(
     if tls is None:
         raise ConnectionAbortedError("closed during the handshake")
     return tls
+
+
+async def _start(
+    transport: asyncio.Transport,
+    protocol: asyncio.BaseProtocol,
+    context: ssl.SSLContext,
+    within: float,
+) -> asyncio.Transport | None:
+    loop = asyncio.get_running_loop()
+    if isinstance(transport, Unread):  # the hello is there: whatever reads first must be TLS
+        tls, _ = await loop.connect_accepted_socket(
+            lambda: protocol, transport.release(), ssl=context, ssl_handshake_timeout=within
+        )
+        return tls
+    return await loop.start_tls(
+        transport, protocol, context, server_side=True, ssl_handshake_timeout=within
+    )
 
 
 _UNTRUSTED: Final = frozenset({

@@ -15,6 +15,7 @@ from valetkey.contracts.service import address
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.inbound import Tunnels, WorkloadConnection
 from valetkey.proxy.intercept.caller import CallerToken
+from valetkey.proxy.intercept.transparent import TransparentServer
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ListenerSettings
 
@@ -31,7 +32,7 @@ class Listener:
         self._settings = settings
         self._pep = pep
         self._where = where
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TransparentServer | None = None
         try:
             self._token = CallerToken(settings.token_file) if settings.token_file else None
         except ConfigError as error:
@@ -39,7 +40,7 @@ class Listener:
         self._entry = Entry(
             target=settings.target, forward=settings.mode == "forward", caller=self._token
         )
-        self._tunnels = tunnels if settings.mode == "forward" else None
+        self._tunnels = tunnels
 
     async def open(self) -> None:
         """Take calls from now on."""
@@ -54,19 +55,25 @@ class Listener:
                     backlog=_BACKLOG,
                 )
                 found, port = str(path), 0
+            elif self._settings.mode == "transparent":
+                found, port = address(bind)
+                self._server = TransparentServer(self._pep, self._tunnels)
+                port = await self._server.start(found, port)
             else:
-                host, port = address(bind)
+                found, port = address(bind)
                 self._server = await loop.create_server(
-                    self._connection(None), host, port, backlog=_BACKLOG
+                    self._connection(None), found, port, backlog=_BACKLOG
                 )
-                found, port = host, self._server.sockets[0].getsockname()[1]
+                port = self._server.sockets[0].getsockname()[1]
         except OSError as error:
             raise ConfigError(f"{self._where}.bind: {bind}: {error.strerror or error}") from error
         Log("listener").info("listening", listener=self._settings.mode, address=found, port=port)
 
     def _connection(self, uids: frozenset[int] | None) -> type[asyncio.Protocol]:
+        tunnels = self._tunnels if self._settings.mode == "forward" else None
+
         def make() -> WorkloadConnection:
-            return WorkloadConnection(self._pep, self._entry, self._tunnels, uids)
+            return WorkloadConnection(self._pep, self._entry, tunnels, uids)
 
         return cast("type[asyncio.Protocol]", make)
 

@@ -22,13 +22,26 @@ TUNNEL = Entry(origin="https://api.example")
 ODD_PORT = Entry(origin="https://api.example:8443")
 PLAIN = Entry(origin="http://api.example")
 GUARDED = Entry(caller=Only())
+LED = Entry(transparent=True, destination=("203.0.113.1", 80))
+LED_ODD = Entry(transparent=True, destination=("2001:db8::1", 8080))
+LED_TLS = Entry(transparent=True, destination=("203.0.113.1", 443))
+DIRECT = Entry(transparent=True)
+OWN = Entry(transparent=True, destination=("203.0.113.1", 80), own=True)
 
 
 def test_only_a_bare_reverse_entry_has_nothing_to_check() -> None:
     check: CallerCheck = Only()
     assert REVERSE.plain
     assert Entry(target="tickets").plain
-    assert not any(entry.plain for entry in (FORWARD, TUNNEL, PLAIN, Entry(caller=check)))
+    assert not any(
+        entry.plain for entry in (FORWARD, TUNNEL, PLAIN, LED, DIRECT, Entry(caller=check))
+    )
+
+
+def test_a_destination_fixes_the_port() -> None:
+    assert (LED.port, LED_ODD.port, DIRECT.port) == (80, 8080, 0)
+    inner = Entry(origin="https://api.example:8443", destination=("203.0.113.1", 8443))
+    assert (inner.name, inner.port, inner.transparent) == ("api.example", 8443, False)
 
 
 def test_an_origin_says_what_host_must_be() -> None:
@@ -54,6 +67,20 @@ CALLS = [
     ("odd port left out", ODD_PORT, [], "", "api.example", 0, codes.REQUEST_MISDIRECTED),
     ("guarded, right", GUARDED, [b"right"], "", "any", 0, None),
     ("guarded, nothing", GUARDED, [], "", "any", 0, codes.CALLER_UNAUTHENTICATED),
+    ("redirected", LED, [], "", "any", 0, None),
+    ("redirected, port said", LED, [], "", "any", 80, None),
+    ("redirected, other port said", LED, [], "", "any", 443, codes.REQUEST_AMBIGUOUS_HOST),
+    ("redirected from an odd port", LED_ODD, [], "", "any", 8080, None),
+    ("redirected from an odd port, unsaid", LED_ODD, [], "", "any", 0,
+     codes.REQUEST_AMBIGUOUS_HOST),
+    ("redirected, no Host", LED, [], "", "", 0, codes.REQUEST_AMBIGUOUS_HOST),
+    ("redirected, absolute", LED, [], "http://any", "any", 0, None),
+    ("redirected, absolute for TLS", LED, [], "https://any:80", "any", 80,
+     codes.REQUEST_AMBIGUOUS_HOST),
+    ("redirected, a hello", LED_TLS, [], "any:443", "any", 443, None),
+    ("not redirected", DIRECT, [], "", "any", 0, codes.REQUEST_NOT_REDIRECTED),
+    ("not redirected, a hello", DIRECT, [], "any:7073", "any", 7073, codes.REQUEST_NOT_REDIRECTED),
+    ("the sidecar's own", OWN, [], "", "any", 0, codes.REQUEST_LOOP),
     ("guarded, twice", GUARDED, [b"right", b"right"], "", "any", 0, codes.CALLER_UNAUTHENTICATED),
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from valetkey.proxy.core.headers import (
     normal,
     request_fields,
     response_fields,
+    session_fields,
 )
 
 SUBJECT = "X-Valetkey-Subject"
@@ -194,7 +195,16 @@ def test_what_has_one_value_has_one_value(name: str) -> None:
 
 RESPONSES = [
     ("content type", "Content-Type: a/b", True),
-    ("cookie", "Set-Cookie: a=b", True),
+    ("cookie", "Set-Cookie: a=b", False),
+    ("cookie with underscore", "Set_Cookie: a=b", False),
+    ("cookie of old", "Set-Cookie2: a=b", False),
+    ("optional challenge", "Optional-WWW-Authenticate: Basic", False),
+    ("authentication control", "Authentication-Control: logout-timeout=5", False),
+    ("proxy authentication info", "Proxy-Authentication-Info: x", False),
+    ("proxy connection", "Proxy-Connection: keep-alive", False),
+    ("proxy support", "Proxy-Support: Session-Based-Authentication", False),
+    ("proxy status", "Proxy-Status: edge; error=x", True),
+    ("a way around", 'Alt-Svc: h3=":443"', False),
     ("location", "Location: https://elsewhere.example/", True),
     ("challenge", 'WWW-Authenticate: Bearer realm="x"', False),
     ("challenge with underscore", "WWW_Authenticate: x", False),
@@ -215,3 +225,16 @@ RESPONSES = [
 def test_response_fields(name: str, line: str, kept: bool) -> None:
     made = response_fields(fields(line, "Date: now"), frozenset({"x-hop"}))
     assert made == (f"{line}\r\nDate: now\r\n" if kept else "Date: now\r\n").encode()
+
+
+def test_session_fields() -> None:
+    made = session_fields(fields("Set-Cookie: a=b; Path=/", "Date: now", "SET-COOKIE: c=d"))
+    assert made == b"Set-Cookie: a=b; Path=/\r\nSET-COOKIE: c=d\r\n"
+
+
+@pytest.mark.parametrize(
+    ("passed", "passes"), [([], False), (["Cookie"], True), (["cookie"], True), (["X-A"], False)]
+)
+def test_sessions_come_back_where_cookies_go_in(passed: list[str], passes: bool) -> None:
+    policy = HeaderPolicy.of(injected=None, subject_header="X-S", passed=passed)
+    assert policy.passes_sessions is passes

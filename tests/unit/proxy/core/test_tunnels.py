@@ -80,6 +80,13 @@ def test_a_tunnel_to_nothing_known_is_refused(host: str, port: int) -> None:
     assert verdict.code is codes.TARGET_NO_MATCH
 
 
+def test_where_tls_is_what_comes_only_targets_of_https_count() -> None:
+    known = snapshot()
+    assert isinstance(decide_tunnel("plain.example", 80, known), Target)
+    assert isinstance(decide_tunnel("plain.example", 80, known, tls=True), Deny)
+    assert isinstance(decide_tunnel("api.example", 443, known, tls=True), Target)
+
+
 def test_without_a_forward_listener_there_are_no_origins() -> None:
     reverse = snapshot(listeners=[{"bind": "127.0.0.1:7070"}])
     assert reverse.origins == {}
@@ -177,6 +184,9 @@ def test_two_targets_of_one_origin_are_one_too_many_for_a_forward_listener() -> 
 
 LISTENERS: list[tuple[dict[str, Any], str]] = [
     ({"bind": "127.0.0.1:1", "mode": "forward", "target": "api"}, "listeners.0.target"),
+    ({"bind": "127.0.0.1:1", "mode": "transparent", "target": "api"}, "listeners.0.target"),
+    ({"bind": "127.0.0.1:1", "mode": "transparent", "token_file": "/t"}, "listeners.0.token_file"),
+    ({"bind": "unix:/s", "mode": "transparent"}, "listeners.0.bind"),
     ({"bind": "127.0.0.1:1", "target": "unknown"}, "listeners.0.target"),
     ({"bind": "127.0.0.1:1", "uids": [1]}, "listeners.0.uids"),
 ]

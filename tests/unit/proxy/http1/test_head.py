@@ -14,6 +14,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError, TargetError
 from valetkey.proxy.core.headers import HeaderPolicy
+from valetkey.proxy.core.scrub import needles_of
 from valetkey.proxy.http1.head import HeadReader, RequestHead, ResponseHead
 
 MAX_SIZE, MAX_FIELDS = 4096, 20
@@ -348,6 +349,88 @@ def test_a_nonce_or_a_cookie_is_not_kept() -> None:
     plain = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n"
     heads.response(plain)
     assert heads.response(plain) is heads.response(plain)
+
+
+# --- what a target must not send back -------------------------------------------------------------
+
+TOKEN = "token.of-some.length/"
+
+
+def answered(raw: bytes, heads: HeadReader | None = None, token: str = TOKEN) -> ResponseHead:
+    head = (heads or reader()).response(raw, needles_of(token))
+    assert head is not None
+    assert head.size == raw.index(b"\r\n\r\n") + 4
+    return head
+
+
+ECHOES = [
+    ("in a field", "HTTP/1.1 200 OK\r\nX-Was: Bearer {}\r\n\r\n"),
+    ("as a whole field", "HTTP/1.1 200 OK\r\nX-Was: {}\r\n\r\n"),
+    ("in a redirect", "HTTP/1.1 302 Found\r\nLocation: https://a.example/?t={}&u\r\n\r\n"),
+    ("in the reason", "HTTP/1.1 403 No {}\r\n\r\n"),
+    ("twice", "HTTP/1.1 200 OK\r\nX-A: {}\r\nX-B: {}\r\n\r\n"),
+    ("at the end", "HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\nbehind it"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), ECHOES, ids=[case[0] for case in ECHOES])
+@pytest.mark.parametrize("form", range(3))
+def test_an_echoed_credential_is_overwritten(name: str, shape: str, form: int) -> None:
+    echo = needles_of(TOKEN)[form].decode()
+    heads = reader()
+    head = answered(shape.format(*[echo] * shape.count("{}")).encode(), heads)
+    assert head.echoes
+    blanked = shape.format(*["*" * len(echo)] * shape.count("{}")).partition("\r\n\r\n")[0]
+    assert head.lines == f"{blanked}\r\n".encode()
+    assert heads._responses.entries == {}
+
+
+def test_a_head_with_a_token_is_never_kept() -> None:
+    """Also if it was kept before that token was anybody's."""
+    heads = reader()
+    raw = f"HTTP/1.1 200 OK\r\nX-Was: {TOKEN}\r\n\r\n".encode()
+    kept = [answered(raw, heads, "another.token") for _ in range(3)][-1]
+    assert answered(raw, heads, "another.token") is kept
+    assert not kept.echoes
+    for _ in range(3):
+        head = answered(raw, heads)
+        assert head.echoes
+        assert TOKEN.encode() not in head.lines
+    fresh = reader()
+    for _ in range(4):
+        answered(raw, fresh)
+    assert not any(TOKEN.encode() in key for key in fresh._responses.entries)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        f"HTTP/1.1 200 OK\r\nX-Was: {TOKEN[:-1]}\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nA: b\r\n\r\n{TOKEN}",  # the body is not looked at here
+        "HTTP/1.1 200 OK\r\n\r\n",
+    ],
+)
+def test_what_holds_no_token_is_left_alone(raw: str) -> None:
+    heads = reader()
+    first = [answered(raw.encode(), heads) for _ in range(3)][-1]
+    assert not first.echoes
+    assert answered(raw.encode(), heads) is first  # and kept, as ever
+
+
+def test_an_echo_in_the_framing_is_a_bad_answer() -> None:
+    with pytest.raises(TargetError):
+        answered(b"HTTP/1.1 200 OK\r\nContent-Length: 123456789\r\n\r\n", token="123456789")
+
+
+def test_cookies_stand_apart() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nX-A: b\r\nset-cookie: c=d\r\nContent-Length: 0\r\n\r\n"
+    head = reader().response(raw)
+    assert head is not None
+    assert head.cookies == b"Set-Cookie: a=b\r\nset-cookie: c=d\r\n"
+    assert head.lines == b"HTTP/1.1 200 OK\r\nX-A: b\r\n"
+    plain = reader().response(b"HTTP/1.1 200 OK\r\nX-A: b\r\n\r\n")
+    assert plain is not None
+    assert plain.cookies == b""
 
 
 BAD_ANSWERS = [

@@ -68,6 +68,16 @@ def test_bytes_go_both_ways_and_are_counted() -> None:
     assert stand.target.written == b"up"
     assert stand.workload.written == b"earlydown"
     assert (stand.relay.sent, stand.relay.received) == (2, 9)
+
+
+def test_what_the_workload_said_before_goes_first() -> None:
+    stand = Stand()
+    stand.relay.start(b"early", said=b"hello", said_all=True)
+    assert stand.target.written == b"hello"
+    assert stand.target.eof
+    assert stand.workload.written == b"early"
+    assert (stand.relay.sent, stand.relay.received) == (5, 5)
+    assert stand.ends == []
     assert stand.workload.reading
     assert stand.target.reading
 

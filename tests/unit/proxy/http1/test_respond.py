@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 
 import h11
 import pytest
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
-from valetkey.proxy.http1.respond import problem_answer, status_line
+from valetkey.proxy.http1.respond import problem_answer, status_line, tls_alert
 
 
 def parse(raw: bytes, method: str) -> tuple[h11.Response, bytes]:
@@ -70,3 +71,25 @@ def test_the_connection_line_is_one_of_the_heads(line: bytes) -> None:
 )
 def test_status_lines(status: int, reason: bytes, line: bytes) -> None:
     assert status_line(status, reason) == line
+
+
+@pytest.mark.parametrize("code", codes.all_codes(), ids=lambda code: code.name)
+def test_every_code_is_an_alert_that_a_tls_client_reads(code: Code) -> None:
+    incoming = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(
+        incoming, ssl.MemoryBIO(), server_hostname="a.example"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    incoming.write(tls_alert(code))
+    with pytest.raises(ssl.SSLError, match=r"ALERT|UNRECOGNIZED_NAME") as error:
+        client.do_handshake()
+    internal = error.value.reason == "TLSV1_ALERT_INTERNAL_ERROR"
+    assert internal == (code.status >= 500)
+
+
+def test_what_alerts_say() -> None:
+    assert tls_alert(codes.TLS_HELLO_MALFORMED)[-1] == 50  # decode_error
+    assert tls_alert(codes.TLS_NO_SERVER_NAME)[-1] == 112  # unrecognized_name
+    assert tls_alert(codes.TARGET_NO_MATCH)[-1] == 112
+    assert tls_alert(codes.REQUEST_NOT_REDIRECTED)[-1] == 49  # access_denied

@@ -151,42 +151,6 @@ def test_what_is_not_tls_is_called_so(authority, sent):
     assert failed.value.detail
 
 
-# --- by SNI --------------------------------------------------------------------------------------
-
-
-def test_by_sni_the_client_chooses_among_the_allowed(authority, client):
-    asked = []
-
-    def allowed(name: str) -> bool:
-        asked.append(name)
-        return name.endswith(".example.com")
-
-    context = authority.context_by_sni(allowed)
-    for name in ("a.example.com", "b.example.com", "a.example.com"):
-        assert shake(context, client, name).good
-    assert asked == ["a.example.com", "b.example.com", "a.example.com"]
-    assert authority.minted == 2
-    assert authority.context_by_sni(allowed) is context
-
-
-@pytest.mark.parametrize("asked", ["other.example", "127.0.0.1", None])
-def test_by_sni_others_are_refused(authority, client, asked):
-    context = authority.context_by_sni(lambda name: name == HOST)
-    error = shake(context, client, asked).server_error
-    assert isinstance(error, HandshakeFailed)
-    assert error.code is codes.INTERCEPTION_SERVER_NAME
-    assert authority.minted == 0
-
-
-def test_by_sni_without_a_certificate_the_handshake_fails(authority, client, clock):
-    context = authority.context_by_sni(lambda _name: True)
-    clock.now = authority.expires
-    error = shake(context, client, HOST).server_error
-    assert isinstance(error, HandshakeFailed)
-    assert error.code is codes.INTERCEPTION_NO_CERTIFICATE
-    assert "expired" in error.detail
-
-
 # --- how long a context is kept ------------------------------------------------------------------
 
 
@@ -251,3 +215,23 @@ def test_the_ca_is_renewed_in_time_and_clients_of_the_old_one_go_on(authority, c
     leaf = shake(authority.context(HOST), client, HOST)
     # The client's clock is the real one, for which this leaf is of the future.
     assert leaf.client_error.verify_code == 9  # X509_V_ERR_CERT_NOT_YET_VALID, not an unknown CA
+
+
+# --- resumed sessions ----------------------------------------------------------------------------
+
+
+def resumed(authority, contexts, hosts):
+    """Whether the second host takes up the session of the first; in TLS 1.2."""
+    client = client_context(authority.pem, maximum=ssl.TLSVersion.TLSv1_2)
+    first = shake(contexts[0], client, hosts[0], close=True)
+    assert first.good
+    second = shake(contexts[1], client, hosts[1], session=first.client.session)
+    assert second.good
+    assert second.server.session_reused == second.client.session_reused
+    return second.client.session_reused
+
+
+def test_a_session_is_taken_up_by_its_own_host_alone(authority):
+    mine, other = authority.context(HOST), authority.context("other.example")
+    assert resumed(authority, (mine, mine), (HOST, HOST))
+    assert not resumed(authority, (mine, other), (HOST, "other.example"))

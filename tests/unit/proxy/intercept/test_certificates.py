@@ -342,7 +342,7 @@ def test_name_constraints(_name, constraints, host, allowed):
             is not None
         )
     else:
-        leaf = issuer.leaf(host, KEY.public_key(), now=NOW, until=NOW + 60)
+        leaf = issuer.leaf(host, KEY.public_key(), now=NOW, until=NOW + 3600)
         assert shake(_loaded(leaf.pem, key_pem(KEY)), client_context(ca.pem()), host).good
 
 
@@ -350,7 +350,7 @@ def _signed_regardless(issuer: Issuer, host: str):
     """A context with the leaf that the constrained issuer does not make."""
     name = issuer.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     unbound = read(make(str(name), key=issuer.key))
-    leaf = unbound.leaf(host, KEY.public_key(), now=NOW, until=NOW + 60)
+    leaf = unbound.leaf(host, KEY.public_key(), now=NOW, until=NOW + 3600)
     return _loaded(leaf.pem, key_pem(KEY))
 
 
@@ -368,7 +368,7 @@ def test_no_subject_where_directory_names_are_constrained():
     ca = constrained(permitted=[x509.DirectoryName(name)])
     issuer = read(ca)
     assert issued(issuer).subject == x509.Name([])
-    leaf = issuer.leaf(HOST, KEY.public_key(), now=NOW, until=NOW + 60)
+    leaf = issuer.leaf(HOST, KEY.public_key(), now=NOW, until=NOW + 3600)
     assert shake(_loaded(leaf.pem, key_pem(KEY)), client_context(ca.pem()), HOST).good
 
 

@@ -1,0 +1,206 @@
+"""Transparent mode: connections that the kernel led here, from programs that know of no proxy.
+
+What the client sends first tells TLS from HTTP. It is looked at without being taken out of the
+socket, so that whoever reads the connection afterwards reads all of it:
+
+- HTTP: each request's Host is the policy host; its port must be the one the connection was for.
+- TLS: the ClientHello's server name and that port stand for ``CONNECT name:port``. To a target, TLS
+  ends here and the calls inside are decided on one by one; to a passthrough host, the tunnel is
+  opaque; everything else is refused with an alert, and recorded.
+
+The address that the client chose is never dialled: it may name an allowed host and mean another
+machine. The host is resolved anew, here, and its addresses are checked like all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Final, cast
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.logs import Log, place_of
+from valetkey.proxy.core.entry import Entry
+from valetkey.proxy.http1.inbound import Tunnels, WorkloadConnection
+from valetkey.proxy.intercept.client_hello import (
+    HANDSHAKE,
+    MAX_HELLO,
+    Hello,
+    read_client_hello,
+)
+from valetkey.proxy.intercept.original_destination import original_destination
+from valetkey.proxy.intercept.unread import Unread
+
+if TYPE_CHECKING:
+    from valetkey.proxy.pep import EnforcementPoint
+
+_BACKLOG: Final = 1024
+# Where the process or the machine has no more to give, trying again at once is of no use.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_REST: Final = 1.0
+_PAUSE: Final = 0.05
+_ESTABLISHED: Final = 1  # linux/tcp.h: the first byte of struct tcp_info is the state
+
+
+class TransparentServer:
+    """Accepts on some sockets, from `start` to `close`."""
+
+    def __init__(self, pep: EnforcementPoint, tunnels: Tunnels) -> None:
+        self._pep = pep
+        self._tunnels = tunnels
+        self._log = Log("transparent")
+        self._loop = asyncio.get_running_loop()
+        self._listening: dict[asyncio.Task[None], socket.socket] = {}
+        self._arriving: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on each address that ``host`` means. Returns the port. Raises `OSError`."""
+        found = await self._loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        bound = port
+        for family, name in dict.fromkeys((entry[0], entry[4]) for entry in found):
+            listener = socket.create_server(name[:2], family=family, backlog=_BACKLOG)
+            listener.setblocking(False)
+            bound = bound or listener.getsockname()[1]
+            self._listening[self._loop.create_task(self._accept(listener))] = listener
+        return bound
+
+    def close(self) -> None:
+        """Take no further connections, and let go of those that have not said what they want."""
+        for task, listener in self._listening.items():
+            task.cancel()
+            listener.close()
+        for task in list(self._arriving):
+            task.cancel()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._log.error("accept_failed", reason=error.strerror or "")
+                    await asyncio.sleep(_REST)
+                # Else it was this one connection that failed (accept(2)): on to the next.
+                continue
+            if not self._pep.has_room():
+                sock.close()
+                continue
+            task = self._loop.create_task(self._arrive(sock))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, sock: socket.socket) -> None:
+        """Find out what the client wants, and hand its connection on."""
+        entry = Entry(transparent=True, destination=original_destination(sock))
+        try:
+            hello = await self._first_bytes(sock)
+            # Asked for now: before a client sends, it knows that it is connected.
+            entry.own = self._pep.dialler.opened(*_place(sock.getpeername()[:2]))
+            if hello is None:
+                await self._plain(sock, entry)
+            else:
+                self._ask(sock, entry, hello)
+        except CallerError as error:
+            self._tls(sock, entry).refuse_head(error)
+        except (OSError, TimeoutError):
+            sock.close()  # it left, or never said a word
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of ours must end in a refusal
+            sock.close()
+            self._log.error(
+                "connection_broke", error_type=type(error).__name__, line=place_of(error)
+            )
+
+    async def _plain(self, sock: socket.socket, entry: Entry) -> None:
+        await self._loop.connect_accepted_socket(
+            lambda: cast("asyncio.Protocol", WorkloadConnection(self._pep, entry)), sock
+        )
+
+    def _tls(self, sock: socket.socket, entry: Entry) -> WorkloadConnection:
+        connection = WorkloadConnection(self._pep, entry, self._tunnels, tls=True)
+        connection.connection_made(Unread(self._loop, sock, connection.connection_lost))
+        return connection
+
+    def _ask(self, sock: socket.socket, entry: Entry, hello: Hello) -> None:
+        """What a forward proxy would have been asked. Raises `CallerError`."""
+        port = entry.port or sock.getsockname()[1]
+        where = f"{hello.server_name}:{port}"
+        head = self._pep.heads.request(
+            f"CONNECT {where} HTTP/1.1\r\nhost: {where}\r\n\r\n".encode()
+        )
+        assert head is not None
+        connection = self._tls(sock, entry)
+        if not connection.close_after:  # else there was no room
+            connection.begin(head)
+
+    async def _first_bytes(self, sock: socket.socket) -> Hello | None:
+        """The whole hello of a TLS client; None once anything else begins. Nothing is taken out.
+
+        Raises `CallerError`, and `OSError` or `TimeoutError` where no byte came.
+        """
+        pep = self._pep
+        seen = 0
+        pep.handshakes += 1
+        try:
+            async with asyncio.timeout(pep.timeouts.idle) as limit:
+                while True:
+                    await self._readable(sock)
+                    try:
+                        data = sock.recv(MAX_HELLO, socket.MSG_PEEK)
+                    except BlockingIOError:
+                        continue
+                    if not data:
+                        raise ConnectionResetError
+                    if data[0] != HANDSHAKE:
+                        return None
+                    found = read_client_hello(data)
+                    if isinstance(found, Hello):
+                        return found
+                    if not seen:
+                        limit.reschedule(self._loop.time() + pep.timeouts.head)
+                    elif seen == len(data):
+                        await self._nothing_new(sock)
+                    seen = len(data)
+                    # A peeked socket stays readable: have it wake us when there is enough, only.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, found.need)
+        except TimeoutError:
+            if seen:
+                raise pep.head_timeout() from None
+            raise
+        finally:
+            pep.handshakes -= 1
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    async def _readable(self, sock: socket.socket) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_reader(sock, _tell, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(sock)
+
+    @staticmethod
+    async def _nothing_new(sock: socket.socket) -> None:
+        """Readable with no more than before: the peer ended, or the low-water mark has no effect.
+
+        tcp(7) wakes readers below the mark when memory is short, and not every kernel has it.
+        """
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state != _ESTABLISHED:
+            raise CallerError(codes.TLS_HELLO_MALFORMED, "the connection ended within the hello")
+        await asyncio.sleep(_PAUSE)
+
+
+def _place(name: tuple[str, int]) -> tuple[str, int]:
+    return name[0].removeprefix("::ffff:"), name[1]
+
+
+def _tell(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
