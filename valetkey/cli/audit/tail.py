@@ -151,7 +151,14 @@ def _who(found: Found, data: dict[str, Any]) -> str:
 def _call(data: dict[str, Any]) -> str:
     request = _object(data.get("http_request"))
     method = _text(request, "http_method") or _text(_object(data.get("api")), "operation")
-    return f"{method} {_text(_object(request.get('url')), 'path')}".strip()
+    message = _object(_object(data.get("unmapped")).get("mcp"))
+    parts = (
+        method,
+        _text(_object(request.get("url")), "path"),
+        _text(message, "method"),
+        _text(message, "tool"),
+    )
+    return " ".join(filter(None, parts))
 
 
 def _where(data: dict[str, Any]) -> str:

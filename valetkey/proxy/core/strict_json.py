@@ -34,27 +34,27 @@ def read_strict(raw: bytes) -> Any:
         raise NotStrict("a byte order mark")
     try:
         text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NotStrict("not UTF-8") from error
+    except UnicodeDecodeError as undecodable:
+        raise NotStrict("not UTF-8") from undecodable
     try:
         value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise NotStrict(f"not JSON, at character {error.pos}") from error
-    except RecursionError as error:
-        raise NotStrict("nested too deeply") from error
+    except json.JSONDecodeError as invalid:
+        raise NotStrict(f"not JSON, at character {invalid.pos}") from invalid
+    except RecursionError as too_deep:
+        raise NotStrict("nested too deeply") from too_deep
     except NotStrict:
         raise
-    except ValueError as error:
+    except ValueError as too_long:
         # Python turns no text of more than 4,300 digits into an integer; few readers do.
-        raise NotStrict("an integer that is too long") from error
+        raise NotStrict("an integer that is too long") from too_long
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_depth(raw)
     if _SURROGATE.search(raw) is not None:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as unencodable:
             # RFC 7493 §2.1: readers drop it, replace it or keep it.
-            raise NotStrict("half a surrogate pair") from error
+            raise NotStrict("half a surrogate pair") from unencodable
     return value
 
 

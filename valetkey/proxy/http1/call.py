@@ -409,8 +409,8 @@ class Call:
             out = answer.feed(payload)
             if done:
                 out += answer.end()
-        except ChunkedInvalid as error:
-            self.fail(codes.TARGET_BAD_RESPONSE, str(error))
+        except ChunkedInvalid as invalid:
+            self.fail(codes.TARGET_BAD_RESPONSE, str(invalid))
             return
         except TargetError as error:
             self.fail(error.code, error.reason)

@@ -73,8 +73,19 @@ def test_what_callers_wrote_can_not_move_the_cursor(audit, store):
     assert "/\\x1b[2K\\x1b[32mallowed[bold]" in output
 
 
+def test_a_call_of_a_tool_names_it(audit, store):
+    made = Chain()
+    for mcp in ({"method": "tools/call", "tool": "create_issue"}, {"method": "tools/list"}):
+        made.decision(
+            http_request={"http_method": "POST", "url": {"path": "/mcp"}}, unmapped={"mcp": mcp}
+        )
+    output = audit("tail", "--db", store(made)).output
+    assert "POST /mcp tools/call create_issue  " in output
+    assert "POST /mcp tools/list  " in output
+
+
 @pytest.mark.parametrize(
-    "data", [{}, {"actor": 5, "api": [], "policy": "x", "unmapped": {"dropped": 7}}]
+    "data", [{}, {"actor": 5, "api": [], "policy": "x", "unmapped": {"dropped": 7, "mcp": 7}}]
 )
 def test_an_odd_event_is_a_row_all_the_same(audit, store, data):
     made = Chain()
