@@ -13,6 +13,8 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from tests.support.canaries import CANARIES, Canaries
 
+pytest_plugins = ["tests.support.postgres"]
+
 # --- VALETKEY_REQUIRE=all: a skip is a failure ---------------------------------------------------
 
 
@@ -70,6 +72,10 @@ def _exclude(blockbuster: BlockBuster) -> None:
     for function in blockbuster.functions.values():
         # An import reads its module once per process.
         function.can_block_in("<frozen importlib._bootstrap>", {"_load_unlocked", "_find_spec"})
+        # Migrations run once, in a thread and a loop of their own.
+        function.can_block_in("broker/store/database.py", {"migrate"})
+        # asyncpg looks for the user's own files at each connect, as libpq does.
+        function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
         # A log line goes to the standard error, which is never waited for in deployment.
         function.can_block_in("logging/__init__.py", {"emit", "flush"})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import secrets
@@ -15,9 +14,6 @@ from typing import Final
 
 import uvloop
 from aiohttp import web
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from valetkey.broker.api import introspect, jwks, metadata, revoke, token
 from valetkey.broker.api.wire import MAX_BODY
@@ -30,7 +26,8 @@ from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.settings import BrokerSettings, longest_ttl
 from valetkey.broker.store.assertions import UsedAssertions
-from valetkey.broker.store.database import open_database
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
@@ -55,21 +52,23 @@ class Broker:
     def __init__(
         self,
         config: BrokerSettings,
-        engine: AsyncEngine,
+        database: Database,
+        changes: Changes,
         ring: KeyRing,
         policies: PolicyFile,
         metrics: Metrics,
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._engine = engine
+        self._database = database
+        self.changes = changes
         self._metrics = metrics
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._log = Log("broker")
         self.ring = ring
         self.policies = policies
-        self.revocations = Revocations(engine, clock=clock)
-        self._assertions = UsedAssertions(engine, clock=clock)
+        self.revocations = Revocations(database, changes, clock=clock)
+        self._assertions = UsedAssertions(database, clock=clock)
         proofs = ReplayMemory(config.limits.replay_proofs)
         metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
         tokens = TokenVerifier(
@@ -137,10 +136,12 @@ class Broker:
             config.grants_file, targets, issuers=config.workload_issuers(), metrics=metrics
         )
         await policies.load()
-        engine = await open_database(config.database)
+        database = await Database.open(config.database)
+        changes = Changes(database)
         try:
+            await changes.load()  # first of all: what is read from now on may be newer, never older
             ring = KeyRing(
-                SigningKeyStore(engine),
+                SigningKeyStore(database, changes),
                 sealer,
                 Schedule(
                     rotate_every=config.keys.rotate_every,
@@ -151,26 +152,29 @@ class Broker:
                 clock=clock,
             )
             await ring.load()
-            broker = cls(config, engine, ring, policies, metrics, clock=clock)
+            broker = cls(config, database, changes, ring, policies, metrics, clock=clock)
             await broker.revocations.load()
         except BaseException:
-            await engine.dispose()
+            await database.close()
             raise
-        broker._housekeeping = asyncio.create_task(broker._keep_house(), name="housekeeping")
+        broker._tasks = [
+            asyncio.create_task(broker._keep_house(), name="housekeeping"),
+            asyncio.create_task(changes.run(), name="changes"),
+        ]
         return broker
 
     async def close(self) -> None:
         """End the background work and the database."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._housekeeping
-        await self._engine.dispose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._database.close()
 
     async def sweep(self) -> None:
-        """Forget revocations and assertions that have expired."""
+        """Forget what has expired: revocations, assertions, changes that all have seen."""
         await self.revocations.sweep()
         await self._assertions.sweep()
+        await self.changes.sweep()
 
     async def _keep_house(self) -> None:
         ticks = 0
@@ -185,19 +189,15 @@ class Broker:
             await self.ring.rotate()
             if sweep:
                 await self.sweep()
-        except SQLAlchemyError as error:
+        except StoreError as error:
             # The keys in memory go on signing; the next tick tries again.
-            self._log.error("housekeeping_failed", error_type=type(error).__name__)
+            self._log.error("housekeeping_failed", reason=error.reason)
 
     async def _ready(self) -> str:
-        if self._housekeeping is not None and self._housekeeping.done():
-            return "the housekeeping task has ended"
-        try:
-            async with self._engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except SQLAlchemyError:
-            return "the database does not answer"
-        return ""
+        for task in self._tasks:
+            if task.done():
+                return f"the task {task.get_name()} has ended"
+        return "" if await self._database.answers() else "the database does not answer"
 
     def _details(self) -> dict[str, str]:
         stale = "stale: the file is bad, the last good one is in force (the log says why)"

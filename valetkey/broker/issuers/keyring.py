@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -74,8 +74,7 @@ class KeyRing:
 
     async def load(self) -> None:
         """Read the keys of earlier runs and make the first one. Raises `ConfigError`."""
-        for stored in await self._store.all():
-            self._keys[stored.kid] = self._open(stored)
+        self._take(await self._store.all())
         await self.rotate()
         current = self._plan()
         still_signing = [
@@ -84,8 +83,8 @@ class KeyRing:
             if kid == current.signing or key.times.signs_from > self._clock()
         ]
         await self._store.raise_longest_ttl(still_signing, self._longest_ttl)
-        for kid in still_signing:
-            self._keys[kid] = _with_ttl(self._keys[kid], self._longest_ttl)
+        self._take(await self._store.all())
+        self._store.on_change(self._changed)
 
     def signer(self) -> SigningKey:
         """The key that signs now."""
@@ -106,17 +105,49 @@ class KeyRing:
     async def rotate(self) -> None:
         """Make and drop keys as the schedule says for now. Cheap when nothing is due."""
         async with self._rotating:
-            due = self._plan()
-            if due.create_for is not None:
-                await self._create(due.create_for)
-            if due.gone:
-                await self._store.remove(due.gone)
-                for kid in due.gone:
-                    del self._keys[kid]
-                    self._log.info("signing_key_removed", kid=kid)
-            if due.create_for is not None or due.gone or self._published is None:
-                self._choose_signer()
-                self._publish()
+            if not self._is_due(self._plan()):
+                return
+            async with self._store.exclusive() as held:
+                # Another replica may have done it: what is stored now is what counts.
+                stored = {key.kid: key for key in await held.all()}
+                due = plan(
+                    [KeyTimes(k.kid, k.signs_from, k.longest_ttl) for k in stored.values()],
+                    self._schedule,
+                    now=self._clock(),
+                )
+                if due.create_for is not None:
+                    made = self._make(due.create_for)
+                    await held.add(made)
+                    stored[made.kid] = made
+                if due.gone:
+                    await held.remove(due.gone)
+                    for kid in due.gone:
+                        del stored[kid]
+                        self._log.info("signing_key_removed", kid=kid)
+            self._take(stored.values())
+
+    async def _changed(self, _key: str) -> None:
+        """A replica (or this one) changed the keys."""
+        async with self._rotating:
+            self._take(await self._store.all())
+
+    def _take(self, stored: Iterable[StoredKey]) -> None:
+        """Hold exactly these keys from now on."""
+        keys: dict[str, SigningKey] = {}
+        for row in stored:
+            known = self._keys.get(row.kid)
+            if known is None:
+                keys[row.kid] = self._open(row)
+            else:
+                keys[row.kid] = _with_ttl(known, row.longest_ttl)
+        self._keys = keys
+        if keys:
+            self._choose_signer()
+            self._publish()
+
+    @staticmethod
+    def _is_due(due: Plan) -> bool:
+        return due.create_for is not None or bool(due.gone)
 
     def _plan(self) -> Plan:
         return plan([key.times for key in self._keys.values()], self._schedule, now=self._clock())
@@ -139,7 +170,7 @@ class KeyRing:
             keys=KeySet.from_jwks(document, algorithms=frozenset({"ES256"})),
         )
 
-    async def _create(self, signs_from: float) -> None:
+    def _make(self, signs_from: float) -> StoredKey:
         private = ec.generate_private_key(ec.SECP256R1())
         numbers = private.public_key().public_numbers()
         public = {
@@ -156,19 +187,15 @@ class KeyRing:
             serialization.NoEncryption(),
         )
         now = self._clock()
-        await self._store.add(
-            StoredKey(
-                kid=kid,
-                sealed=self._sealer.seal(encoded, kid=kid),
-                public_jwk=msgspec.json.encode(jwk).decode(),
-                created_at=now,
-                signs_from=signs_from,
-                longest_ttl=self._longest_ttl,
-            )
-        )
-        times = KeyTimes(kid, signs_from, self._longest_ttl)
-        self._keys[kid] = SigningKey(times, now, jwk, private)
         self._log.info("signing_key_created", kid=kid, seconds=round(signs_from - now, 3))
+        return StoredKey(
+            kid=kid,
+            sealed=self._sealer.seal(encoded, kid=kid),
+            public_jwk=msgspec.json.encode(jwk).decode(),
+            created_at=now,
+            signs_from=signs_from,
+            longest_ttl=self._longest_ttl,
+        )
 
     def _open(self, stored: StoredKey) -> SigningKey:
         try:

@@ -1,68 +1,157 @@
-"""The database: one engine, migrated before anything else uses it."""
+"""The database: SQLite beside one broker, or PostgreSQL beneath many. Migrated before it is used.
+
+Both take the same schema and the same statements; what differs is said here. A write is one
+transaction that begins as one (SQLite: IMMEDIATE), so that what it reads first is still so when
+it writes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, ValetkeyError
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_DRIVER: Final = "sqlite+aiosqlite"
+_SQLITE: Final = "sqlite+aiosqlite"
+_READ: Final = "valetkey_read"
+_POSTGRES: Final = "postgresql+asyncpg"
+# Any number that is ours: who holds it migrates, the others wait (PostgreSQL §13.3.5).
+_MIGRATION_LOCK: Final = 0x76616C65
 
 
 class StoreError(ValetkeyError):
     """The database did not take a write: nothing that depends on it may be answered with yes."""
 
-    def __init__(self, error: SQLAlchemyError) -> None:
+    def __init__(self, error: SQLAlchemyError | OSError) -> None:
         # The database's own message may quote the row; its type says enough.
         super().__init__(codes.SERVICE_UNAVAILABLE, f"database: {type(error).__name__}")
 
 
-async def open_database(url: str) -> AsyncEngine:
-    """Connect and migrate to the newest schema. Raises `ConfigError`."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigError("database is not an SQLAlchemy URL") from error
-    if parsed.drivername != _DRIVER or not parsed.database or parsed.database == ":memory:":
+class Database:
+    """One pool of connections, with the schema at its newest. Made by `open`, ended by `close`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.postgres = engine.dialect.name == "postgresql"
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect and migrate. Raises `ConfigError`."""
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise ConfigError("database is not an SQLAlchemy URL") from error
+        try:
+            # Alembic reads its scripts from files and runs once: a thread and a loop of its own.
+            await asyncio.to_thread(_migrate, parsed)
+            return cls(await asyncio.to_thread(_engine, parsed))
+        except (SQLAlchemyError, CommandError, OSError, asyncpg.PostgresError) as error:
+            raise ConfigError(
+                f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
+            ) from error
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed at its end. Raises `StoreError`."""
+        try:
+            async with self.engine.begin() as connection:
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreError(error) from error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection to read with. Raises `StoreError`."""
+        try:
+            async with self.engine.connect() as connection:
+                await connection.execution_options(**{_READ: True})
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreError(error) from error
+
+    async def answers(self) -> bool:
+        """Whether the database is there now."""
+        try:
+            async with self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (SQLAlchemyError, OSError):
+            return False
+        return True
+
+    def insert(self, table: Table) -> Any:
+        """An insert that knows ``on_conflict_do_update`` and ``on_conflict_do_nothing``."""
+        return postgresql.insert(table) if self.postgres else sqlite.insert(table)
+
+
+def _engine(url: URL) -> AsyncEngine:
+    if url.drivername == _POSTGRES and url.database:
+        return create_async_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
+    if url.drivername != _SQLITE or not url.database or url.database == ":memory:":
         # In memory, a restart would bring revoked tokens back to life.
-        raise ConfigError(f"database must be {_DRIVER}:///FILE")
-    try:
-        return await asyncio.to_thread(_open, parsed)
-    except (DatabaseError, CommandError, OSError) as error:
-        # The database's own message may quote what it read; its type says enough.
-        raise ConfigError(
-            f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
-        ) from error
+        raise ConfigError(f"database must be {_SQLITE}:///FILE or {_POSTGRES}://…/NAME")
+    engine = create_async_engine(url)
+    event.listen(engine.sync_engine, "connect", _pragmas)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
 
 
-def _open(url: URL) -> AsyncEngine:
-    # Alembic reads its scripts from files and runs once: a thread and the plain driver fit it.
+def _migrate(url: URL) -> None:
+    if url.drivername == _SQLITE:
+        _migrate_file(url)
+        return
+    engine = _engine(url)
+
+    async def work() -> None:
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(_migrate_locked)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(work())
+
+
+def _migrate_file(url: URL) -> None:
     engine = create_engine(url.set(drivername="sqlite"))
     event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "begin", _begin)
     try:
         with engine.connect() as connection:
             migrate(connection, "head")
     finally:
         engine.dispose()
-    serving = create_async_engine(url)
-    event.listen(serving.sync_engine, "connect", _pragmas)
-    return serving
+
+
+def _migrate_locked(connection: Connection) -> None:
+    """Replicas start together: one migrates, the others find it done."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    migrate(connection, "head")
 
 
 def migrate(connection: Connection, revision: str) -> None:
-    """Bring the schema up or down to ``revision`` (``head``, ``base`` or an id)."""
+    """Bring the schema up or down to ``revision`` (``head``, ``base`` or an id), and commit.
+
+    All of it is one transaction: a start that is killed in between has changed nothing.
+    """
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -75,6 +164,7 @@ def migrate(connection: Connection, revision: str) -> None:
 
 
 def _pragmas(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -83,3 +173,8 @@ def _pragmas(connection: Any, _record: Any) -> None:
         cursor.execute("PRAGMA busy_timeout=5000")
     finally:
         cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    reads = connection.get_execution_options().get(_READ, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

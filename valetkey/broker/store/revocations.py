@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from valetkey.broker.store.database import StoreError
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import REVOCATIONS
 
 Kind = Literal["jti", "txn"]
+_TOPIC: Final = "revocation"
 _JTI: Final[Kind] = "jti"
 _TXN: Final[Kind] = "txn"
 
@@ -28,8 +27,10 @@ _TXN: Final[Kind] = "txn"
 class Revocations:
     """``clock`` gives seconds since the epoch."""
 
-    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], float]) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, changes: Changes, *, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._changes = changes
+        changes.subscribe(_TOPIC, self._changed)
         self._clock = clock
         self._expiries: dict[tuple[str, str], float] = {}
 
@@ -40,9 +41,19 @@ class Revocations:
         """Read what an earlier run revoked. Called before the first request."""
         columns = REVOCATIONS.c
         query = select(columns.kind, columns.value, columns.expires_at)
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             for kind, value, expires in await connection.execute(query):
                 self._expiries[kind, value] = expires
+
+    async def _changed(self, key: str) -> None:
+        """A replica (or this one) revoked something."""
+        kind, _, value = key.partition(":")
+        columns = REVOCATIONS.c
+        query = select(columns.expires_at).where(columns.kind == kind, columns.value == value)
+        async with self._database.read() as connection:
+            expires = (await connection.execute(query)).scalar()
+        if expires is not None:
+            self._expiries[kind, value] = max(expires, self._expiries.get((kind, value), 0.0))
 
     def is_revoked(self, jti: str, txn: str) -> bool:
         """Whether the token, or the transaction that it belongs to, was revoked."""
@@ -58,7 +69,7 @@ class Revocations:
         now = self._clock()
         for kind, value, until in rows:
             self._expiries[kind, value] = max(until, self._expiries.get((kind, value), 0.0))
-        change = insert(REVOCATIONS).values(
+        change = self._database.insert(REVOCATIONS).values(
             [
                 {"kind": kind, "value": value, "revoked_at": now, "expires_at": until}
                 for kind, value, until in rows
@@ -69,11 +80,10 @@ class Revocations:
             set_={"expires_at": change.excluded.expires_at},
             where=REVOCATIONS.c.expires_at < change.excluded.expires_at,
         )
-        try:
-            async with self._engine.begin() as connection:
-                await connection.execute(change)
-        except SQLAlchemyError as error:
-            raise StoreError(error) from error
+        async with self._database.write() as connection:
+            await connection.execute(change)
+            for kind, value, _ in rows:
+                await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
 
     async def sweep(self) -> int:
         """Forget what has expired; says how many rows that were."""
@@ -81,6 +91,6 @@ class Revocations:
         expired = [key for key, until in self._expiries.items() if until <= now]
         for key in expired:
             del self._expiries[key]
-        async with self._engine.begin() as connection:
+        async with self._database.write() as connection:
             await connection.execute(delete(REVOCATIONS).where(REVOCATIONS.c.expires_at <= now))
         return len(expired)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Column, Float, Index, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -43,4 +54,45 @@ USED_ASSERTIONS: Final = Table(
     Column("id", LargeBinary(32), primary_key=True),
     Column("expires_at", Float, nullable=False),
     Index(None, "expires_at"),
+)
+
+# SQLite numbers rows by itself only where the key is its own INTEGER.
+_SEQUENCE: Final = BigInteger().with_variant(Integer, "sqlite")
+
+# What changed, in the order of the commits: see `store.changes`.
+CHANGES: Final = Table(
+    "changes",
+    METADATA,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("topic", String(32), nullable=False),
+    Column("key", String(512), nullable=False),
+    Column("at", Float, nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice, whatever was deleted
+)
+
+# A subject's revocation counter: tokens and cached credentials of an older epoch do not count.
+EPOCHS: Final = Table(
+    "epochs",
+    METADATA,
+    Column("issuer", String(512), primary_key=True),
+    Column("subject", String(1024), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("bumped_at", Float, nullable=False),
+    Column("reason", String(256), nullable=False),
+)
+
+# What administrators did, chained: `hash` covers the row and the hash before it.
+ADMIN_ACTIONS: Final = Table(
+    "admin_actions",
+    METADATA,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(1024), nullable=False),
+    Column("actor_issuer", String(512), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(1024), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    sqlite_autoincrement=True,
 )

@@ -8,13 +8,13 @@ from typing import Any
 import jwt
 import pytest
 import pytest_asyncio
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.integration.broker_support import Clock, mutate
 from tests.unit.broker.issuers.test_keyring import ring
 from valetkey.broker.core.exchange import Issue, Party
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.store.database import Database
 
 URL = "https://broker.example"
 CLIENT = Party("https://idp", "bot", 20_000)
@@ -40,8 +40,8 @@ def issue(**changes: Any) -> Issue:
 
 
 @pytest_asyncio.fixture
-async def keys(engine: AsyncEngine) -> KeyRing:
-    made = ring(engine, Clock(10_000))
+async def keys(database: Database) -> KeyRing:
+    made = ring(database, Clock(10_000))
     await made.load()
     return made
 
@@ -88,9 +88,9 @@ async def test_everything_that_may_be_there(keys: KeyRing) -> None:
     assert (claims["sub"], claims["client_id"]) == ("alice", "bot")
 
 
-async def test_the_header_follows_the_key(engine: AsyncEngine) -> None:
+async def test_the_header_follows_the_key(database: Database) -> None:
     clock = Clock(10_000)
-    keys = ring(engine, clock)
+    keys = ring(database, clock)
     await keys.load()
     mint = issuer(keys)
     first = jwt.get_unverified_header(mint.mint(issue()).compact.reveal())["kid"]

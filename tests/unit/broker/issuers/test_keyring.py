@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.integration.broker_support import Clock
 from valetkey.broker.core.rotation import Schedule
 from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.sealing import Sealer
 from valetkey.contracts.errors import ConfigError
@@ -20,35 +21,41 @@ SCHEDULE = Schedule(rotate_every=1000, publish_before=100, overlap=50)
 
 
 def ring(
-    engine: AsyncEngine, clock: Clock, *, ttl: float = 120, master: bytes = b"m" * 32
+    database: Database, clock: Clock, *, ttl: float = 120, master: bytes = b"m" * 32
 ) -> KeyRing:
-    return KeyRing(SigningKeyStore(engine), Sealer(master), SCHEDULE, longest_ttl=ttl, clock=clock)
+    return KeyRing(
+        SigningKeyStore(database, Changes(database)),
+        Sealer(master),
+        SCHEDULE,
+        longest_ttl=ttl,
+        clock=clock,
+    )
 
 
 def kids(of: KeyRing) -> list[str]:
     return [key["kid"] for key in json.loads(of.published().document)["keys"]]
 
 
-async def change(engine: AsyncEngine, statement: str, **values: Any) -> None:
-    async with engine.begin() as connection:
+async def change(database: Database, statement: str, **values: Any) -> None:
+    async with database.write() as connection:
         await connection.execute(text(statement), values)
 
 
-async def test_the_first_key_signs_at_once_and_is_kept(engine: AsyncEngine) -> None:
+async def test_the_first_key_signs_at_once_and_is_kept(database: Database) -> None:
     clock = Clock(10_000)
-    first = ring(engine, clock)
+    first = ring(database, clock)
     await first.load()
     assert kids(first) == [first.signer().times.kid]
-    second = ring(engine, clock)
+    second = ring(database, clock)
     await second.load()
     assert kids(second) == kids(first)
     clock.advance(30)
     assert second.signing_age() == 30
 
 
-async def test_rotating_twice_makes_one_key(engine: AsyncEngine) -> None:
+async def test_rotating_twice_makes_one_key(database: Database) -> None:
     clock = Clock(10_000)
-    keys = ring(engine, clock)
+    keys = ring(database, clock)
     await keys.load()
     before = keys.published()
     clock.advance(900)
@@ -61,11 +68,11 @@ async def test_rotating_twice_makes_one_key(engine: AsyncEngine) -> None:
     assert keys.published() is unchanged
 
 
-async def test_a_longer_ttl_keeps_the_old_key_longer(engine: AsyncEngine) -> None:
+async def test_a_longer_ttl_keeps_the_old_key_longer(database: Database) -> None:
     """Settings grow the ttl at a restart: tokens under the old key may live that long."""
     clock = Clock(10_000)
-    await ring(engine, clock, ttl=120).load()
-    keys = ring(engine, clock, ttl=600)
+    await ring(database, clock, ttl=120).load()
+    keys = ring(database, clock, ttl=600)
     await keys.load()
     clock.advance(1000)
     await keys.rotate()
@@ -80,10 +87,10 @@ async def test_a_longer_ttl_keeps_the_old_key_longer(engine: AsyncEngine) -> Non
     assert first not in kids(keys)
 
 
-async def test_a_shorter_ttl_does_not_drop_it_sooner(engine: AsyncEngine) -> None:
+async def test_a_shorter_ttl_does_not_drop_it_sooner(database: Database) -> None:
     clock = Clock(10_000)
-    await ring(engine, clock, ttl=600).load()
-    keys = ring(engine, clock, ttl=60)
+    await ring(database, clock, ttl=600).load()
+    keys = ring(database, clock, ttl=60)
     await keys.load()
     first = kids(keys)[0]
     clock.advance(900)
@@ -106,25 +113,25 @@ async def test_a_shorter_ttl_does_not_drop_it_sooner(engine: AsyncEngine) -> Non
     ],
 )
 async def test_a_tampered_row_stops_the_start(
-    engine: AsyncEngine, name: str, statement: str, message: str
+    database: Database, name: str, statement: str, message: str
 ) -> None:
     clock = Clock(10_000)
-    await ring(engine, clock).load()
-    await change(engine, statement)
+    await ring(database, clock).load()
+    await change(database, statement)
     with pytest.raises(ConfigError, match=message):
-        await ring(engine, clock).load()
+        await ring(database, clock).load()
 
 
-async def test_another_master_key_makes_no_new_key(engine: AsyncEngine) -> None:
+async def test_another_master_key_makes_no_new_key(database: Database) -> None:
     clock = Clock(10_000)
-    await ring(engine, clock).load()
+    await ring(database, clock).load()
     with pytest.raises(ConfigError, match="does not open with this master key"):
-        await ring(engine, clock, master=b"n" * 32).load()
-    assert len(await SigningKeyStore(engine).all()) == 1
+        await ring(database, clock, master=b"n" * 32).load()
+    assert len(await SigningKeyStore(database, Changes(database)).all()) == 1
 
 
-async def test_the_key_set_is_public(engine: AsyncEngine) -> None:
-    keys = ring(engine, Clock(10_000))
+async def test_the_key_set_is_public(database: Database) -> None:
+    keys = ring(database, Clock(10_000))
     await keys.load()
     (key,) = json.loads(keys.published().document)["keys"]
     assert set(key) == {"kty", "crv", "x", "y", "kid", "use", "alg"}

@@ -1,68 +1,102 @@
-"""Migrations up and down, the schema they make, and databases that are refused."""
+"""Migrations up and down on both databases, the schema they make, and what is refused."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Connection, inspect, text
 
-from valetkey.broker.store.database import migrate, open_database
+from tests.support.postgres import Postgres
+from valetkey.broker.store.database import Database, StoreError, migrate
 from valetkey.broker.store.schema import METADATA
 from valetkey.contracts.errors import ConfigError
 
-TABLES = {"signing_keys", "revocations", "used_assertions"}
+TABLES = set(METADATA.tables)
 
 
-def test_up_makes_what_the_schema_says_and_down_removes_it(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
-    try:
-        with engine.connect() as connection:
-            migrate(connection, "head")
-            assert set(inspect(connection).get_table_names()) == {*TABLES, "alembic_version"}
-            context = MigrationContext.configure(connection)
-            assert compare_metadata(context, METADATA) == []
-            migrate(connection, "base")
-            assert set(inspect(connection).get_table_names()) == {"alembic_version"}
-            migrate(connection, "head")
-            assert set(inspect(connection).get_table_names()) > TABLES
-    finally:
-        engine.dispose()
+def _tables(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names())
 
 
-def test_up_is_repeatable(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
-    try:
-        with engine.connect() as connection:
-            migrate(connection, "head")
-            connection.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)"))
-            connection.commit()
-            migrate(connection, "head")
-            count = connection.execute(text("SELECT count(*) FROM revocations")).scalar_one()
-            assert count == 1
-    finally:
-        engine.dispose()
+def _up_and_down(connection: Connection) -> None:
+    assert _tables(connection) == {*TABLES, "alembic_version"}
+    assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    migrate(connection, "base")
+    assert _tables(connection) == {"alembic_version"}
+    migrate(connection, "head")
+    assert _tables(connection) == {*TABLES, "alembic_version"}
+
+
+async def test_up_makes_what_the_schema_says_and_down_removes_it(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        await connection.run_sync(_up_and_down)
+
+
+async def test_up_is_repeatable_and_keeps_what_is_there(database_url: str) -> None:
+    first = await Database.open(database_url)
+    async with first.write() as connection:
+        await connection.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)"))
+    await first.close()
+    second = await Database.open(database_url)
+    async with second.read() as connection:
+        count = (await connection.execute(text("SELECT count(*) FROM revocations"))).scalar_one()
+    assert count == 1
+    await second.close()
+
+
+async def test_replicas_that_start_together_migrate_once(postgres: Postgres) -> None:
+    url = postgres.database()
+    opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
+    assert all([await database.answers() for database in opened])
+    for database in opened:
+        await database.close()
+
+
+async def test_a_transaction_that_fails_has_changed_nothing(database: Database) -> None:
+    row = text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)")
+
+    async def twice() -> None:
+        async with database.write() as connection:
+            await connection.execute(row)
+            await connection.execute(row)
+
+    with pytest.raises(StoreError, match="IntegrityError"):
+        await twice()
+    async with database.read() as connection:
+        count = (await connection.execute(text("SELECT count(*) FROM revocations"))).scalar_one()
+    assert count == 0
+
+
+async def test_who_writes_holds_no_reader_up(database: Database) -> None:
+    async with database.write() as writer:
+        await writer.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)"))
+        async with database.read() as reader:
+            count = (await reader.execute(text("SELECT count(*) FROM revocations"))).scalar_one()
+        assert count == 0
 
 
 async def test_an_acknowledged_write_survives_power_loss(tmp_path: Path) -> None:
-    engine = await open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
-    try:
-        async with engine.connect() as connection:
-            mode = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
-            level = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
-        assert (mode, level) == ("wal", 2)
-    finally:
-        await engine.dispose()
+    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    async with database.read() as connection:
+        mode = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
+        level = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
+    assert (mode, level) == ("wal", 2)
+    await database.close()
 
 
 @pytest.mark.parametrize(
     ("name", "url", "message"),
     [
         ("no url", "broker.db", "not an SQLAlchemy URL"),
-        ("another driver", "postgresql+asyncpg://localhost/x", "must be sqlite"),
+        ("another database", "mysql+aiomysql://localhost/x", "must be sqlite"),
+        ("another driver", "postgresql+psycopg://localhost/x", "must be sqlite"),
+        ("no name", "postgresql+asyncpg://localhost", "must be sqlite"),
+        ("nobody there", "postgresql+asyncpg://u@127.0.0.1:1/x", "can't be opened"),
         ("blocking driver", "sqlite:///x.db", "must be sqlite"),
         ("in memory", "sqlite+aiosqlite://", "must be sqlite"),
         ("in memory by name", "sqlite+aiosqlite:///:memory:", "must be sqlite"),
@@ -71,21 +105,21 @@ async def test_an_acknowledged_write_survives_power_loss(tmp_path: Path) -> None
 )
 async def test_databases_that_are_refused(name: str, url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        await open_database(url)
+        await Database.open(url)
 
 
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(ConfigError, match="DatabaseError"):
-        await open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+        await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
-    await (await open_database(url)).dispose()
+    await (await Database.open(url)).close()
     connection = sqlite3.connect(tmp_path / "x.db")
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.commit()
     connection.close()
     with pytest.raises(ConfigError, match="CommandError"):
-        await open_database(url)
+        await Database.open(url)

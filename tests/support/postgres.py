@@ -1,0 +1,107 @@
+"""A real PostgreSQL server for the tests: started once, a database of its own for who asks.
+
+Debian: ``apt-get install postgresql``. The server does not run as root, so its files belong to
+the user ``postgres`` there, in a directory that this user can reach.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_DEADLINE = 30.0
+
+
+def _programs() -> Path | None:
+    """The directory with ``initdb`` and ``postgres``, the newest one."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return versions[-1].parent if versions else None
+
+
+class Postgres:
+    """A server on loopback; everybody on this machine may connect."""
+
+    def __init__(self, programs: Path, directory: Path) -> None:
+        self._programs = programs
+        self._directory = directory
+        self._user = "postgres" if os.geteuid() == 0 else None
+        self._made = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+
+    def start(self) -> None:
+        """Begin with an empty cluster."""
+        if self._user is not None:
+            shutil.chown(self._directory, self._user)
+        data = str(self._directory / "data")
+        self._run("initdb", "-D", data, "-U", "valetkey", "-A", "trust", "--no-sync")
+        self._process = subprocess.Popen(
+            [
+                self._programs / "postgres", "-D", data, "-p", str(self.port),
+                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+                "-c", f"unix_socket_directories={self._directory}", "-c", "max_connections=200",
+            ],
+            user=self._user,
+            cwd=self._directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + _DEADLINE
+        while self._client("pg_isready").returncode:
+            assert time.monotonic() < deadline, "PostgreSQL did not start"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(_DEADLINE)
+
+    def database(self, template: str = "template0") -> str:
+        """The URL of a new database: empty, or a copy of another."""
+        self._made += 1
+        name = f"test{self._made}"
+        done = self._client("createdb", "-U", "valetkey", "-T", template, name)
+        assert done.returncode == 0, done.stderr
+        return f"postgresql+asyncpg://valetkey@127.0.0.1:{self.port}/{name}"
+
+    def _client(self, program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [self._programs / program, "-h", "127.0.0.1", "-p", str(self.port), *arguments],
+            capture_output=True, check=False, cwd=self._directory,
+        )  # fmt: skip
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._programs / program, *arguments],
+            user=self._user, check=True, capture_output=True, cwd=self._directory,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running server; skipped where none is installed."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with tempfile.TemporaryDirectory(prefix="valetkey-postgres-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        server = Postgres(programs, directory)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()

@@ -1,0 +1,140 @@
+"""What changed, told to every replica: a table in the same transaction, and a nudge to look at it.
+
+Invariants:
+
+- A change is published in the transaction that makes it: both are there, or neither.
+- Changes are numbered in the order in which they were committed, so a reader that has seen number
+  ``n`` has seen all before it. (PostgreSQL would hand out numbers in another order than it commits
+  in; a lock held to the end of the transaction prevents that.)
+- Who publishes waits until its own replica has applied the change. The others are told by NOTIFY,
+  and look by themselves every `SWEEP` seconds in case they were not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from valetkey.broker.store.database import Database, StoreError
+from valetkey.broker.store.schema import CHANGES
+from valetkey.contracts.logs import Log
+
+Handler = Callable[[str], Awaitable[None]]
+
+SWEEP: Final = 0.5
+# How long a change stays to be read: much longer than any replica can be cut off and live on.
+KEPT: Final = 86_400.0
+_CHANNEL: Final = "valetkey_changes"
+_ORDER_LOCK: Final = 0x76616C66
+_BATCH: Final = 1000
+
+
+class Changes:
+    """One per replica. Handlers are called in the order of the changes, one at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._handlers: dict[str, list[Handler]] = {}
+        self._seen = 0
+        self._applying = asyncio.Lock()
+        self._nudged = asyncio.Event()
+        self._log = Log("broker.changes")
+        self.applied_at = 0.0
+        """Monotonic time at which everything was last known to be applied."""
+
+    def subscribe(self, topic: str, handler: Handler) -> None:
+        """Have ``handler`` called with the key of each change of a topic. Idempotent handlers."""
+        self._handlers.setdefault(topic, []).append(handler)
+
+    async def load(self) -> None:
+        """Begin behind the last change. Called before stores read their state."""
+        async with self._database.read() as connection:
+            self._seen = (await connection.execute(select(func.max(CHANGES.c.seq)))).scalar() or 0
+        self.applied_at = time.monotonic()
+
+    async def publish(self, connection: AsyncConnection, topic: str, key: str) -> None:
+        """Announce a change from inside the transaction that makes it."""
+        if self._database.postgres:
+            lock = text("SELECT pg_advisory_xact_lock(:lock)")
+            await connection.execute(lock, {"lock": _ORDER_LOCK})
+        await connection.execute(insert(CHANGES).values(topic=topic, key=key, at=time.time()))
+        if self._database.postgres:
+            await connection.execute(text(f"NOTIFY {_CHANNEL}"))
+
+    async def catch_up(self) -> None:
+        """Apply what was committed up to now. Raises `StoreError`."""
+        async with self._applying:
+            while True:
+                query = (
+                    select(CHANGES.c.seq, CHANGES.c.topic, CHANGES.c.key)
+                    .where(CHANGES.c.seq > self._seen)
+                    .order_by(CHANGES.c.seq)
+                    .limit(_BATCH)
+                )
+                began = time.monotonic()
+                async with self._database.read() as connection:
+                    rows = (await connection.execute(query)).all()
+                for seq, topic, key in rows:
+                    for handler in self._handlers.get(topic, ()):
+                        await handler(key)
+                    self._seen = seq
+                if len(rows) < _BATCH:
+                    self.applied_at = began
+                    return
+
+    async def run(self) -> None:
+        """Follow the changes of all replicas until cancelled."""
+        listener = asyncio.ensure_future(self._listen()) if self._database.postgres else None
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._nudged.wait(), SWEEP)
+                self._nudged.clear()
+                try:
+                    await self.catch_up()
+                except StoreError as error:
+                    self._log.warning("changes_unread", reason=error.reason)
+        finally:
+            if listener is not None:
+                listener.cancel()
+
+    async def sweep(self) -> None:
+        """Forget changes that nobody can be behind of any more."""
+        old = delete(CHANGES).where(CHANGES.c.at < time.time() - KEPT, CHANGES.c.seq <= self._seen)
+        async with self._database.write() as connection:
+            await connection.execute(old)
+
+    async def _listen(self) -> None:
+        """Hold a connection that PostgreSQL nudges us through; get another when it is lost."""
+        url = self._database.engine.url
+        while True:
+            lost = asyncio.Event()
+            try:
+                connection = await asyncpg.connect(
+                    host=url.host,
+                    port=url.port,
+                    user=url.username,
+                    password=url.password,
+                    database=url.database,
+                    **url.query,
+                )
+                try:
+                    connection.add_termination_listener(lambda _connection: lost.set())  # noqa: B023
+                    await connection.add_listener(_CHANNEL, self._nudge)
+                    self._nudged.set()  # what happened before we listened
+                    await lost.wait()
+                finally:
+                    await connection.close(timeout=1)
+            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+                self._log.warning("changes_unheard", error_type=type(error).__name__)
+            await asyncio.sleep(SWEEP)
+
+    def _nudge(self, *_args: Any) -> None:
+        self._nudged.set()
