@@ -283,6 +283,12 @@ class Served:
     world: World
     broker: Broker
     client: aiohttp.ClientSession
+    own_url: str = ""
+    """Where a replica listens, if that is not the world's URL."""
+
+    @property
+    def where(self) -> str:
+        return self.own_url or self.world.url
 
     async def post(
         self, form: Any, *, path: str = "/token", proofs: Iterable[str] = (), **more: Any
@@ -291,7 +297,7 @@ class Served:
         if isinstance(form, bytes) and not any(name == "Content-Type" for name, _ in headers):
             headers.append(("Content-Type", "application/x-www-form-urlencoded"))
         async with self.client.post(
-            self.world.url + path, data=form, headers=headers, **more
+            self.where + path, data=form, headers=headers, **more
         ) as response:
             body = await response.json()
             if "access_token" in body:
@@ -314,7 +320,7 @@ class Served:
         return await self.post(form, path=path, proofs=[proof])
 
     async def get(self, path: str) -> tuple[int, Any, Any]:
-        async with self.client.get(self.world.url + path) as response:
+        async with self.client.get(self.where + path) as response:
             return response.status, await response.read(), response.headers
 
 
@@ -325,9 +331,10 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(world: World) -> AsyncIterator[Served]:
-    """Run a broker for ``world`` on its URL's port."""
-    port = int(world.url.rpartition(":")[2])
+async def serving(world: World, where: str = "") -> AsyncIterator[Served]:
+    """Run a broker for ``world`` at its URL, or a replica of it at another one."""
+    where = where or world.url
+    port = int(where.rpartition(":")[2])
     config = await asyncio.to_thread(world.settings)
     broker = await Broker.open(config, clock=world.clock)
     runner = web.AppRunner(broker.app, access_log=None)
@@ -336,7 +343,7 @@ async def serving(world: World) -> AsyncIterator[Served]:
         await web.TCPSite(runner, "127.0.0.1", port).start()
         # Several DPoP headers and raw bodies must reach the server as they are.
         async with aiohttp.ClientSession() as client:
-            yield Served(world, broker, client)
+            yield Served(world, broker, client, where)
     finally:
         await runner.cleanup()
         await broker.close()

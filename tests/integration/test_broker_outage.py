@@ -13,7 +13,7 @@ from valetkey.contracts import oauth
 
 
 async def drop(broker: Served, table: str) -> None:
-    async with broker.broker._engine.begin() as connection:
+    async with broker.broker._database.write() as connection:
         await connection.execute(text(f"DROP TABLE {table}"))
 
 
@@ -53,13 +53,12 @@ async def test_readiness_says_what_is_wrong(tmp_path: Path) -> None:
     world = World(tmp_path, free_url())
     async with serving(world) as broker:
         assert (await broker.get("/readyz"))[0] == 200
-        task = broker.broker._housekeeping
-        assert task is not None
+        task = broker.broker._tasks[0]
         task.cancel()
         await asyncio.wait([task])
         status, raw, _ = await broker.get("/readyz")
         assert status == 503
-        assert json.loads(raw)["reason"] == "the housekeeping task has ended"
+        assert json.loads(raw)["reason"] == "the task housekeeping has ended"
         assert (await broker.get("/healthz"))[0] == 200
 
 

@@ -1,0 +1,130 @@
+"""Two replicas over one PostgreSQL: what one did is in force at the other, within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from tests.integration.broker_support import Served, World, free_url, serving
+from tests.support.postgres import Postgres
+from valetkey.contracts import oauth
+
+WITHIN = 1.0
+
+
+def shared(tmp_path: Path, postgres: Postgres, **overrides: Any) -> World:
+    overrides["database"] = postgres.database()
+    return World(tmp_path, free_url(), overrides=overrides)
+
+
+@asynccontextmanager
+async def replicas(world: World) -> AsyncIterator[tuple[Served, Served]]:
+    async with serving(world) as one, serving(world, free_url()) as other:
+        yield one, other
+
+
+async def within(seconds: float, holds: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + seconds
+    while not await holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+def presented(world: World, token: str) -> dict[str, str]:
+    return {
+        "token": token,
+        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+        "client_assertion": world.workload(),
+    }
+
+
+async def kids(broker: Served) -> set[str]:
+    return {key["kid"] for key in json.loads((await broker.get("/jwks"))[1])["keys"]}
+
+
+async def test_a_token_revoked_at_one_is_inactive_at_the_other(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = shared(tmp_path, postgres)
+    async with replicas(world) as (one, other):
+        _, issued, _ = await one.exchange(world.form(world.workload()))
+        form = presented(world, issued["access_token"])
+        assert (await other.exchange(form, path="/introspect"))[1]["active"] is True
+        assert (await one.exchange(form, path="/revoke"))[0] == 200
+
+        async def inactive() -> bool:
+            return (await other.exchange(form, path="/introspect"))[1] == {"active": False}
+
+        await within(WITHIN, inactive)
+
+
+async def test_a_nudge_that_is_missed_costs_half_a_second(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = shared(tmp_path, postgres)
+    async with replicas(world) as (one, other):
+        other.broker.changes._nudge = lambda *_: None  # type: ignore[method-assign]
+        _, issued, _ = await one.exchange(world.form(world.workload()))
+        own = jwt.decode(issued["access_token"], options={"verify_signature": False})
+        form = presented(world, issued["access_token"])
+        assert (await one.exchange(form, path="/revoke"))[0] == 200
+
+        async def known() -> bool:
+            return other.broker.revocations.is_revoked(own["jti"], own["txn"])
+
+        await within(WITHIN, known)
+
+
+async def test_both_start_with_the_same_key_and_rotate_to_the_same(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    keys = {"rotate_every": "1h", "publish_before": "5m", "overlap": "1m"}
+    world = shared(tmp_path, postgres, keys=keys)
+    async with replicas(world) as (one, other):
+        assert await kids(one) == await kids(other)
+        assert len(await kids(one)) == 1
+        world.clock.advance(3300)
+        await asyncio.gather(one.broker.ring.rotate(), other.broker.ring.rotate())
+
+        async def same() -> bool:
+            return await kids(one) == await kids(other) and len(await kids(one)) == 2
+
+        await within(WITHIN, same)
+
+
+async def test_an_assertion_counts_once_wherever_it_is_used(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = shared(tmp_path, postgres)
+    async with replicas(world) as (one, other):
+        form = world.form(world.assertion())
+        assert (await one.post(form))[0] == 200
+        status, body, _ = await other.post(form)
+        assert (status, body["code"]) == (401, "actor.replayed")
+
+
+async def test_a_proof_counts_at_one_replica_only(tmp_path: Path, postgres: Postgres) -> None:
+    """Its nonce is of one broker process: the others ask for one of their own."""
+    world = shared(tmp_path, postgres)
+    async with replicas(world) as (one, other):
+        proof = world.proof(nonce=await one.nonce())
+        form = world.form(world.workload())
+        assert (await one.post(form, proofs=[proof]))[0] == 200
+        status, body, _ = await other.post(form, proofs=[proof])
+        assert (status, body["error"]) == (400, "use_dpop_nonce")
+
+
+async def test_one_goes_on_when_the_other_is_gone(tmp_path: Path, postgres: Postgres) -> None:
+    world = shared(tmp_path, postgres)
+    async with serving(world) as one:
+        async with serving(world, free_url()) as other:
+            _, issued, _ = await other.exchange(world.form(world.workload()))
+        form = presented(world, issued["access_token"])
+        assert (await one.exchange(form, path="/introspect"))[1]["active"] is True
