@@ -97,7 +97,8 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
 
     ``issuer`` is the identifier in tokens and metadata, and the URL under which clients reach the
     endpoints. ``tls`` is a certificate and key, or ``terminated``: something in front of the
-    broker speaks TLS, and nothing else can reach it.
+    broker speaks TLS, and nothing else can reach it. ``database`` is SQLite for one broker
+    (``sqlite+aiosqlite:///FILE``) or PostgreSQL beneath many (``postgresql+asyncpg://…/NAME``).
     """
 
     issuer: str
