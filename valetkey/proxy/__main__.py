@@ -6,13 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from valetkey.proxy.app import run
+from valetkey.proxy.settings_file import SettingsFile
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m valetkey.proxy")
     parser.add_argument("--config", type=Path, required=True, help="settings file (YAML)")
-    return run(parser.parse_args().config)
+    file = SettingsFile(parser.parse_args().config)
+    file.read_ahead()  # and only then the rest of the program: see there
+
+    from valetkey.proxy.app import run
+
+    return run(file)
 
 
 if __name__ == "__main__":

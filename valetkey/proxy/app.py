@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
@@ -40,12 +40,14 @@ from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.file import FileIdentity
-from valetkey.proxy.intercept.authority import InterceptionAuthority
 from valetkey.proxy.intercept.connect import ConnectTunnels
 from valetkey.proxy.intercept.listeners import Listener
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
-from valetkey.proxy.settings import ProxySettings
+from valetkey.proxy.settings_file import SettingsFile
+
+if TYPE_CHECKING:
+    from valetkey.proxy.intercept.authority import InterceptionAuthority
 
 _HEARTBEAT: Final = 30.0
 _THREADS: Final = 2
@@ -60,11 +62,10 @@ _FIXED: Final = (
 class Sidecar:
     """Everything of one process. `start`, then `stop`."""
 
-    def __init__(self, config: Path, loop: asyncio.AbstractEventLoop) -> None:
-        self._config = config
+    def __init__(self, file: SettingsFile, loop: asyncio.AbstractEventLoop) -> None:
+        self._file = file
         self._log = Log("sidecar")
-        self._stamp = _stamp(config)
-        current = self._load()
+        current = file.read()
         logs.configure(current.log_level)
         self.settings = current
         instance = current.instance or socket.gethostname()
@@ -114,9 +115,12 @@ class Sidecar:
         self.broken = asyncio.Event()
         """Set when a background task ended by itself: the sidecar is not what it should be."""
         interception = current.interception
-        self._authority = (
-            InterceptionAuthority.open(interception, instance=instance) if interception else None
-        )
+        self._authority: InterceptionAuthority | None = None
+        if interception is not None:
+            # Not for every sidecar: what it brings along takes 2 MiB.
+            from valetkey.proxy.intercept.authority import InterceptionAuthority
+
+            self._authority = InterceptionAuthority.open(interception, instance=instance)
         self._authority_problem = ""
         tunnels = ConnectTunnels(self.pep, self._authority)
         self._listeners = [
@@ -188,9 +192,6 @@ class Sidecar:
 
     # --- settings -----------------------------------------------------------------------------
 
-    def _load(self) -> ProxySettings:
-        return settings.load(ProxySettings, self._config, program="proxy", environ=os.environ)
-
     def ask_reload(self) -> None:
         """Have the file looked at now, whether it seems changed or not (SIGHUP)."""
         self._reload_asked.set()
@@ -212,11 +213,11 @@ class Sidecar:
         self._log.info("reload_applied", count=len(snapshot.routes))
 
     def _compile_reload(self) -> Snapshot:
-        new = self._load()
+        new = self._file.read()
         for section in _FIXED:
             key = _difference(section, attrgetter(section)(self.settings), attrgetter(section)(new))
             if key:
-                raise ConfigError(f"{self._config}: {key}: a change needs a restart")
+                raise ConfigError(f"{self._file.path}: {key}: a change needs a restart")
         return compile_snapshot(new, thumbprint=self._proof_key.thumbprint)
 
     async def _watch(self) -> None:
@@ -226,9 +227,7 @@ class Sidecar:
                 await asyncio.wait_for(self._reload_asked.wait(), _WATCH)
             for listener in self._listeners:
                 await asyncio.to_thread(listener.refresh)
-            stamp = await asyncio.to_thread(_stamp, self._config)
-            if stamp != self._stamp or self._reload_asked.is_set():
-                self._stamp = stamp
+            if await asyncio.to_thread(self._file.changed) or self._reload_asked.is_set():
                 self._reload_asked.clear()
                 await self.reload()
 
@@ -334,33 +333,27 @@ def _difference(key: str, old: object, new: object) -> str:
     return "" if old == new else key
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
-
-
-def run(config: Path) -> int:
+def run(config: Path | SettingsFile) -> int:
     """Run a sidecar until SIGTERM or SIGINT.
 
     Returns the exit code: 2 for unusable settings, 1 if a part of it ended by itself.
     """
     close_memory()
     try:
-        return uvloop.run(_main(config))
+        return uvloop.run(
+            _main(config if isinstance(config, SettingsFile) else SettingsFile(config))
+        )
     except ConfigError as error:
         print(f"valetkey proxy: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
         return 2
 
 
-async def _main(config: Path) -> int:
+async def _main(file: SettingsFile) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Few threads: each has a heap of its own, and all they do is look at small files.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="files"))
-    sidecar = Sidecar(config, loop)
+    sidecar = Sidecar(file, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, sidecar.ask_reload)

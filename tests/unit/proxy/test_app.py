@@ -13,6 +13,7 @@ from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.settings import parse
 from valetkey.proxy.app import Sidecar, _difference
 from valetkey.proxy.settings import ProxySettings
+from valetkey.proxy.settings_file import SettingsFile
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def test_the_first_difference_is_named(fleet, change, key):
 
 async def test_a_background_task_that_ends_is_noticed(fleet, caplog):
     loop = asyncio.get_running_loop()
-    sidecar = await asyncio.to_thread(Sidecar, fleet.config, loop)
+    sidecar = await asyncio.to_thread(Sidecar, SettingsFile(fleet.config), loop)
 
     async def breaks():
         raise KeyError("x")
@@ -68,7 +69,9 @@ async def test_a_background_task_that_ends_is_noticed(fleet, caplog):
 
 async def test_ready_says_why_not(fleet):
     fleet.token_file.unlink()
-    sidecar = await asyncio.to_thread(Sidecar, fleet.config, asyncio.get_running_loop())
+    sidecar = await asyncio.to_thread(
+        Sidecar, SettingsFile(fleet.config), asyncio.get_running_loop()
+    )
     assert (await sidecar._ready()).startswith("no workload identity: the token file can't be read")
     fleet.renew()
     await asyncio.to_thread(sidecar.identity.refresh)
@@ -87,7 +90,9 @@ async def test_a_given_ca_is_followed_and_health_says_how_it_stands(fleet, tmp_p
         "interception": {"ca": {"certificate": str(certificate), "key": str(key)}}
     }
     fleet.write()
-    sidecar = await asyncio.to_thread(Sidecar, fleet.config, asyncio.get_running_loop())
+    sidecar = await asyncio.to_thread(
+        Sidecar, SettingsFile(fleet.config), asyncio.get_running_loop()
+    )
     until = ca.certificate.not_valid_after_utc.strftime("%FT%TZ")
     assert sidecar._health()["interception_ca"] == f"good until {until}"
     certificate.write_bytes(make("Other").pem())
@@ -121,4 +126,4 @@ async def test_settings_that_can_not_work(fleet, change, said, monkeypatch):
     fleet.sidecar_changes = change
     fleet.write()
     with pytest.raises(ConfigError, match=said):
-        await asyncio.to_thread(Sidecar, fleet.config, asyncio.get_running_loop())
+        await asyncio.to_thread(Sidecar, SettingsFile(fleet.config), asyncio.get_running_loop())

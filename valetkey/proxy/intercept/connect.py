@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Final, cast
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
-from valetkey.contracts.errors import TargetError
+from valetkey.contracts.errors import TargetError, ValetkeyError
 from valetkey.proxy.core.decision import TunnelPermit
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.inbound import WorkloadConnection
-from valetkey.proxy.intercept.authority import InterceptionAuthority
-from valetkey.proxy.intercept.certificates import CannotIssue
 from valetkey.proxy.intercept.handshake import HandshakeFailed, serve
 from valetkey.proxy.intercept.unread import Unread
 
 if TYPE_CHECKING:
+    # What makes certificates takes 2 MiB, and not every sidecar makes any.
     from valetkey.proxy.core.snapshot import Target
+    from valetkey.proxy.intercept.authority import InterceptionAuthority
     from valetkey.proxy.pep import EnforcementPoint
 
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -56,7 +56,7 @@ class ConnectTunnels:
         pep, inbound = self._pep, call.inbound
         try:
             context = self._authority.context(target.host)
-        except CannotIssue as error:
+        except ValetkeyError as error:  # `certificates.CannotIssue`
             self._pep.refuse(call, error.code, error.reason)
             return
         # Paused before the answer goes out: the client's hello must meet TLS, not this reader.
