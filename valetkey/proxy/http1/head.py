@@ -55,6 +55,10 @@ _METHOD_START: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&'*+-.^_`|~"
 )
 
+# RFC 9110 §7.6.3: a proxy adds itself to each message that it forwards, with the version that the
+# message came in.
+_VIA: Final = (b"via: 1.0 valetkey\r\n", b"via: 1.1 valetkey\r\n")
+
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 
 # The forms of a request target (RFC 9112 §3.2); the fourth, `*`, is refused.
@@ -199,7 +203,11 @@ class ResponseHead:
         """Whether it held the credential that was sent (it does no more)."""
         self.cookies = session_fields(block.fields) if not SESSION.isdisjoint(block.names) else b""
         # Without framing, and with a length: what most answers need, made once per head.
-        self.lines = status_line(status, reason) + response_fields(block.fields, block.listed)
+        self.lines = (
+            status_line(status, reason)
+            + response_fields(block.fields, block.listed)
+            + _VIA[version]
+        )
         self.sized = (
             b"%bcontent-length: %d\r\n" % (self.lines, block.length)
             if block.length is not None
@@ -210,7 +218,8 @@ class ResponseHead:
         """`lines` without the fields of these names (in normal form)."""
         line_end = self.lines.index(b"\r\n") + 2
         fields = (field for field in self.block.fields if field[0] not in names)
-        return self.lines[:line_end] + response_fields(fields, self.block.listed)
+        kept = response_fields(fields, self.block.listed)
+        return self.lines[:line_end] + kept + _VIA[self.version]
 
 
 class HeadReader:

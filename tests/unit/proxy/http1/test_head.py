@@ -287,16 +287,19 @@ def test_the_refusal_does_not_quote_the_line() -> None:
 
 # --- responses ------------------------------------------------------------------------------------
 
+# RFC 9110 §7.6.3: behind what others put there.
+VIA = b"via: 1.1 valetkey\r\n"
 ANSWERS: list[tuple[str, bytes, dict[str, Any]]] = [
-    ("usual", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nA: b\r\n\r\n", {"status": 200, "version": 1, "lines": b"HTTP/1.1 200 OK\r\nA: b\r\n", "sized": b"HTTP/1.1 200 OK\r\nA: b\r\ncontent-length: 2\r\n"}),
-    ("no length", b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n", {"sized": b"", "lines": b"HTTP/1.1 200 OK\r\nA: b\r\n"}),
-    ("no reason", b"HTTP/1.1 204 \r\n\r\n", {"status": 204, "lines": b"HTTP/1.1 204 \r\n"}),
+    ("usual", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nA: b\r\n\r\n", {"status": 200, "version": 1, "lines": b"HTTP/1.1 200 OK\r\nA: b\r\n" + VIA, "sized": b"HTTP/1.1 200 OK\r\nA: b\r\n" + VIA + b"content-length: 2\r\n"}),
+    ("no length", b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n", {"sized": b"", "lines": b"HTTP/1.1 200 OK\r\nA: b\r\n" + VIA}),
+    ("no reason", b"HTTP/1.1 204 \r\n\r\n", {"status": 204, "lines": b"HTTP/1.1 204 \r\n" + VIA}),
     ("no reason, no space", b"HTTP/1.1 204\r\n\r\n", {"status": 204}),
-    ("reason of its own", b"HTTP/1.1 299 Odd One\r\n\r\n", {"lines": b"HTTP/1.1 299 Odd One\r\n"}),
-    ("HTTP/1.0", b"HTTP/1.0 200 OK\r\n\r\n", {"version": 0, "lines": b"HTTP/1.1 200 OK\r\n"}),
-    ("interim", b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n", {"status": 103, "lines": b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n"}),
-    ("what the target says of credentials", b"HTTP/1.1 401 No\r\nWWW-Authenticate: DPoP\r\nDPoP-Nonce: n\r\n\r\n", {"lines": b"HTTP/1.1 401 No\r\n"}),
-    ("what Connection lists", b"HTTP/1.1 200 OK\r\nConnection: X-Hop, close\r\nX-Hop: 1\r\n\r\n", {"lines": b"HTTP/1.1 200 OK\r\n"}),
+    ("reason of its own", b"HTTP/1.1 299 Odd One\r\n\r\n", {"lines": b"HTTP/1.1 299 Odd One\r\n" + VIA}),
+    ("HTTP/1.0", b"HTTP/1.0 200 OK\r\n\r\n", {"version": 0, "lines": b"HTTP/1.1 200 OK\r\nvia: 1.0 valetkey\r\n"}),
+    ("interim", b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n", {"status": 103, "lines": b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n" + VIA}),
+    ("what the target says of credentials", b"HTTP/1.1 401 No\r\nWWW-Authenticate: DPoP\r\nDPoP-Nonce: n\r\n\r\n", {"lines": b"HTTP/1.1 401 No\r\n" + VIA}),
+    ("another proxy before", b"HTTP/1.1 200 OK\r\nVia: 1.0 cache\r\n\r\n", {"lines": b"HTTP/1.1 200 OK\r\nVia: 1.0 cache\r\n" + VIA}),
+    ("what Connection lists", b"HTTP/1.1 200 OK\r\nConnection: X-Hop, close\r\nX-Hop: 1\r\n\r\n", {"lines": b"HTTP/1.1 200 OK\r\n" + VIA}),
 ]  # fmt: skip
 
 
@@ -335,7 +338,7 @@ def test_lines_without_some_fields() -> None:
     head = reader().response(raw)
     assert head is not None
     assert head.lines_without(frozenset({"etag", "a"})) == (
-        b"HTTP/1.1 200 Fine\r\nE_Tag: x\r\nB: 2\r\n"
+        b"HTTP/1.1 200 Fine\r\nE_Tag: x\r\nB: 2\r\n" + VIA
     )
     assert head.lines_without(frozenset()) == head.lines
 
@@ -381,7 +384,7 @@ def test_an_echoed_credential_is_overwritten(name: str, shape: str, form: int) -
     head = answered(shape.format(*[echo] * shape.count("{}")).encode(), heads)
     assert head.echoes
     blanked = shape.format(*["*" * len(echo)] * shape.count("{}")).partition("\r\n\r\n")[0]
-    assert head.lines == f"{blanked}\r\n".encode()
+    assert head.lines == f"{blanked}\r\n".encode() + VIA
     assert heads._responses.entries == {}
 
 
@@ -427,7 +430,7 @@ def test_cookies_stand_apart() -> None:
     head = reader().response(raw)
     assert head is not None
     assert head.cookies == b"Set-Cookie: a=b\r\nset-cookie: c=d\r\n"
-    assert head.lines == b"HTTP/1.1 200 OK\r\nX-A: b\r\n"
+    assert head.lines == b"HTTP/1.1 200 OK\r\nX-A: b\r\n" + VIA
     plain = reader().response(b"HTTP/1.1 200 OK\r\nX-A: b\r\n\r\n")
     assert plain is not None
     assert plain.cookies == b""
