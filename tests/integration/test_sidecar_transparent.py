@@ -337,7 +337,12 @@ def test_a_hello_that_is_refused(site: Site, arguments: list[str], code: str, al
     done = site.curl(*arguments)
     assert done.returncode == 35  # CURLE_SSL_CONNECT_ERROR
     assert alert in done.stderr
-    assert site.recorded()[-1]["unmapped"]["code"] == code
+    data = site.recorded()[-1]
+    assert data["unmapped"]["code"] == code
+    if code == "target.no_match":
+        [_, host, *port] = arguments[-1].rstrip("/").replace("//", "").split(":")
+        assert data["http_request"]["url"]["hostname"] == host
+        assert data["http_request"]["url"]["port"] == int(*port or ["443"])
     assert site.reached() == set()
 
 

@@ -9,7 +9,7 @@ next boot's start event, which names the last sequence and hash of the boot befo
 A call leaves two events, ``call.decision`` before anything goes upstream and ``call.outcome``
 after; a decision without outcome is a crash in between, visible as such.
 
-Never in an event: tokens, query values, header values, bodies.
+Never in an event: tokens, query values, header values (Host is the exception), bodies.
 """
 
 from __future__ import annotations

@@ -164,7 +164,12 @@ def _call(data: dict[str, Any]) -> str:
 def _where(data: dict[str, Any]) -> str:
     target = _text(_object(_object(data.get("api")).get("service")), "name")
     route = _text(_object(data.get("policy")), "uid")
-    return f"{target}/{route}" if target or route else ""
+    if target or route:
+        return f"{target}/{route}"
+    # Refused before there was a target: where it wanted to go.
+    url = _object(_object(data.get("http_request")).get("url"))
+    host, port = _text(url, "hostname"), url.get("port")
+    return f"({host}:{port})" if host and type(port) is int else f"({host})" if host else ""
 
 
 def _decision(data: dict[str, Any], unmapped: dict[str, Any], *, is_call: bool) -> Text:

@@ -8,7 +8,7 @@ Every byte costs: it is copied, hashed, paged in and brought to disk. So an even
 requires of its class and what nothing else tells: what belongs to the whole boot is in the boot's
 event, what belongs to the call is in its decision.
 
-Never in an event: tokens, query values, header values, bodies.
+Never in an event: tokens, query values, header values (Host is the exception), bodies.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.core.decision import Deny, NeedsMessage, TunnelPermit
     from valetkey.proxy.core.snapshot import Route
     from valetkey.proxy.http1.call import Call
+    from valetkey.proxy.http1.head import RequestHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
 
 _MAX_TEXT: Final = 512
@@ -126,7 +127,7 @@ class Recorder:
                 "operation": head.method,
                 "service": {"name": deny.target.name if deny.target else ""},
             },
-            "http_request": {"url": {"path": (deny.path or head.path)[:_MAX_PATH]}},
+            "http_request": {"url": _url(head, deny)},
             **_endpoints(call.inbound),
             "policy": {"uid": deny.route.id if deny.route else ""},
             "unmapped": unmapped,
@@ -368,6 +369,17 @@ def _message(asked: NeedsMessage) -> dict[str, str]:
     if not message.tool:
         return {"method": message.method}
     return {"method": message.method, "tool": message.tool}
+
+
+def _url(head: RequestHead, deny: Deny) -> dict[str, Any]:
+    """The path, and the host as well where no target tells which one was meant."""
+    url: dict[str, Any] = {"path": (deny.path or head.path)[:_MAX_PATH]}
+    block = head.block
+    if deny.target is None and block.host_name:
+        url["hostname"] = block.host_name[:_MAX_TEXT]
+        if block.host_port:
+            url["port"] = block.host_port
+    return url
 
 
 def _endpoints(connection: WorkloadConnection) -> dict[str, Any]:

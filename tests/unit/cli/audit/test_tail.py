@@ -49,6 +49,28 @@ def test_a_call_is_one_row(audit, store):
     assert cut.endswith("no outcome")
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ({"path": "/a", "hostname": "x.example"}, "GET /a  (x.example)  denied"),
+        ({"path": "/a", "hostname": "x.example", "port": 81}, "GET /a  (x.example:81)  denied"),
+        ({"path": "/a", "hostname": "x.example", "port": "81"}, "GET /a  (x.example)  denied"),
+        ({"path": "/a", "hostname": 7}, "GET /a  denied"),
+    ],
+)
+def test_where_a_call_without_a_target_wanted_to_go(audit, store, url, shown):
+    made = Chain()
+    made.decision(
+        action_id=2,
+        api={"operation": "GET", "service": {"name": ""}},
+        http_request={"url": url},
+        policy={"uid": ""},
+        unmapped={"code": "target.no_match"},
+    )
+    output = audit("tail", "--db", store(made)).output
+    assert " ".join(shown.split()) in " ".join(output.split())
+
+
 def test_an_outcome_that_was_no_completion_is_named(audit, store):
     made = Chain()
     made.outcome(

@@ -510,3 +510,55 @@ def test_a_call_whose_record_can_not_be_written_goes_nowhere(stand, monkeypatch)
     assert b"audit.unavailable" in connection.transport.written
     assert stand.spool.kept == before
     assert b"503" in stand.call(request).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "request_", "allowed"),
+    [
+        (Entry(target="tickets", destination=("203.0.113.9", 80)), b"GET /api/a", True),
+        (Entry(target="tickets", destination=("2001:db8::9", 80)), b"GET /other", False),
+        (Entry(transparent=True, destination=("203.0.113.9", 80)), b"GET /api/a", False),
+        (Entry(transparent=True, destination=("203.0.113.9", 80)), b"no request", False),
+    ],
+    ids=["allowed", "without a route", "without a target", "no HTTP"],
+)
+def test_where_a_redirected_connection_was_going(stand, entry, request_, allowed):
+    connection, target = WorkloadConnection(stand.pep, entry), stand.target()
+    connection.connection_made(Wire())
+    connection.data_received(request_ + b" HTTP/1.1\r\nHost: Some.Example:80\r\n\r\n")
+    stand.turn.run()
+    target.data_received(b"HTTP/1.1 204 No Content\r\n\r\n")
+    stand.turn.run()
+    connection.connection_lost(None)
+    target.connection_lost(None)
+    decision, outcome = (json.loads(raw)["data"] for raw in stand.events())
+    host, port = entry.destination
+    assert decision["dst_endpoint"] == {"ip": host, "port": port}
+    assert decision["src_endpoint"] == outcome["src_endpoint"] == {"ip": "127.0.0.1", "port": 4444}
+    assert "dst_endpoint" not in outcome
+    assert decision["action_id"] == (1 if allowed else 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "head", "url"),
+    [
+        (Entry(), b"GET /a HTTP/1.1\r\nHost: A.example.\r\n\r\n",
+         {"path": "/a", "hostname": "a.example"}),
+        (Entry(forward=True), b"GET http://a.example:81/a HTTP/1.1\r\nHost: a.example:81\r\n\r\n",
+         {"path": "/a", "hostname": "a.example", "port": 81}),
+        (Entry(), b"GET /a HTTP/1.0\r\n\r\n", {"path": "/a"}),
+        (Entry(target="tickets"), b"GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n", {"path": "/a"}),
+        (Entry(), b"GET /a HTTP/1.1\r\nHost: %b\r\n\r\n" % (b"a" * 1000),
+         {"path": "/a", "hostname": "a" * 512}),
+    ],
+    ids=["by host", "by origin", "no host", "a target", "a long one"],
+)  # fmt: skip
+def test_the_host_is_told_where_no_target_is(stand, entry, head, url):
+    connection = WorkloadConnection(stand.pep, entry)
+    connection.connection_made(Wire())
+    connection.data_received(head)
+    stand.turn.run()
+    connection.connection_lost(None)
+    decision, _ = (json.loads(raw)["data"] for raw in stand.events())
+    assert decision["action_id"] == 2
+    assert decision["http_request"]["url"] == url
