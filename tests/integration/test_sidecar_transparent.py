@@ -135,7 +135,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             ],
             passthrough=[{"host": OPEN, "allow_networks": networks}],
             interception={"certificate_file": str(trust)},
-            timeouts={"head": "600ms"},
+            timeouts={"head": "1s"},
             prefix=pod.argv(uid=SIDECAR_UID, capability="dac_override"),
         )
         stack.callback(sidecar.kill)
@@ -365,7 +365,7 @@ s.setsockopt(6,1,1)
 for piece in sys.argv[3:]:
     if piece=='-': s.shutdown(1)
     else: s.sendall(bytes.fromhex(piece))
-    time.sleep(.0005)
+    time.sleep(.0002)
 got=b''
 try:
     while data:=s.recv(4096): got+=data
