@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from typing import TYPE_CHECKING, Final, cast
 
 from valetkey.contracts import codes
@@ -37,11 +38,17 @@ if TYPE_CHECKING:
     from valetkey.proxy.pep import EnforcementPoint
 
 _BACKLOG: Final = 1024
-# Where the process or the machine has no more to give, trying again at once is of no use.
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# accept(2): it was this one connection that failed. Where it is the process or the machine (EMFILE,
+# ENOMEM, …), trying again at once is of no use.
+_OF_THE_CONNECTION: Final = frozenset({
+    errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
+})  # fmt: skip
 _REST: Final = 1.0
 _PAUSE: Final = 0.05
 _ESTABLISHED: Final = 1  # linux/tcp.h: the first byte of struct tcp_info is the state
+
+Peer = tuple[str, int]
 
 
 class TransparentServer:
@@ -57,6 +64,8 @@ class TransparentServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen on each address that ``host`` means. Returns the port. Raises `OSError`."""
+        if not sys.platform.startswith("linux"):
+            raise OSError("transparent mode needs Linux, whose kernel tells where connections went")
         found = await self._loop.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -79,33 +88,23 @@ class TransparentServer:
     async def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = await self._loop.sock_accept(listener)
+                sock, peer = await self._loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno not in _OF_THE_CONNECTION:
                     self._log.error("accept_failed", reason=error.strerror or "")
                     await asyncio.sleep(_REST)
-                # Else it was this one connection that failed (accept(2)): on to the next.
                 continue
             if not self._pep.has_room():
                 sock.close()
                 continue
-            task = self._loop.create_task(self._arrive(sock))
+            task = self._loop.create_task(self._arrive(sock, peer[:2]))
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
 
-    async def _arrive(self, sock: socket.socket) -> None:
+    async def _arrive(self, sock: socket.socket, peer: Peer) -> None:
         """Find out what the client wants, and hand its connection on."""
-        entry = Entry(transparent=True, destination=original_destination(sock))
         try:
-            hello = await self._first_bytes(sock)
-            # Asked for now: before a client sends, it knows that it is connected.
-            entry.own = self._pep.dialler.opened(*_place(sock.getpeername()[:2]))
-            if hello is None:
-                await self._plain(sock, entry)
-            else:
-                self._ask(sock, entry, hello)
-        except CallerError as error:
-            self._tls(sock, entry).refuse_head(error)
+            await self._hand_on(sock, peer)
         except (OSError, TimeoutError):
             sock.close()  # it left, or never said a word
         except asyncio.CancelledError:
@@ -117,17 +116,30 @@ class TransparentServer:
                 "connection_broke", error_type=type(error).__name__, line=place_of(error)
             )
 
+    async def _hand_on(self, sock: socket.socket, peer: Peer) -> None:
+        entry = Entry(transparent=True, destination=original_destination(sock))
+        try:
+            hello = await self._first_bytes(sock)
+            # Asked for now: before a client sends, it knows that it is connected.
+            entry.own = self._pep.dialler.opened(peer[0].removeprefix("::ffff:"), peer[1])
+            if hello is None:
+                await self._plain(sock, entry)
+            else:
+                self._ask(sock, peer, entry, hello)
+        except CallerError as error:
+            self._tls(sock, peer, entry).refuse_head(error)
+
     async def _plain(self, sock: socket.socket, entry: Entry) -> None:
         await self._loop.connect_accepted_socket(
             lambda: cast("asyncio.Protocol", WorkloadConnection(self._pep, entry)), sock
         )
 
-    def _tls(self, sock: socket.socket, entry: Entry) -> WorkloadConnection:
+    def _tls(self, sock: socket.socket, peer: Peer, entry: Entry) -> WorkloadConnection:
         connection = WorkloadConnection(self._pep, entry, self._tunnels, tls=True)
-        connection.connection_made(Unread(self._loop, sock, connection.connection_lost))
+        connection.connection_made(Unread(self._loop, sock, peer, connection.connection_lost))
         return connection
 
-    def _ask(self, sock: socket.socket, entry: Entry, hello: Hello) -> None:
+    def _ask(self, sock: socket.socket, peer: Peer, entry: Entry, hello: Hello) -> None:
         """What a forward proxy would have been asked. Raises `CallerError`."""
         port = entry.port or sock.getsockname()[1]
         where = f"{hello.server_name}:{port}"
@@ -135,7 +147,7 @@ class TransparentServer:
             f"CONNECT {where} HTTP/1.1\r\nhost: {where}\r\n\r\n".encode()
         )
         assert head is not None
-        connection = self._tls(sock, entry)
+        connection = self._tls(sock, peer, entry)
         if not connection.close_after:  # else there was no room
             connection.begin(head)
 
@@ -195,10 +207,6 @@ class TransparentServer:
         if state != _ESTABLISHED:
             raise CallerError(codes.TLS_HELLO_MALFORMED, "the connection ended within the hello")
         await asyncio.sleep(_PAUSE)
-
-
-def _place(name: tuple[str, int]) -> tuple[str, int]:
-    return name[0].removeprefix("::ffff:"), name[1]
 
 
 def _tell(ready: asyncio.Future[None]) -> None:

@@ -23,9 +23,10 @@ class Unread(asyncio.Transport):
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
+        peer: tuple[str, int],
         lost: Callable[[Exception | None], None],
     ) -> None:
-        super().__init__({"socket": sock, "peername": sock.getpeername()})
+        super().__init__({"socket": sock, "peername": peer})
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._lost = lost

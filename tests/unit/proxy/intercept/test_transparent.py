@@ -56,10 +56,10 @@ class Server(TransparentServer):
     async def _plain(self, sock: socket.socket, entry: Entry) -> None:
         self.handed.put_nowait(("plain", sock, entry))
 
-    def _ask(self, sock: socket.socket, entry: Entry, hello: Hello) -> None:
+    def _ask(self, sock: socket.socket, peer: Any, entry: Entry, hello: Hello) -> None:
         self.handed.put_nowait((hello.server_name, sock, entry))
 
-    def _tls(self, sock: socket.socket, entry: Entry) -> Any:
+    def _tls(self, sock: socket.socket, peer: Any, entry: Entry) -> Any:
         return SimpleNamespace(
             refuse_head=lambda error: self.handed.put_nowait((error.code.name, sock, entry))
         )
@@ -240,7 +240,7 @@ async def test_the_end_lets_go_of_all_that_wait(stand: Stand) -> None:
         stand.client()
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EBADF, errno.ECONNABORTED])
 async def test_accepting_goes_on_after_a_failure(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -271,6 +271,12 @@ async def test_accepting_goes_on_after_a_failure(
         other.server.close()
         for client in other.clients:
             client.close()
+
+
+async def test_elsewhere_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(OSError, match="needs Linux"):
+        await Stand().server.start("127.0.0.1", 0)
 
 
 async def test_a_defect_closes_the_connection(

@@ -38,7 +38,7 @@ class Lost:
 async def test_a_released_socket_has_everything_and_is_left_alone(pair: Pair) -> None:
     ours, peer = pair
     lost = Lost()
-    unread = Unread(asyncio.get_running_loop(), ours, lost)
+    unread = Unread(asyncio.get_running_loop(), ours, peer.getsockname(), lost)
     assert unread.get_extra_info("peername") == peer.getsockname()
     peer.sendall(b"hello")
     unread.resume_reading()
@@ -60,7 +60,7 @@ async def test_a_refusal_arrives_though_the_peer_s_bytes_were_not_read(pair: Pai
     """Closed at once, the unread bytes would make it a reset, and the refusal be lost."""
     ours, peer = pair
     lost = Lost()
-    unread = Unread(asyncio.get_running_loop(), ours, lost)
+    unread = Unread(asyncio.get_running_loop(), ours, peer.getsockname(), lost)
     peer.sendall(bytes(5000))
     unread.write(b"no")
     assert unread.can_write_eof()
@@ -85,7 +85,7 @@ async def test_a_refusal_arrives_though_the_peer_s_bytes_were_not_read(pair: Pai
 async def test_a_peer_that_has_left_can_t_be_told(pair: Pair) -> None:
     ours, peer = pair
     lost = Lost()
-    unread = Unread(asyncio.get_running_loop(), ours, lost)
+    unread = Unread(asyncio.get_running_loop(), ours, peer.getsockname(), lost)
     peer.sendall(b"x")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
@@ -99,9 +99,9 @@ async def test_a_peer_that_has_left_can_t_be_told(pair: Pair) -> None:
 
 
 async def test_abort_is_an_end_too(pair: Pair) -> None:
-    ours, _ = pair
+    ours, peer = pair
     lost = Lost()
-    unread = Unread(asyncio.get_running_loop(), ours, lost)
+    unread = Unread(asyncio.get_running_loop(), ours, peer.getsockname(), lost)
     unread.write_eof()
     unread.abort()
     assert unread.is_closing()
