@@ -554,6 +554,35 @@ def test_a_stream_with_a_list_that_can_t_be_read_is_cut(
             assert b"data: {}" in client.recorded
 
 
+@pytest.mark.parametrize("kind", ["json", "events", "large"])
+def test_a_credential_that_is_sent_back_is_overwritten(
+    kind: str, sidecar: Sidecar, upstream: Recording
+) -> None:
+    tokens: list[bytes] = []
+
+    def run(wire: Wire) -> None:
+        head, _ = wire.request()
+        token = head.partition(b"authorization: Bearer ")[2].partition(b"\r\n")[0]
+        tokens.append(token)
+        body = b'{"error":"what do you mean by %b?","x":"%b"}' % (
+            token, b"y" * (2 * LIMIT if kind == "large" else 0),
+        )  # fmt: skip
+        raw = events(body) if kind == "events" else json_answer(body)
+        cut = raw.index(token) + 20
+        wire.send(raw[:cut])
+        time.sleep(0.01)
+        wire.send(raw[cut:])
+        if kind == "events":
+            wire.close()
+
+    upstream.script(run)
+    answer = sidecar.ask(post(rpc()))
+    [token] = tokens
+    assert len(token) > 100
+    assert b"what do you mean by %b?" % (b"*" * len(token)) in answer.body
+    assert token not in answer.wire
+
+
 def test_hidden_tools_are_counted(sidecar: Sidecar, upstream: Recording) -> None:
     def count() -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{sidecar.admin}/metrics") as page:

@@ -17,6 +17,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
 from valetkey.proxy.core.headers import OF_THE_WHOLE
+from valetkey.proxy.core.scrub import Scrubber
 from valetkey.proxy.core.tool_lists import AnswerFilter, answer_filter
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
@@ -58,11 +59,11 @@ class Call:
 
     __slots__ = (
         "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
-        "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "actor", "asked", "attempts",
-        "body_open", "deadline", "decision_seq", "ended", "head", "inbound", "lines", "needs",
-        "outbound", "pending", "pep", "permit", "phase", "received", "replay",
-        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started", "status",
-        "t_answer", "t_forward", "t_reply",
+        "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber", "actor",
+        "asked", "attempts", "body_open", "deadline", "decision_seq", "ended", "head", "inbound",
+        "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received", "replay",
+        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started",
+        "status", "t_answer", "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +96,7 @@ class Call:
         self._collected: bytearray | None = None
         # the response
         self._filter: AnswerFilter | None = None
+        self._scrubber: Scrubber | None = None
         self._held = b""
         self._answer = b""
         self._answer_left: int | None = None
@@ -306,6 +308,7 @@ class Call:
             lines = head.sized if head.sized and status != 204 else head.lines
         elif self._filter is not None:
             self.phase = Phase.HOLDING
+            self._scrubber = Scrubber(permit.credential.needles)
             self._answer_left = block.length
             if block.chunked:
                 self._dechunk = ChunkedDecoder()
@@ -409,6 +412,7 @@ class Call:
             out = answer.feed(payload)
             if done:
                 out += answer.end()
+            out = self._without_credential(out, done=done)
         except ChunkedInvalid as invalid:
             self.fail(codes.TARGET_BAD_RESPONSE, str(invalid))
             return
@@ -433,6 +437,17 @@ class Call:
             self.inbound.write(head + out)
         if done:
             self._complete()
+
+    def _without_credential(self, data: bytes, *, done: bool) -> bytes:
+        """A piece of a body that is looked through anyway, without the credential that we sent."""
+        scrubber = self._scrubber
+        assert scrubber is not None
+        data = scrubber.feed(data)
+        if done:
+            data += scrubber.end()
+        if scrubber.found:
+            self._echoed("body")
+        return data
 
     def _unframed(self, data: bytes) -> tuple[bytes, bool]:
         """The payload in ``data``, and whether the body ends with it."""
