@@ -46,7 +46,7 @@ def sidecar(wire_world: World, session_upstream: Recording) -> Iterator[Sidecar]
             plain("others", "tools", ["GET", "POST"], "/{rest*}"),
             mcp("bound", ["tools/call"], ["get_*"]) | {"target": "bound"},
         ],
-        limits={"message": f"{LIMIT}B"},
+        limits={"message": f"{LIMIT}B", "messages": f"{3 * LIMIT}B"},
         timeouts={"stall": "1s", "first_byte": "3s"},
     )
     yield made
@@ -583,13 +583,48 @@ def test_a_credential_that_is_sent_back_is_overwritten(
     assert token not in answer.wire
 
 
-def test_hidden_tools_are_counted(sidecar: Sidecar, upstream: Recording) -> None:
-    def count() -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{sidecar.admin}/metrics") as page:
-            metrics = page.read().decode()
-        return float(metrics.partition("\nvaletkey_mcp_hidden_tools_total ")[2].split()[0])
+def metric(sidecar: Sidecar, name: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{sidecar.admin}/metrics") as page:
+        metrics = page.read().decode()
+    return float(metrics.partition(f"\n{name} ")[2].split()[0])
 
-    before = count()
+
+def test_hidden_tools_are_counted(sidecar: Sidecar, upstream: Recording) -> None:
+    before = metric(sidecar, "valetkey_mcp_hidden_tools_total")
     upstream.replies(json_answer(LISTED))
     sidecar.ask(LIST)
-    assert count() == before + 1
+    assert metric(sidecar, "valetkey_mcp_hidden_tools_total") == before + 1
+
+
+def test_messages_are_bounded_all_together(sidecar: Sidecar, upstream: Recording) -> None:
+    """Requests that come slowly, an answer that does: all count, and all are given free."""
+    size, over = LIMIT - 100, threading.Event()
+
+    def held() -> float:
+        return metric(sidecar, "valetkey_mcp_message_bytes")
+
+    def slowly(wire: Wire) -> None:
+        wire.request()
+        wire.send(json_answer(b"x" * LIMIT)[: size + 100])
+        over.wait(10)
+
+    assert held() == 0
+    waiting = [sidecar.open() for _ in range(2)]
+    for client in waiting:
+        client.send(post(padded(LIMIT))[: size + 100])
+    upstream.script(slowly)
+    third = sidecar.open()
+    third.send(post(rpc()))
+    upstream.wait_for(lambda: held() > 2.9 * size)
+    for raw in (post(padded(size)), chunked(padded(size))):
+        answer = sidecar.ask(raw)
+        refused(answer, "proxy.overloaded")
+        assert answer.values("retry-after") == ["1"]
+    assert sidecar.ask(get(path="/t/other")).status == 200  # other calls are not concerned
+    for client in waiting:
+        client.close()
+    over.set()
+    third.close()
+    upstream.wait_for(lambda: held() == 0)
+    assert sidecar.ask(post(padded(size))).status == 200
+    assert held() == 0

@@ -309,6 +309,7 @@ class Sidecar:
             "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),
             "valetkey_connections": ("Workload connections.", lambda: pep.connections),
+            "valetkey_mcp_message_bytes": ("Messages held in memory.", lambda: pep.messages),
             "valetkey_lookups_in_flight": ("Names being resolved.", lambda: resolver.running),
             "valetkey_spool_bytes": ("Segments on disk.", lambda: spool.disk),
             "valetkey_spool_events": (

@@ -116,6 +116,8 @@ class EnforcementPoint:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ways: dict[Target, _Way] = {}
         self._retired: list[Pool] = []
+        self.messages = 0
+        """Bytes of messages in memory, of all calls."""
         self.draining = False
         self._all_closed: asyncio.Event | None = None
         self.apply(snapshot)
@@ -133,6 +135,7 @@ class EnforcementPoint:
         self.dialler.use_nat64(snapshot.nat64)
         self.timeouts = settings.timeouts
         self._max_connections = settings.limits.connections
+        self.max_messages: int = settings.limits.messages
         self.heads = HeadReader(
             max_size=settings.limits.head_size,
             max_fields=settings.limits.headers,
@@ -301,6 +304,8 @@ class EnforcementPoint:
         block = call.head.block
         try:
             check_size(len(body), asked.endpoint.limit)
+            if not call.holds(len(body)):
+                return
             message = read_message(body)
             asked.facts.message = message
             check_mirrors(message, block.value("mcp-method"), block.value("mcp-name"))

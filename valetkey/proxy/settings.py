@@ -255,7 +255,8 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     """Bounds on what one caller can make the sidecar hold.
 
     ``message`` bounds a message of MCP that is read: the body of a call, and how much of an answer
-    is held back to look for lists of tools (a larger one passes if it can't hold a list).
+    is held back to look for lists of tools (a larger one passes if it can't hold a list);
+    ``messages`` bounds all of them that are held at once.
 
     Defaults follow common servers: nginx allows 4 × 8 KiB of head, Apache 100 header fields.
     """
@@ -265,6 +266,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     credentials: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     message: Size = size(1 << 20)
+    messages: Size = size(64 << 20)
 
 
 class TimeoutSettings(Settings, frozen=True, kw_only=True):

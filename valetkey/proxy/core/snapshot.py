@@ -289,6 +289,10 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     if settings.collector is not None:
         tls, host, _ = split_origin(settings.collector.url, "collector.url")
         _require_tls(tls, host, "collector.url")
+    if settings.limits.messages < settings.limits.message:
+        raise ConfigError(
+            "limits.messages: less than limits.message, so no such message could come"
+        )
     if settings.interception is not None:
         _check_interception(settings.interception)
     subject = normal(settings.workload.subject_header)

@@ -59,6 +59,11 @@ class AnswerFilter:
         self.hidden = 0
         """How many tools were taken out of lists."""
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held back."""
+        return 0
+
     def feed(self, data: bytes) -> bytes:
         raise NotImplementedError
 
@@ -124,6 +129,10 @@ class JsonAnswer(AnswerFilter):
         self._passing = False
         self._tail = b""
 
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
     def feed(self, data: bytes) -> bytes:
         if not self._passing:
             self._held += data
@@ -171,6 +180,10 @@ class EventStreamAnswer(AnswerFilter):
         """Whether the event in progress is too large to be held back."""
         self._empty_line = False
         self._tail = b""
+
+    @property
+    def held(self) -> int:
+        return self._size + len(self._line)
 
     def feed(self, data: bytes) -> bytes:
         out: list[bytes] = []

@@ -59,11 +59,11 @@ class Call:
 
     __slots__ = (
         "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
-        "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber", "actor",
-        "asked", "attempts", "body_open", "deadline", "decision_seq", "ended", "head", "inbound",
-        "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received", "replay",
-        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started",
-        "status", "t_answer", "t_forward", "t_reply",
+        "_in_memory", "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber",
+        "actor", "asked", "attempts", "body_open", "deadline", "decision_seq", "ended", "head",
+        "inbound", "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received",
+        "replay", "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions",
+        "started", "status", "t_answer", "t_forward", "t_reply",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,8 @@ class Call:
         self.pending: list[bytes] = []
         self.replay: list[bytes] | None = []
         self._collected: bytearray | None = None
+        self._in_memory = 0
+        """Bytes of messages that are held for this call: see `_holds`."""
         # the response
         self._filter: AnswerFilter | None = None
         self._scrubber: Scrubber | None = None
@@ -178,6 +180,8 @@ class Call:
         # RFC 9110 §10.1.1: nobody behind us is asked before it is here.
         if self.body_open and self.head.block.expect_continue and self.head.version and not early:
             self.inbound.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.body_open:
+            self.holds(len(early))
 
     @property
     def is_collected(self) -> bool:
@@ -190,6 +194,21 @@ class Call:
         self._collected += payload
         if self.body_open and len(self._collected) > self.asked.endpoint.limit:
             self.fail(codes.REQUEST_BODY_TOO_LARGE, "more than limits.message")
+        elif self.body_open:  # whole, it is judged by `EnforcementPoint.message_came`
+            self.holds(len(self._collected))
+
+    def holds(self, size: int) -> bool:
+        """Account for the bytes of messages that this call has in memory.
+
+        False: there is no room for them, and the call is over.
+        """
+        pep = self.pep
+        pep.messages += size - self._in_memory
+        self._in_memory = size
+        if pep.messages <= pep.max_messages:
+            return True
+        self.fail(codes.PROXY_OVERLOADED, "more than limits.messages in memory")
+        return False
 
     def collected(self) -> bytes:
         """The body that was held back, whole. It goes on, with the framing that it came with."""
@@ -419,6 +438,8 @@ class Call:
         except TargetError as error:
             self.fail(error.code, error.reason)
             return
+        if not done and not self.holds(answer.held):
+            return
         if answer.hidden:
             self.pep.hid_tools(answer.hidden)
             answer.hidden = 0
@@ -597,5 +618,8 @@ class Call:
     def _end(self, outcome: str, code: Code | None) -> None:
         self.phase = Phase.DONE
         self.ended = _monotonic()
+        if self._in_memory:
+            self.pep.messages -= self._in_memory
+            self._in_memory = 0
         self.pep.ended(self, outcome, code)
         self.inbound.call_ended(self)

@@ -133,6 +133,7 @@ BAD = [
     ("paths of mcp that cross", tree(routes=[mcp(["ping"], path="/{x}/b"), mcp(["ping"], path="/a/{y}", name="b")]), "routes.1.match: POST '/a/{y}' and '/{x}/b' could both win"),
     ("more tools than fit into a credential", tree(routes=[mcp(["tools/call"], [f"a_tool_with_a_name_{n}" for n in range(300)])]), "routes.0.match.mcp: too many names"),
     ("more tools than the broker takes", tree(routes=[mcp(["tools/call"], [f"a{n}" for n in range(1025)])]), "routes.0.match.mcp: more than 1024"),
+    ("less for all messages than for one", tree(limits={"message": "2MiB", "messages": "1MiB"}), "limits.messages: less than limits.message"),
     ("unknown key", tree(other=1), "other: unknown key"),
 ]  # fmt: skip
 

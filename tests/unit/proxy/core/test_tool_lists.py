@@ -151,6 +151,7 @@ def test_json_waits_until_it_is_whole() -> None:
     for cut in range(len(raw)):
         answer = JsonAnswer(endpoint())
         assert answer.feed(raw[:cut]) == answer.feed(raw[cut:]) == b""
+        assert answer.held == len(raw)
         assert names_in(answer.end()) == ["get_a"]
 
 
@@ -335,8 +336,9 @@ def test_pieces_of_a_byte_take_linear_time_and_bounded_memory() -> None:
     answer.feed(b"data: ")
     for _ in range(limit // 2):
         answer.feed(b"x")
-    assert len(answer._line) < limit
+    assert answer.held == limit // 2 + 6
     assert len(answer.feed(b"\n\n")) == limit // 2 + 8
+    assert answer.held == 0
 
 
 pieces_of_streams = st.lists(
