@@ -21,6 +21,7 @@ def write(directory, chain: Chain, *, first: int = 1, per_segment: int = 3) -> N
         for seq in seqs:
             raw = chain.events[seq - 1]
             segment.store(raw, events.digest(raw).encode())
+        segment.flush()
         segment.close()
 
 
