@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from valetkey.proxy.metrics import Metrics, TargetTally
 
 _SWEEP: Final = 0.25
+# RFC 9110 §12.5.3: no Accept-Encoding at all would mean that any coding is welcome.
+_IDENTITY: Final = b"accept-encoding: identity\r\n"
 
 
 class _Way:
@@ -383,6 +385,8 @@ class EnforcementPoint:
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
             )
             return
+        if endpoint is not None:
+            call.lines += _IDENTITY
         if dropped and call.inbound.entry.caller is not None:
             # It was meant for this listener, and is no credential that somebody tried to use.
             dropped = tuple(name for name in dropped if name != "proxy-authorization")
