@@ -17,7 +17,7 @@ help: ## Show the targets
 demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if every step holds
 	@$(BIN)/valetkey demo
 
-test: $(VENV)/.dev ## Run all tests; what was skipped, and why, is listed at the end
+test: $(VENV)/.dev .venv-clients/.done ## Run all tests; what was skipped, and why, is listed at the end
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are up to date
@@ -31,7 +31,7 @@ format: $(VENV)/.dev ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-compiled: $(VENV)/.dev ## Compile the data path and run the integration tests on it (needs a C compiler)
+compiled: $(VENV)/.dev .venv-clients/.done ## Compile the data path and run the integration tests on it (needs a C compiler)
 	@rm -rf build/compiled && mkdir -p build/compiled
 	@cp -r valetkey tests config docs bench pyproject.toml hatch_build.py README.md Makefile build/compiled
 	@cd build/compiled && ../../$(BIN)/python hatch_build.py . >/dev/null
@@ -55,9 +55,10 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev -o requirements/dev.txt
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev --group bench -o requirements/bench.txt
 	$(LOCK) --upgrade requirements/mitmproxy.in -o requirements/mitmproxy.txt
+	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) .venv-bench .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -104,4 +105,12 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@$(PYTHON) -m venv .venv-mitmproxy
 	@.venv-mitmproxy/bin/python -m pip --disable-pip-version-check --no-input --quiet install \
 		--require-hashes -r requirements/mitmproxy.txt
+	@touch $@
+
+# All that is needed is in the file; --no-deps keeps out what httpbin asks for and never imports.
+.venv-clients/.done: requirements/clients.txt | $(BIN)/python
+	@echo "making .venv-clients"
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input --quiet install \
+		--require-hashes --no-deps -r requirements/clients.txt
 	@touch $@

@@ -20,6 +20,7 @@ import click
 from valetkey import __version__
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
+from valetkey.cli.doctor.command import doctor
 from valetkey.contracts.errors import ConfigError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -53,6 +54,7 @@ main.add_command(_program("proxy", "Run the sidecar."))
 main.add_command(_program("broker", "Run the broker."))
 main.add_command(_program("collector", "Run the collector."))
 main.add_command(audit)
+main.add_command(doctor)
 
 
 @main.command()

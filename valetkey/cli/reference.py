@@ -1,7 +1,8 @@
 """``python -m valetkey.cli.reference``: write what is generated from the code, or check it.
 
 The settings types give the JSON Schemas in ``config/`` and the configuration reference, the codes
-module gives the table of decision codes, the last benchmark gives the README's table. With
+module gives the table of decision codes, the doctor's modules give its page, the last benchmark
+gives the README's table. With
 ``--check`` nothing is written, and files that differ from what would be written are named: exit
 status 1. Run in the root of a checkout.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from valetkey.broker.settings import BrokerSettings
+from valetkey.cli.doctor.clients import CLIENTS
+from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.settings_table import Key, Section, defaults, sections
 from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import codes, settings
@@ -46,6 +50,19 @@ says the same without starting anything. Durations and sizes carry their unit (`
 `VALETKEY_<PROGRAM>__<KEY>__<KEY>`, for example `VALETKEY_PROXY__TIMEOUTS__IDLE=30s`. `NAME` in a
 path stands for a name of yours, `[]` for each element of a list.
 """
+_DOCTOR_ABOUT: Final = """
+`valetkey doctor` says whether calls from its environment go through the sidecar
+([how to use it](../how-to/see-that-calls-go-through.md)). It exits with status 1 if something is
+`wrong`; a `note` is worth knowing. Words in capitals stand for what it found.
+
+"""
+_CLIENTS_ABOUT: Final = """
+## Common clients
+
+What they make of the proxy variables, where their trust store is, and what to do where either falls
+short. A version is the first that does so.
+
+"""
 _UNMEASURED: Final = "Not measured yet: `make bench` writes the table.\n"
 
 
@@ -54,6 +71,7 @@ def generate(root: Path) -> dict[Path, str]:
     files = {Path(f"config/{name}.schema.json"): _schema(name, kind) for name, _, kind in PROGRAMS}
     files[Path("docs/reference/codes.md")] = _codes_page()
     files[Path("docs/reference/configuration.md")] = _configuration_page()
+    files[Path("docs/reference/doctor.md")] = _doctor_page()
     measured = root / _BENCH
     parts: dict[str, str] = {
         "configuration": _configuration_summary(),
@@ -148,6 +166,32 @@ def _long_row(code: Code) -> str:
     retry = f"{code.retry_after} s" if code.retry_after else ""
     anchor = f'<a id="{code.name}"></a>'
     return f"| {anchor}`{code.name}` | {code.status} | {oauth} | {retry} | {code.help} |\n"
+
+
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def _doctor_page() -> str:
+    text = f"# What `valetkey doctor` finds\n\n{_NOTE}{_DOCTOR_ABOUT}"
+    text += "| Code | Level | What it means | What to do |\n|---|---|---|---|\n"
+    for kind in all_kinds():
+        # `{proxy}` stands for the sidecar's listener, and so on; an action that is nothing else
+        # depends on the client.
+        action = re.sub(r"\{(\w+)\}", lambda name: name[1].upper(), kind.action)
+        action = "as it says" if action == "FIX" else action
+        anchor = f'<a id="{kind.name}"></a>'
+        text += f"| {anchor}`{kind.name}` | {kind.level} | {kind.meaning} | {_cell(action)} |\n"
+    text += _CLIENTS_ABOUT
+    text += "| Client | Proxy variables | Trusts | What to do |\n|---|---|---|---|\n"
+    for client in CLIENTS:
+        cells = (client.name, client.proxy, client.trust, client.action)
+        text += f"| {' | '.join(map(_cell, cells))} |\n"
+    return text
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([*_$|])", r"\\\1", text)
 
 
 # --- configuration --------------------------------------------------------------------------------

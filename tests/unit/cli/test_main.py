@@ -33,7 +33,7 @@ def test_version(run):
 
 def test_help_names_every_command(run):
     output = run("-h").output
-    for command in ("proxy", "broker", "collector", "check", "audit", "demo"):
+    for command in ("proxy", "broker", "collector", "check", "audit", "demo", "doctor"):
         assert command in output
 
 

@@ -15,6 +15,7 @@ import pytest
 from valetkey.broker.core.grants import Call, GrantsFile, Policy, Target
 from valetkey.broker.metrics import Metrics as BrokerMetrics
 from valetkey.cli.check import check_file
+from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.reference import PROGRAMS
 from valetkey.cli.settings_table import sections
 from valetkey.collector.metrics import make_metrics
@@ -94,6 +95,12 @@ def test_each_setting_that_is_named_exists(page: Path) -> None:
     for text in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", page.read_text()):
         if text.partition(".")[0] in first and not NO_SETTING.match(text):
             assert text in keys or codes.by_name(text) is not None, text
+
+
+@EACH_PAGE
+def test_each_finding_that_is_named_exists(page: Path) -> None:
+    known = {kind.name for kind in all_kinds()}
+    assert set(re.findall(r"`(doctor\.[a-z_]+)`", page.read_text())) <= known
 
 
 @EACH_PAGE
@@ -188,6 +195,7 @@ def test_the_requirements_are_pinned_hashed_and_name_no_host() -> None:
     assert [path.name for path in files] == [
         "bench.txt",
         "build.txt",
+        "clients.txt",
         "dev.txt",
         "mitmproxy.txt",
         "runtime.txt",
@@ -219,8 +227,8 @@ def test_the_command_s_help_names_what_the_pages_use() -> None:
         for page in PAGES
         for found in re.findall(r"valetkey ((?:audit )?[a-z]+) (?:--|[a-zA-Z])", page.read_text())
     }
-    assert used >= {"check", "audit tail", "audit verify"}
-    for command in used & {"check", "demo", "proxy", "audit tail", "audit verify"}:
+    assert used >= {"check", "doctor", "audit tail", "audit verify"}
+    for command in used & {"check", "demo", "doctor", "proxy", "audit tail", "audit verify"}:
         done = subprocess.run(
             (
                 sys.executable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import msgspec
 import pytest
 
 from valetkey.cli import reference
+from valetkey.cli.doctor.clients import CLIENTS
+from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.reference import PROGRAMS
 from valetkey.cli.settings_table import defaults, sections
 from valetkey.contracts import codes, settings
@@ -73,6 +76,14 @@ def test_each_code_is_in_the_readme_and_in_the_reference() -> None:
     for code in codes.all_codes():
         assert f"| `{code.name}` | {code.status} |" in readme
         assert f'<a id="{code.name}"></a>' in page
+
+
+def test_each_finding_and_each_client_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/doctor.md").read_text()
+    for kind in all_kinds():
+        assert f'<a id="{kind.name}"></a>`{kind.name}` | {kind.level} | {kind.meaning} |' in page
+    assert "{" not in page.partition("## Common clients")[0]
+    assert len(re.findall(r"^\| [A-Z.cw][^|]* \|(?: [^|]+ \|){3}$", page, re.MULTILINE)) >= len(CLIENTS)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, _, kind in PROGRAMS])
