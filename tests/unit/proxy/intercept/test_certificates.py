@@ -183,7 +183,7 @@ def test_a_given_ca_signs(make_key):
 
 def test_an_intermediate_is_sent_along_and_the_root_is_what_clients_trust():
     root = make("Root", basic=x509.BasicConstraints(True, 1))
-    issuer = read(make("Intermediate", issuer=root, ends=100, begins=-50))
+    issuer = read(make("Intermediate", issuer=root, ends=1800, begins=-3000))
     assert issuer.anchor == root.certificate
     leaf = issuer.leaf(HOST, KEY.public_key(), now=NOW, until=NOW + 3600)
     sent = x509.load_pem_x509_certificates(leaf.pem)
