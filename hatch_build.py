@@ -51,6 +51,7 @@ MODULES: Final = (
     "valetkey/proxy/http1/respond.py",
     "valetkey/proxy/identity/file.py",
     "valetkey/proxy/pep.py",
+    "valetkey/proxy/streams.py",
     "valetkey/proxy/tally.py",
 )
 

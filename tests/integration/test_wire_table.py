@@ -222,7 +222,7 @@ def test_what_is_on_record_is_what_the_upstreams_got(table: Table) -> None:
     for case in CASES:
         play(table, case, [[]])
     decided = Counter(
-        (data["http_request"]["http_method"], data["http_request"]["url"]["path"])
+        (data["api"]["operation"], data["http_request"]["url"]["path"])
         for event in table.sidecar.events()[before:]
         for data in [event["data"]]
         if event["type"] == events.TYPE_DECISION and data["action_id"] == events.OCSF_ACTION_ALLOWED

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from tests.support.procs import Program
+from valetkey.proxy.audit.reader import read_segment, segments
 
 WORKLOAD = "system:serviceaccount:agents:bot"
 USER = "alice@people.test.example"
@@ -100,17 +101,7 @@ class Fleet:
             CANARIES.add(secret, name="master key", allow=[master])
             master.touch(mode=0o600)
             master.write_bytes(secret)
-        grant = {
-            "workload": WORKLOAD,
-            "issuer": self.workloads.issuer,
-            "target": "tickets",
-            "scopes": ["t:read", "t:write"],
-        }
-        grants = [
-            {"id": "bot", **grant},
-            {"id": "bot-for-users", **grant, "on_behalf_of": "users"},
-        ]
-        (directory / "grants.yaml").write_text(json.dumps({"grants": grants}))
+        self.grant()
         config = directory / "broker.yaml"
         config.write_text(
             json.dumps(
@@ -130,6 +121,22 @@ class Fleet:
             )
         )
         return config
+
+    def grant(self, *scopes: str, workload: str = WORKLOAD) -> None:
+        """Write the grants: the usual scopes, or these. A running broker takes them up."""
+        grant = {
+            "workload": workload,
+            "issuer": self.workloads.issuer,
+            "target": "tickets",
+            "scopes": scopes or ("t:read", "t:write"),
+        }
+        grants = [
+            {"id": "bot", **grant},
+            {"id": "bot-for-users", **grant, "on_behalf_of": "users"},
+        ]
+        fresh = self.directory / "grants.new"
+        fresh.write_text(json.dumps({"grants": grants}))
+        fresh.replace(self.directory / "grants.yaml")
 
     def _write_collector(self) -> Path:
         config = self.directory / "collector.yaml"
@@ -270,6 +277,14 @@ class Fleet:
         with closing(sqlite3.connect(self.database)) as connection:
             rows = connection.execute("SELECT raw FROM events ORDER BY cursor").fetchall()
         found = [json.loads(raw) for (raw,) in rows]
+        return [event for event in found if not kind or event["type"] == kind]
+
+    async def spooled(self, kind: str = "") -> list[dict[str, Any]]:
+        """Events in the sidecar's spool, in order (without a collector, all that there are)."""
+        raws = await asyncio.to_thread(
+            lambda: [r.raw for path in segments(self.spool) for r in read_segment(path)]
+        )
+        found = [json.loads(raw) for raw in raws]
         return [event for event in found if not kind or event["type"] == kind]
 
     async def verify(self) -> Result:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -186,6 +187,12 @@ class Sidecar:
         client = Client(socket.create_connection(where, timeout=TIMEOUT))
         self._clients.append(client)
         return client
+
+    def metrics(self) -> str:
+        """What `/metrics` says."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics") as page:
+            text: str = page.read().decode()
+        return text
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that is in the spool now, in order."""

@@ -729,7 +729,7 @@ HOPS: list[Row] = [
     ("websocket", wire("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"), UPGRADE, "RFC 6455 §4.1"),
     ("websocket with h2c", wire("Connection: Upgrade", "Upgrade: h2c, websocket"), UPGRADE, "RFC 9110 §7.8"),
     ("upgrade to TLS", wire("Connection: Upgrade", "Upgrade: TLS/1.0"), UPGRADE, "RFC 2817"),
-    ("h2c in capitals", wire("Connection: Upgrade", "Upgrade: H2C"), UPGRADE, "RFC 9110 §7.8: case-sensitive"),
+    ("h2c in capitals", wire("Connection: Upgrade", "Upgrade: H2C"), Sent(), "RFC 9110 §7.8: names have no case"),
     ("websocket behind h2c", wire("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket"), UPGRADE, "RFC 9110 §7.8"),
 ]
 

@@ -93,7 +93,13 @@ REQUEST_EXPECTATION: Final = _code(
     "request.expectation_failed", 417, "The only expectation understood is 100-continue."
 )
 REQUEST_UPGRADE: Final = _code(
-    "request.upgrade_denied", 403, "This route does not allow protocol upgrades."
+    "request.upgrade_denied", 403, "This route does not allow a switch to this protocol."
+)
+REQUEST_UPGRADE_INVALID: Final = _code(
+    "request.upgrade_invalid",
+    400,
+    "Ask for an upgrade without a body; for a WebSocket with GET, version 13 and one key (RFC 6455 "
+    "§4.1).",
 )
 REQUEST_CONNECT: Final = _code(
     "request.connect_denied", 405, "CONNECT is served by listeners in forward mode only."
@@ -381,6 +387,17 @@ INTERCEPTION_UNTRUSTED: Final = _code(
 )
 INTERCEPTION_HANDSHAKE_FAILED: Final = _code(
     "interception.handshake_failed", 400, "The TLS handshake between client and sidecar failed."
+)
+
+# --- stream: an answer or a connection that lasts, decided on again -----------------------------
+STREAM_EXPIRED: Final = _code(
+    "stream.expired", 403, "The credential of this stream ended before there was a new one."
+)
+STREAM_REROUTED: Final = _code(
+    "stream.rerouted", 403, "The settings now lead this call to another place: open it anew."
+)
+STREAM_IDLE: Final = _code(
+    "stream.idle", 504, "Nothing came through this stream for as long as timeouts.stream."
 )
 
 # --- audit, proxy: this sidecar itself ----------------------------------------------------------

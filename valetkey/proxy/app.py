@@ -84,7 +84,6 @@ class Sidecar:
             timeout=current.broker.timeout,
         )
         self.cache = CredentialCache(current.limits.credentials)
-        self._revalidation = Revalidation(self.cache, self._exchange, current.broker.revalidate)
         self.spool = Spool(
             current.spool.dir,
             segment_size=current.spool.segment_size,
@@ -105,6 +104,9 @@ class Sidecar:
             self.metrics,
             Outbox(loop, self.spool),
             Dialler(self._resolver),
+        )
+        self._revalidation = Revalidation(
+            self.cache, self._exchange, self.pep.streams, current.broker.revalidate
         )
         self._shipper = self._make_shipper()
         self._admin = Admin(

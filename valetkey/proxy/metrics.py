@@ -51,6 +51,9 @@ class Metrics(Collector):
         self.exchanges = Histogram(TARGET_BUCKETS)
         self.exchange_results: dict[str, int] = {}
         self.hidden_tools = 0
+        self.streams: dict[str, int] = {}
+        """Open ones, by kind."""
+        self.rechecks: dict[str, int] = {}
         self.shipped = 0
         self.ship_failures = 0
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
@@ -95,6 +98,16 @@ class Metrics(Collector):
             "Tools that were taken out of lists.",
             value=self.hidden_tools,
         )
+        yield _counts(
+            "valetkey_stream_rechecks_total",
+            "Calls under way that were decided on again.",
+            "result",
+            self.rechecks,
+        )
+        streams = GaugeMetricFamily("valetkey_streams", "Open streams.", labels=["kind"])
+        for kind, count in self.streams.items():
+            streams.add_metric([kind], count)
+        yield streams
         yield _counts("valetkey_config_reloads_total", "Reloads.", "result", self.reloads)
         added = HistogramMetricFamily(
             "valetkey_added_latency_seconds",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from valetkey.contracts import codes
@@ -49,6 +49,8 @@ from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool
 from valetkey.proxy.http1.relay import Relay
+from valetkey.proxy.http1.upgrade import Upgrade
+from valetkey.proxy.streams import Streams
 
 if TYPE_CHECKING:
     from valetkey.proxy.audit.recorder import Recorder
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.metrics import Metrics, TargetTally
 
 _SWEEP: Final = 0.25
+_SWEEP_AT_ONCE: Final = 500
 # RFC 9110 §12.5.3: no Accept-Encoding at all would mean that any coding is welcome.
 _IDENTITY: Final = b"accept-encoding: identity\r\n"
 
@@ -113,6 +116,7 @@ class EnforcementPoint:
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
         self._relays: dict[Relay, TunnelPermit] = {}
+        self._switched: dict[Relay, Call] = {}
         self.handshakes = 0
         """Connections that belong to nobody but their TLS handshake at the moment."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,6 +126,7 @@ class EnforcementPoint:
         """Bytes of messages in memory, of all calls."""
         self.draining = False
         self._all_closed: asyncio.Event | None = None
+        self.streams = Streams(self, identity, cache, metrics)
         self.apply(snapshot)
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -150,6 +155,16 @@ class EnforcementPoint:
                 relay.cut("cut", decided.code)
             elif not isinstance(decided, TunnelPermit):
                 relay.cut("cut", codes.TARGET_NO_MATCH)  # it has become a target with routes
+        self.streams.changed(doubt=False)
+
+    def recheck_streams(self) -> None:
+        """Decide again on everything under way, within a quarter of a second.
+
+        For whoever learns that a subject, a grant or a credential no longer is what it was, after
+        putting that into effect (a new epoch, an eviction): only what is cached then, or a yes of
+        the broker, lets a stream go on.
+        """
+        self.streams.changed(doubt=True)
 
     def _way(self, target: Target, snapshot: Snapshot) -> _Way:
         injector: Injector
@@ -187,13 +202,30 @@ class EnforcementPoint:
         self._closed_one()
 
     def _closed_one(self) -> None:
-        if self._all_closed is not None and not self._connections and not self._relays:
+        if self._all_closed is not None and not self._open:
             self._all_closed.set()
+
+    @property
+    def _open(self) -> int:
+        return len(self._connections) + len(self._relays) + len(self._switched)
 
     @property
     def connections(self) -> int:
         """Connections of the workload, also those that are (or become) tunnels."""
-        return len(self._connections) + len(self._relays) + self.handshakes
+        return self._open + self.handshakes
+
+    def calls(self) -> Iterator[Call]:
+        """The calls under way. Nothing may be awaited between two of them."""
+        for connection in self._connections:
+            call = connection.call
+            if call is not None:
+                yield call
+        yield from self._switched.values()
+
+    def stream_opened(self, kind: str) -> None:
+        """A call has become a stream of this kind; `ended` counts it off."""
+        counts = self._metrics.streams
+        counts[kind] = counts.get(kind, 0) + 1
 
     def refused_head(self, connection: WorkloadConnection, error: CallerError) -> None:
         """A head that is no request: nothing was asked, so there is no decision to record."""
@@ -229,9 +261,10 @@ class EnforcementPoint:
         """Decide on a call whose head was read."""
         head = call.head
         block = head.block
-        if block.upgrade is not None:
-            self._deny(call, Deny(codes.REQUEST_UPGRADE, "an upgrade was asked for"))
-            return
+        protocol = ""
+        if block.upgrade is not None and head.version == 1:  # RFC 9110 §7.8: 1.0 knows no Upgrade
+            call.upgrade = Upgrade(head)
+            protocol = call.upgrade.protocol
         entry = call.inbound.entry
         origin = ""
         if not entry.plain or head.form == AUTHORITY_FORM:
@@ -241,6 +274,10 @@ class EnforcementPoint:
                 self._deny(call, refusal)
                 return
             if head.form == AUTHORITY_FORM:
+                if protocol:
+                    call.inbound.close_after = True
+                    self._deny(call, Deny(codes.REQUEST_UPGRADE, "CONNECT with an upgrade"))
+                    return
                 tunnels = call.inbound.tunnels
                 assert tunnels is not None
                 tunnels.open(call)
@@ -259,6 +296,7 @@ class EnforcementPoint:
                 block.subject,
                 entry.target,
                 origin,
+                protocol,
             ),
         )
 
@@ -280,7 +318,7 @@ class EnforcementPoint:
             credential = self._cache.get(verdict.key, now)
             if credential is not None:
                 if now >= credential.refresh_at:
-                    self._cache.refresh(credential, now, self._fetch(verdict))
+                    self._cache.refresh(credential, now, self.fetch(verdict))
                 self._decided(call, verdict.admit(credential, now))
                 return
         self.spawn(call, self._obtain(call, verdict))
@@ -330,7 +368,7 @@ class EnforcementPoint:
             block.host_port,
         )
 
-    def _fetch(self, needs: NeedsCredential) -> Fetch:
+    def fetch(self, needs: NeedsCredential) -> Fetch:
         """The exchange for a key, as something that can be started when it is needed."""
         way = self._ways[needs.route.target]
         subject = needs.facts.subject_token
@@ -353,7 +391,7 @@ class EnforcementPoint:
     async def _obtain(self, call: Call, needs: NeedsCredential) -> None:
         """Get a credential from the broker (or from who is getting it), then decide again."""
         try:
-            fetch = self._fetch(needs)
+            fetch = self.fetch(needs)
             if needs.route.per_request:
                 credential = await fetch()
             else:
@@ -380,7 +418,13 @@ class EnforcementPoint:
             policy = endpoint.headers if call.asked is not None else endpoint.stream_headers
         try:
             call.lines, dropped = call.head.block.forward(policy)
+            if call.upgrade is not None:
+                call.upgrade.prepare(call.head)
+                if call.upgrade.dropped:
+                    dropped = (*dropped, "sec-websocket-protocol")
         except CallerError as error:
+            if call.upgrade is not None:
+                call.inbound.close_after = True  # who knows what follows
             self._deny(
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
             )
@@ -391,7 +435,7 @@ class EnforcementPoint:
             # It was meant for this listener, and is no credential that somebody tried to use.
             dropped = tuple(name for name in dropped if name != "proxy-authorization")
         again = call.permit is not None
-        call.permit = verdict
+        call.permitted(verdict)
         if verdict.dropped:
             dropped = (*dropped, *verdict.dropped)
         if not again and not self._record(call, verdict, dropped):
@@ -486,6 +530,8 @@ class EnforcementPoint:
             framing = b"content-length: %d\r\n" % block.length
         else:
             framing = b"transfer-encoding: chunked\r\n" if block.chunked else b""
+        if call.upgrade is not None:
+            framing = call.upgrade.lines
         call.forward(
             connection,
             b"%b %b%b%b%b%b\r\n" % (
@@ -609,10 +655,43 @@ class EnforcementPoint:
             workload,
             target,
             idle=self.timeouts.stream,
+            stall=self.timeouts.stall,
             ended=lambda relay: self._tunnel_ended(call, relay),
         )
         self._relays[relay] = permit
         self.tunnel_opened("opaque")
+        return relay
+
+    def switched(self, call: Call, connection: TargetConnection, early: bytes) -> Relay:
+        """The target has switched protocols: both connections are a tunnel, to their end.
+
+        ``early`` is what came from the target behind its 101. What the workload sent before it
+        knew of that was held back until now.
+        """
+        permit, inbound = call.permit, call.inbound
+        assert permit is not None
+
+        def ended(relay: Relay) -> None:
+            del self._switched[relay]
+            connection.open = False
+            connection.pool.lost(connection)
+            call.switched_ended(relay)
+            self._closed_one()
+
+        relay = Relay(
+            inbound.transport,
+            connection.transport,
+            idle=permit.route.stream,
+            stall=permit.route.stall,
+            ended=ended,
+        )
+        self._switched[relay] = call
+        held, workload_ended = inbound.rest()
+        inbound.take_over()
+        relay.workload.full = inbound.write_paused
+        relay.target.full = connection.congested
+        connection.borrower = None
+        relay.start(early, said=held, said_all=workload_ended)
         return relay
 
     def tunnel_refused(self, call: Call, target: Target, code: Code, reason: str) -> None:
@@ -655,6 +734,8 @@ class EnforcementPoint:
         )
         if call.decision_seq:
             self._record_outcome(call, outcome, code, added)
+        if call.kind:
+            self._metrics.streams[call.kind] -= 1
         if permit is not None:
             tally = self._ways[permit.target].tally
             if outcome == "completed":
@@ -688,15 +769,29 @@ class EnforcementPoint:
         """Watch the deadlines of all connections until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP)
+            self.streams.begin_sweep()
             now = time.monotonic()
-            for connection in list(self._connections):
+            for count, connection in enumerate(list(self._connections), 1):
+                if connection not in self._connections:
+                    continue  # lost while others had their turn
                 call = connection.call
+                if call is not None and now >= call.recheck_at:
+                    self.streams.look(call, now)
+                    call = connection.call  # it may be over
                 deadline = call.deadline if call is not None else connection.deadline
                 if deadline and now >= deadline:
                     connection.expired(now)
-            for relay in list(self._relays):
-                if now >= relay.deadline:
-                    relay.cut("cut", codes.TARGET_TIMEOUT)
+                if not count % _SWEEP_AT_ONCE:
+                    await asyncio.sleep(0)  # others have their turn between
+            for relay in (*self._relays, *self._switched):
+                code = relay.overdue(now)
+                if code is not None:
+                    relay.cut("cut", code)
+            for count, call in enumerate(list(self._switched.values()), 1):
+                if now >= call.recheck_at:
+                    self.streams.look(call, now)
+                if not count % _SWEEP_AT_ONCE:
+                    await asyncio.sleep(0)
             for way in self._ways.values():
                 way.pool.sweep(now)
             self._forget_retired()
@@ -706,11 +801,7 @@ class EnforcementPoint:
         if not self._retired:
             return
         # A call may still wait for its credential, with no connection lent to it yet.
-        needed = {
-            call.needs.route.target
-            for connection in self._connections
-            if (call := connection.call) is not None and call.needs is not None
-        }
+        needed = {call.needs.route.target for call in self.calls() if call.needs is not None}
         pools = {way.pool for target, way in self._ways.items() if target in needed}
         for pool in {pool for pool in self._retired if not pool.lent and pool not in pools}:
             pool.close()
@@ -722,10 +813,14 @@ class EnforcementPoint:
         self.draining = True
         for connection in list(self._connections):
             connection.drain()
-        if self._connections or self._relays:
+        if self._open:
             self._all_closed = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_closed.wait(), seconds)
+        # What streams on, or waits, is over now, and on record as cut.
+        for call in list(self.calls()):
+            call.fail(codes.PROXY_DRAINING, "the time to drain is over")
+        await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.transport.abort()
         for relay in list(self._relays):

@@ -19,6 +19,10 @@ HeaderName = Annotated[str, pattern(r"[A-Za-z0-9-]{1,64}")]
 Scope = Annotated[str, pattern(r"[\x21\x23-\x5B\x5D-\x7E]+")]  # RFC 6749 §3.3
 Method = Annotated[str, pattern(r"[A-Z][A-Z-]{0,31}")]
 NamePattern = Annotated[str, pattern(r"[^*]*\*?[^*]*"), Meta(min_length=1, max_length=256)]
+# RFC 9110 §7.8: a protocol's name, and a version if it has one; names are compared in lower case.
+UpgradeProtocol = Annotated[
+    str, pattern(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}(/[!#$%&'*+.^_`|~0-9a-z-]{1,64})?")
+]
 
 
 class IdentitySettings(Settings, frozen=True, kw_only=True):
@@ -221,19 +225,33 @@ class MatchSettings(Settings, frozen=True, kw_only=True):
     mcp: McpMatchSettings | None = None
 
 
+class RouteTimeoutSettings(Settings, frozen=True, kw_only=True):
+    """Time limits of one route in place of those in ``timeouts``.
+
+    A long poll needs a longer ``first_byte`` than other calls.
+    """
+
+    first_byte: Duration | None = None
+    stall: Duration | None = None
+    stream: Duration | None = None
+
+
 class RouteSettings(Settings, frozen=True, kw_only=True):
     """A match on one target, with the scopes that it needs.
 
-    ``per_request`` asks the broker for one credential per call, bound to its exact method and
-    path. ``audit: durable`` waits until the decision is on disk. ``spool_full`` is what happens
-    when the record can't be kept: ``deny``, or ``record_gap`` (the call goes on and the number
-    of unrecorded events is recorded later).
+    ``upgrade`` lists the protocols, in lower case, that a call may switch to (RFC 9110 §7.8):
+    ``websocket``, for example. ``per_request`` asks the broker for one credential per call, bound
+    to its exact method and path. ``audit: durable`` waits until the decision is on disk.
+    ``spool_full`` is what happens when the record can't be kept: ``deny``, or ``record_gap`` (the
+    call goes on and the number of unrecorded events is recorded later).
     """
 
     id: Name
     target: Name
     match: MatchSettings
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
+    upgrade: tuple[UpgradeProtocol, ...] = ()
+    timeouts: RouteTimeoutSettings = field(default_factory=RouteTimeoutSettings)
     per_request: bool = False
     audit: Literal["buffered", "durable"] = "buffered"
     spool_full: Literal["deny", "record_gap"] = "deny"
@@ -275,7 +293,8 @@ class TimeoutSettings(Settings, frozen=True, kw_only=True):
     ``head``: from the first byte to the end of the request head. ``idle``: between requests of
     one connection. ``connect``: to the target, TLS included. ``first_byte``: from the end of the
     request to the response head. ``stall``: without any progress of a body. ``stream``: without a
-    byte in an opaque tunnel. ``drain``: calls in flight at SIGTERM.
+    byte of an event stream (``text/event-stream``), of a connection that switched to another
+    protocol, or of an opaque tunnel. ``drain``: calls in flight at SIGTERM.
     """
 
     head: Duration = duration(10)

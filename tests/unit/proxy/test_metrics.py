@@ -80,3 +80,12 @@ def test_gauges_and_counters_are_read_when_scraped():
     samples = scrape(metrics)
     assert samples["valetkey_spool_bytes", ()] == 7
     assert samples["valetkey_events_lost_total", ()] == 7
+
+
+def test_streams_by_kind_and_rechecks_by_result():
+    metrics = Metrics()
+    metrics.streams["websocket"] = 3
+    metrics.rechecks["permitted"] = 5
+    samples = scrape(metrics)
+    assert samples["valetkey_streams", (("kind", "websocket"),)] == 3
+    assert samples["valetkey_stream_rechecks_total", (("result", "permitted"),)] == 5

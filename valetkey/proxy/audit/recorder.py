@@ -36,6 +36,7 @@ _MAX_TEXT: Final = 512
 _MAX_PATH: Final = 1024
 # In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`): in JSON a character is 6 bytes.
 _MAX_NAME: Final = 128
+_MAX_JTI: Final = 64  # the broker's own have 22
 _KNOWN_METHODS: Final = 64
 
 _METADATA: Final[dict[str, Any]] = {
@@ -93,6 +94,8 @@ class Recorder:
         extra = b',"dropped":%b' % _encode(dropped) if dropped else b""
         if call.asked is not None:
             extra += b',"mcp":' + _encode(_message(call.asked))
+        if call.upgrade is not None:
+            extra += b',"protocol":%b' % _encode(call.upgrade.protocol)
         spool.append(
             template % (
                 seq, self._stamp, seq, spool.link,
@@ -215,7 +218,9 @@ class Recorder:
                 b',"traceparent":"%b"' % trace if trace else b"",
                 self._millis, call.actor, call.inbound.source, call.status, call.decision_seq,
                 outcome.encode(),
-                _remarks(call, code) if code is not None or call.scrubbed or call.sessions else b"",
+                _remarks(call, code)
+                if code is not None or call.scrubbed or call.sessions or call.kind or call.watch
+                else b"",
                 int((call.ended - call.started) * 1e6), int(added * 1e6),
                 call.sent, call.received, call.attempts,
             ),
@@ -423,7 +428,13 @@ def _remarks(call: Call, code: Code | None) -> bytes:
         remarks["scrubbed"] = call.scrubbed.split(",")
     if call.sessions:
         remarks["dropped"] = ["set-cookie"]
-    return b"," + msgspec.json.encode(remarks)[1:-1]
+    watch = call.watch
+    checks = watch.checks if watch is not None else 0
+    if call.kind or checks:
+        stream = remarks["stream"] = {"kind": call.kind, "rechecks": checks}
+        if watch is not None and checks:  # by which credential it was permitted last
+            stream["jti"] = watch.credential.jti[:_MAX_JTI]
+    return b"," + msgspec.json.encode(remarks)[1:-1] if remarks else b""
 
 
 def _text(value: str) -> bytes:

@@ -29,10 +29,15 @@ from valetkey.proxy.core.snapshot import Passthrough, Route, Snapshot, Target
 
 
 class RequestFacts:
-    """What of a request counts for the decision, whatever protocol brought it."""
+    """What of a request counts for the decision, whatever protocol brought it.
+
+    ``protocol`` is what the connection is to be switched to, in lower case: HTTP/1's Upgrade (RFC
+    9110 §7.8), ``:protocol`` of later versions (RFC 8441 §4; the method then is GET, as §5 maps
+    it). Empty: an ordinary request.
+    """
 
     __slots__ = (
-        "authority", "listener_target", "message", "method", "origin", "path", "query",
+        "authority", "listener_target", "message", "method", "origin", "path", "protocol", "query",
         "subject_token",
     )  # fmt: skip
 
@@ -45,6 +50,7 @@ class RequestFacts:
         subject_token: Secret | None = None,
         listener_target: str | None = None,
         origin: str = "",
+        protocol: str = "",
     ) -> None:
         self.method = method
         self.authority = authority  # host, lower case, with :port if it was given
@@ -53,6 +59,7 @@ class RequestFacts:
         self.subject_token = subject_token
         self.listener_target = listener_target
         self.origin = origin  # scheme://host[:port] where the call said so itself, else empty
+        self.protocol = protocol
         self.message: Message | None = None
         """The message of MCP in the body: set once it was asked for (`NeedsMessage`) and read."""
 
@@ -251,6 +258,9 @@ def decide(
         reason = "path parameters lead to another route"
         shown = None if isinstance(found, McpEndpoint) else found
         return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, shown, path)
+    if facts.protocol and (isinstance(found, McpEndpoint) or facts.protocol not in found.upgrade):
+        shown = None if isinstance(found, McpEndpoint) else found
+        return Deny(codes.REQUEST_UPGRADE, "the route lists no such protocol", target, shown, path)
     endpoint: McpEndpoint[Route] | None = None
     if isinstance(found, McpEndpoint):
         endpoint = found
@@ -267,6 +277,9 @@ def decide(
             # GET for an event stream, DELETE for a session: their answers are looked through too.
             beside = target.routes.match("POST", segments, start)
             endpoint = beside if isinstance(beside, McpEndpoint) else None
+            if endpoint is not None and facts.protocol:
+                reason = "a tunnel beside an MCP endpoint could not be looked through"
+                return Deny(codes.REQUEST_UPGRADE, reason, target, route, path)
     request_target = path
     dropped: tuple[str, ...] = ()
     query = facts.query

@@ -56,12 +56,18 @@ _FORWARDED_HOST: Final = re.compile(rb"(?:^|[;,])[ \t]*host[ \t]*=", re.IGNORECA
 # two, one reader takes the first and another the last.
 SINGLE: Final = ("content-type", "content-range", "range", "if-range", "origin", "destination")
 
+# RFC 6455 §11.3: of a handshake, which is written anew where there is one (`http1.upgrade`).
+HANDSHAKE: Final = frozenset({
+    "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol",
+    "sec-websocket-extensions", "sec-websocket-accept",
+})  # fmt: skip
+
 # The sidecar writes these itself.
-_OWN: Final = frozenset({"host", "content-length", "via"})
+_OWN: Final = frozenset({"host", "content-length", "via"}) | HANDSHAKE
 
 # A Connection list that names one of these would make the next hop drop it (smuggling by
 # hop-by-hop removal); no honest client does.
-_NEVER_LISTED: Final = MANAGED | {
+_NEVER_LISTED: Final = MANAGED | HANDSHAKE | {
     "host", "content-length", "content-type", "content-encoding", "content-range", "via",
     "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "traceparent",
     "tracestate", "cache-control", "expect", "range",

@@ -51,7 +51,9 @@ from valetkey.proxy.settings import (
     PassthroughSettings,
     ProxySettings,
     RouteSettings,
+    RouteTimeoutSettings,
     TargetSettings,
+    TimeoutSettings,
 )
 
 _LEAF_LIFETIMES: Final = (600, 30 * 86_400)
@@ -65,6 +67,8 @@ _UNREADABLE: Final = frozenset({"accept-encoding", "range", "if-range"})
 _MET: Final = frozenset({"expect"})
 # The details are part of the token, and that of a header; common servers take 8 KiB of it.
 _MAX_DETAILS: Final = 4096
+# What a call may never switch to: messages would then pass that nobody here reads.
+_NO_UPGRADE: Final = frozenset({"h2", "h2c", "http", "tls"})
 
 
 class Target:
@@ -120,11 +124,11 @@ class Route:
     """A match on one target, with the scopes that it needs."""
 
     __slots__ = (
-        "details", "durable", "id", "messages", "methods", "pattern", "per_request", "record_gap",
-        "scope", "scopes", "target",
+        "details", "durable", "first_byte", "id", "messages", "methods", "pattern", "per_request",
+        "record_gap", "scope", "scopes", "stall", "stream", "target", "upgrade",
     )  # fmt: skip
 
-    def __init__(self, settings: RouteSettings, target: Target) -> None:
+    def __init__(self, settings: RouteSettings, target: Target, timeouts: TimeoutSettings) -> None:
         self.id = settings.id
         self.target = target
         mcp = settings.match.mcp
@@ -138,6 +142,13 @@ class Route:
         self.pattern = settings.match.path
         self.scopes = tuple(sorted(set(settings.scopes)))
         self.scope = " ".join(self.scopes)
+        self.upgrade = frozenset(settings.upgrade)
+        """Protocols that a call may switch to."""
+        own = settings.timeouts
+        # Seconds; plain floats, since every call reads them.
+        self.first_byte = _seconds(own.first_byte, timeouts.first_byte)
+        self.stall = _seconds(own.stall, timeouts.stall)
+        self.stream = _seconds(own.stream, timeouts.stream)
         self.per_request = settings.per_request
         self.durable = settings.audit == "durable"
         self.record_gap = settings.spool_full == "record_gap"
@@ -382,8 +393,15 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         if target is None:
             raise ConfigError(f"{where}.target: no target {item.target!r}")
         _check_match(item.match, f"{where}.match")
+        for protocol in item.upgrade:
+            if protocol.partition("/")[0] in _NO_UPGRADE:
+                raise ConfigError(f"{where}.upgrade: {protocol!r} can't be allowed")
+        if item.upgrade and item.match.mcp is not None:
+            raise ConfigError(f"{where}.upgrade: what goes through a tunnel is no message of MCP")
+        if "websocket" in item.upgrade and "GET" not in item.match.methods:
+            raise ConfigError(f"{where}.upgrade: websocket needs the method GET (RFC 6455 §4.1)")
         try:
-            route = Route(item, target)
+            route = Route(item, target, settings.timeouts)
             if item.match.mcp is None:
                 target.routes.add(route.methods, route.pattern, route)
             else:
@@ -396,6 +414,11 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
             )
         routes.append(route)
     return routes
+
+
+def _seconds(own: float | None, general: float) -> float:
+    """A route's time limit, or the general one."""
+    return float(general if own is None else own)
 
 
 def _check_match(match: MatchSettings, where: str) -> None:
@@ -489,6 +512,9 @@ def _injected_header(settings: TargetSettings, where: str) -> str | None:
     return name
 
 
+_UNSET: Final = RouteTimeoutSettings()
+
+
 def _digest(settings: ProxySettings) -> str:
     """SHA-256 over what decides: targets, routes, workload. Timeouts and ports are not policy."""
     policy = {
@@ -496,7 +522,10 @@ def _digest(settings: ProxySettings) -> str:
             name: [target.url, target.audience, target.credential, target.prefix, target.hosts]
             for name, target in settings.targets.items()
         },
-        "routes": settings.routes,
+        "routes": [
+            msgspec.structs.replace(route, timeouts=_UNSET) if route.timeouts != _UNSET else route
+            for route in settings.routes
+        ],
         "subject_header": settings.workload.subject_header,
         "passthrough": settings.passthrough,
     }

@@ -1,7 +1,8 @@
 """Credentials that are in use are asked about: a revoked one must not work until it expires.
 
 Every few seconds the broker is asked (RFC 7662) about each cached credential that went out since
-the last round; one that it no longer stands by is evicted. So the time from a revocation to its
+the last round, and about those that open streams rest on; one that it no longer stands by is
+evicted, and its streams are decided on again. So the time from a revocation to its
 effect here is the interval at most, not the credential's life (standards.md §8: min of TTL, push
 and poll). A broker that can't be asked changes nothing: a credential then works until it expires.
 """
@@ -9,19 +10,35 @@ and poll). A broker that can't be asked changes nothing: a credential then works
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.logs import Log
+from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
+
+
+class StreamCredentials(Protocol):
+    """What open streams rest on; see `valetkey.proxy.streams`."""
+
+    def credentials(self) -> list[Credential]: ...
+    def revoked(self, credential: Credential) -> None: ...
 
 
 class Revalidation:
     """One per sidecar."""
 
-    def __init__(self, cache: CredentialCache, exchange: ExchangeClient, every: float) -> None:
+    def __init__(
+        self,
+        cache: CredentialCache,
+        exchange: ExchangeClient,
+        streams: StreamCredentials,
+        every: float,
+    ) -> None:
         self._cache = cache
         self._exchange = exchange
+        self._streams = streams
         self._every = every
         self._log = Log("revalidation")
         self.asked = 0
@@ -34,8 +51,8 @@ class Revalidation:
             await self.round()
 
     async def round(self) -> None:
-        """Ask about what was used since the last round."""
-        for credential in self._cache.take_used():
+        """Ask about what was used since the last round, and what streams rest on."""
+        for credential in dict.fromkeys((*self._cache.take_used(), *self._streams.credentials())):
             try:
                 active = await self._exchange.is_active(credential)
             except ValetkeyError as error:
@@ -45,5 +62,6 @@ class Revalidation:
             self.asked += 1
             if not active:
                 self._cache.evict(credential)
+                self._streams.revoked(credential)
                 self.revoked += 1
                 self._log.warning("credential_revoked", jti=credential.jti)

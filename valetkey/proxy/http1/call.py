@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from valetkey.proxy.core.mcp_routes import McpEndpoint
     from valetkey.proxy.http1.head import RequestHead, ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
+    from valetkey.proxy.http1.relay import Relay
+    from valetkey.proxy.http1.upgrade import Upgrade
     from valetkey.proxy.pep import EnforcementPoint
+    from valetkey.proxy.streams import Watch
 
 # A body that came whole, in one piece with its head or right behind it, is kept up to this size
 # until the answer begins, so that the call can be repeated (nonce challenges, stale connections).
@@ -51,7 +54,8 @@ class Phase:
     WAITING: Final = 2  # the request is under way; no final response head yet
     HOLDING: Final = 3  # the final response head is here, and what follows may still refuse it
     ANSWERING: Final = 4  # the final response head went to the workload
-    DONE: Final = 5
+    SWITCHED: Final = 5  # to another protocol: a tunnel
+    DONE: Final = 6
 
 
 class Call:
@@ -60,10 +64,11 @@ class Call:
     __slots__ = (
         "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
         "_in_memory", "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber",
-        "actor", "asked", "attempts", "body_open", "deadline", "decision_seq", "ended", "head",
-        "inbound", "lines", "needs", "outbound", "pending", "pep", "permit", "phase", "received",
-        "replay", "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions",
-        "started", "status", "t_answer", "t_forward", "t_reply",
+        "actor", "asked", "attempts", "body_open", "deadline", "decision_seq", "ended",
+        "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "patience",
+        "pending", "pep", "permit", "phase", "received", "recheck_at", "relay", "replay",
+        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started", "status",
+        "t_answer", "t_forward", "t_reply", "upgrade", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -120,12 +125,33 @@ class Call:
         self.t_reply = 0.0
         self.ended = 0.0
         self.deadline = 0.0
+        # Time limits: the general ones until there is a route.
+        self.first_byte = 0.0
+        self.patience: float = pep.timeouts.stall
+        """How long a body may make no progress: ``stall``, or ``stream`` of an event stream."""
+        self.upgrade: Upgrade | None = None
+        """The switch to another protocol that it asks for."""
+        self.relay: Relay | None = None
+        """Set once it has switched."""
+        self.kind = ""
+        """What sort of stream it became, if it did: ``event_stream``, or a protocol."""
+        self.recheck_at = 0.0
+        """When the sweep looks at the permit again; see `valetkey.proxy.streams`."""
+        self.watch: Watch | None = None
+
+    def permitted(self, permit: Permit) -> None:
+        """It may leave, within its route's time limits."""
+        self.permit = permit
+        self.watch = None
+        route = permit.route
+        self.first_byte = route.first_byte
+        self.patience = route.stall
 
     # --- the request's body -------------------------------------------------------------------
 
     def body_received(self, data: bytes) -> bytes:
         """Take the body's part of ``data``; what is behind its end is returned."""
-        self.deadline = _monotonic() + self.pep.timeouts.stall
+        self.deadline = _monotonic() + self.patience
         if self._decoder is None:
             rest = b""
             if len(data) > self._left:
@@ -155,7 +181,7 @@ class Call:
         if wire:
             self._pass_on(wire)
         if not self.body_open and self.phase == Phase.WAITING:
-            self.deadline = _monotonic() + self.pep.timeouts.first_byte
+            self.deadline = _monotonic() + self.first_byte
         return rest
 
     def _pass_on(self, wire: bytes) -> None:
@@ -241,8 +267,7 @@ class Call:
         self.inbound.release_reading()  # before the write, which may hold it again
         connection.write(b"".join((head, *body)) if body else head)
         now = self.t_forward = _monotonic()
-        timeouts = self.pep.timeouts
-        self.deadline = now + (timeouts.stall if self.body_open else timeouts.first_byte)
+        self.deadline = now + (self.patience if self.body_open else self.first_byte)
 
     @property
     def replayable(self) -> bool:
@@ -254,7 +279,7 @@ class Call:
     def target_received(self, data: bytes) -> None:
         """Bytes of the response (or of an interim one before it)."""
         if self.phase >= Phase.HOLDING:
-            self.deadline = _monotonic() + self.pep.timeouts.stall
+            self.deadline = _monotonic() + self.patience
             self._answer_body(data, b"")
             return
         permit = self.permit
@@ -273,6 +298,9 @@ class Call:
                 data = data[head.size :]
                 if head.status >= 200:
                     break
+                if head.status == 101:
+                    self._switch(head, data)
+                    return
                 self._answer_interim(head)
         except TargetError as error:
             self.fail(error.code, error.reason)
@@ -284,15 +312,39 @@ class Call:
         self._answer_head(head, data)
 
     def _answer_interim(self, head: ResponseHead) -> None:
-        """RFC 9110 §15.2: passed on, but 100 only where it was asked for; 101 never."""
-        if head.status == 101:
-            raise TargetError(codes.TARGET_BAD_RESPONSE, "switching protocols unasked")
+        """RFC 9110 §15.2: passed on, but 100 only where it was asked for."""
         self._interim += 1
         if self._interim > _MAX_INTERIM:
             raise TargetError(codes.TARGET_BAD_RESPONSE, "too many interim responses")
         if self.head.version == 0 or (head.status == 100 and not self.head.block.expect_continue):
             return
         self.inbound.write(head.lines + b"\r\n")
+
+    def _switch(self, head: ResponseHead, rest: bytes) -> None:
+        """RFC 9110 §15.2.2: what comes now, ``rest`` and all after it, is of another protocol."""
+        upgrade, outbound = self.upgrade, self.outbound
+        if upgrade is None:
+            raise TargetError(codes.TARGET_BAD_RESPONSE, "switching protocols unasked")
+        answer = upgrade.accepted(head)
+        if head.cookies:
+            answer += self._sessions(head)
+        assert outbound is not None
+        if head.block.nonce:
+            self.pep.challenged(self, head)
+        self.status = head.status
+        self.phase = Phase.SWITCHED
+        self.replay = None
+        self.outbound = None  # the relay's from now on
+        self.inbound.write(answer + b"\r\n")
+        self.t_reply = _monotonic()
+        self._becomes(upgrade.protocol)
+        self.relay = self.pep.switched(self, outbound, rest)
+
+    def switched_ended(self, relay: Relay) -> None:
+        """The tunnel that it became is over."""
+        self.sent += relay.sent
+        self.received += relay.received
+        self._end(relay.outcome, relay.code)
 
     def _answer_head(self, head: ResponseHead, data: bytes) -> None:
         permit = self.permit
@@ -344,7 +396,9 @@ class Call:
             lines = head.lines + self._unsized()
         if head.cookies and self._filter is None:
             lines += self._sessions(head)
-        self.deadline = self.t_answer + self.pep.timeouts.stall
+        if head.event_stream:
+            self._becomes("event_stream")
+        self.deadline = self.t_answer + self.patience
         self._answer_body(data, b"%b%b\r\n" % (lines, inbound.connection_line()))
 
     def _filter_of(self, head: ResponseHead, endpoint: McpEndpoint[Any]) -> AnswerFilter | None:
@@ -359,6 +413,14 @@ class Call:
             block.value("content-encoding"),
             posted=self.asked is not None,
         )
+
+    def _becomes(self, kind: str) -> None:
+        """A stream: it may be silent for long."""
+        permit = self.permit
+        assert permit is not None
+        self.kind = kind
+        self.patience = permit.route.stream
+        self.pep.stream_opened(kind)
 
     def _sessions(self, head: ResponseHead) -> bytes:
         """Cookies that the target sets: the workload's if its own go there, else nobody's."""
@@ -491,7 +553,9 @@ class Call:
         """The response ended where its framing said."""
         outbound, self.outbound = self.outbound, None
         if outbound is not None:
-            if self._reuse and not self.body_open and not outbound.congested:
+            # RFC 9110 §7.8: an answer like any other; who asked for a switch had better be sure.
+            reuse = self._reuse and self.upgrade is None
+            if reuse and not self.body_open and not outbound.congested:
                 if self.inbound.write_paused:
                     outbound.transport.resume_reading()  # stopped on behalf of this call
                 outbound.pool.give_back(outbound)
@@ -543,6 +607,10 @@ class Call:
         self.inbound.release_reading()
 
     def workload_write_paused(self) -> None:
+        if self.kind:  # silence is the stream's own, but not to take what is there
+            permit = self.permit
+            assert permit is not None
+            self.deadline = _monotonic() + permit.route.stall
         if self.outbound is not None and self.outbound.open:
             self.outbound.transport.pause_reading()
 
@@ -554,9 +622,8 @@ class Call:
     def _progressed(self) -> None:
         """A side took what waited for it: whoever is next to move has its whole time again."""
         if self.phase >= Phase.WAITING:
-            timeouts = self.pep.timeouts
             last_word = self.phase == Phase.WAITING and not self.body_open
-            self.deadline = _monotonic() + (timeouts.first_byte if last_word else timeouts.stall)
+            self.deadline = _monotonic() + (self.first_byte if last_word else self.patience)
 
     def workload_lost(self) -> None:
         """The workload is gone: nobody waits for the answer."""
@@ -567,8 +634,11 @@ class Call:
     def expired(self) -> None:
         """The deadline passed: whose turn it was decides what that means."""
         if self.phase == Phase.ANSWERING:
-            slow_reader = self.inbound.write_paused
-            self._cut(b"", codes.REQUEST_TIMEOUT if slow_reader else codes.TARGET_TIMEOUT)
+            if self.inbound.write_paused:
+                code = codes.REQUEST_TIMEOUT
+            else:
+                code = codes.STREAM_IDLE if self.kind else codes.TARGET_TIMEOUT
+            self._cut(b"", code)
         elif self.phase == Phase.COLLECTING:
             self.fail(codes.REQUEST_TIMEOUT, "the request body stalled")
         elif self.phase == Phase.HOLDING:
@@ -583,6 +653,9 @@ class Call:
     def fail(self, code: Code, reason: str) -> None:
         """End the call with an error: an answer if none has begun, else a cut connection."""
         if self.phase == Phase.DONE:
+            return
+        if self.relay is not None:
+            self.relay.cut("cut", code)
             return
         self.drop_target()
         if self.phase == Phase.ANSWERING:

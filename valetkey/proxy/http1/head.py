@@ -69,6 +69,9 @@ AUTHORITY_FORM: Final = 2
 _NONE: Final[list[bytes]] = []
 _KNOWN_NAMES: Final = 1024
 _USUAL: Final = (b"keep-alive", b"close")
+# What carried a credential must not stay in memory; a subprotocol can be one.
+_NOT_KEPT: Final = MANAGED | {"sec-websocket-protocol"}
+_EVENT_STREAM: Final = b"text/event-stream"
 
 
 class HeaderBlock:
@@ -190,7 +193,9 @@ class RequestHead:
 class ResponseHead:
     """One response head, with the lines that go on to the workload."""
 
-    __slots__ = ("block", "cookies", "echoes", "lines", "size", "sized", "status", "version")
+    __slots__ = (
+        "block", "cookies", "echoes", "event_stream", "lines", "size", "sized", "status", "version",
+    )  # fmt: skip
 
     def __init__(
         self, status: int, version: int, reason: bytes, block: HeaderBlock, size: int
@@ -213,6 +218,11 @@ class ResponseHead:
             if block.length is not None
             else b""
         )
+        types = block.value("content-type")
+        self.event_stream = bool(types) and (
+            types[0].partition(b";")[0].strip().lower() == _EVENT_STREAM
+        )
+        """Server-sent events (HTML Living Standard §9.2): long silences belong to them."""
 
     def lines_without(self, names: frozenset[str]) -> bytes:
         """`lines` without the fields of these names (in normal form)."""
@@ -352,8 +362,7 @@ class HeadReader:
             if token[:7].lower() == "bearer ":
                 token = token[7:].strip()
             block.subject = Secret(token)
-        # What carried a credential must not stay in memory.
-        block.memorable = not subjects and MANAGED.isdisjoint(block.names)
+        block.memorable = not subjects and _NOT_KEPT.isdisjoint(block.names)
         return block
 
     def _host(self, raw: bytes) -> tuple[str, int]:
@@ -494,10 +503,11 @@ def _read_connection(block: HeaderBlock) -> None:
         )
     block.close = "close" in options
     block.keep_alive = "keep-alive" in options
-    upgrades = block.value("upgrade")
     # RFC 9110 §7.8: only with the option; h2c may be ignored, and is (no h2c upgrade here).
-    if "upgrade" in options and upgrades and upgrades != [b"h2c"]:
-        block.upgrade = upgrades[0]
+    if "upgrade" in options:
+        upgrade = b", ".join(block.value("upgrade"))
+        if upgrade and upgrade.lower() != b"h2c":
+            block.upgrade = upgrade
     block.listed = frozenset(options - {"close", "keep-alive", "upgrade", "te", "http2-settings"})
 
 

@@ -20,6 +20,7 @@ from valetkey.contracts.errors import CallerError
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.outbox import LARGE
+from valetkey.proxy.http1.reset import reset
 from valetkey.proxy.http1.respond import problem_answer, tls_alert
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ _AHEAD: Final = 64 << 10
 _UNSENT: Final = 32
 # nginx's lingering_timeout is 5 s, its lingering_time 30 s; a sidecar's peer is on the same host.
 _LINGER: Final = 2.0
-# struct linger: on, for no time at all. The close then sends RST (socket(7), SO_LINGER).
-_RESET: Final = struct.pack("ii", 1, 0)
 # struct ucred: pid, uid, gid.
 _CREDENTIALS: Final = struct.Struct("iII")
 _CLOSE: Final = b"connection: close\r\n"
@@ -192,6 +191,10 @@ class WorkloadConnection:
     def unread(self) -> bool:
         """Whether the workload sent something behind the request under way."""
         return bool(self._buffer) or self._ended
+
+    def rest(self) -> tuple[bytes, bool]:
+        """What the workload sent behind the request under way, and whether it sends no more."""
+        return self._buffer, self._ended
 
     def expired(self, now: float) -> None:
         """A deadline passed (called by the sweep)."""
@@ -367,10 +370,7 @@ class WorkloadConnection:
         """End so that the workload can't take it for a clean end: RST, not FIN."""
         self._buffer = b""
         self.flush()
-        peer = self.transport.get_extra_info("socket")
-        if peer is not None and not self.transport.is_closing():
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+        reset(self.transport)
 
     def _say_goodbye(self) -> None:
         self._lingering = True

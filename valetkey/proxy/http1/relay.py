@@ -1,7 +1,7 @@
 """Opaque bytes both ways between two connections, once nobody reads them any more.
 
 Each side stops the other's reading while it can't take more. An end of one direction is passed on
-as such where the transport can (TCP; not TLS), so that half-closed protocols work.
+as such where the transports can (TCP; not TLS), so that half-closed protocols work.
 """
 
 from __future__ import annotations
@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
+from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
+from valetkey.proxy.http1.reset import reset
+
+_NEVER: Final = float("inf")
 
 
 class Relay:
     """Two transports, taken over from whoever set them up. `ended` is called once, at the end.
 
-    ``deadline`` (monotonic) moves with every byte; whoever watches it calls `cut`.
+    ``idle`` seconds may pass without a byte; ``stall`` seconds without a side's taking what is
+    there for it, or without a byte once one direction has ended. Whoever watches asks `overdue`,
+    and calls `cut`.
     """
 
-    __slots__ = ("_ended", "_idle", "code", "deadline", "outcome", "target", "workload")
+    __slots__ = ("_ended", "_idle", "code", "deadline", "outcome", "stall", "target", "workload")
 
     def __init__(
         self,
@@ -28,9 +34,11 @@ class Relay:
         target: asyncio.Transport,
         *,
         idle: float,
+        stall: float,
         ended: Callable[[Relay], None],
     ) -> None:
         self._idle = idle
+        self.stall = stall
         self._ended: Callable[[Relay], None] | None = ended
         self.deadline = 0.0
         self.outcome = ""
@@ -59,8 +67,10 @@ class Relay:
         if said_all:
             self.workload.eof_received()
         for side in (self.workload, self.target):
-            if not side.other.full and not side.transport.is_closing():
-                side.transport.resume_reading()
+            if side.other.full:
+                side.other.stuck_at = self.deadline - self._idle + self.stall
+            else:
+                side.read_on()
 
     @property
     def sent(self) -> int:
@@ -75,25 +85,38 @@ class Relay:
     def progressed(self) -> None:
         self.deadline = time.monotonic() + self._idle
 
+    def half_closed(self) -> None:
+        """One direction has ended; the other must move, or end too."""
+        self._idle = min(self._idle, self.stall)
+        self.progressed()
+
+    def overdue(self, now: float) -> Code | None:
+        """What it is to be cut for, if nothing moved for too long. ``now`` is monotonic."""
+        if now >= self.workload.stuck_at:
+            return codes.REQUEST_TIMEOUT
+        if now >= self.target.stuck_at:
+            return codes.TARGET_TIMEOUT
+        return codes.STREAM_IDLE if now >= self.deadline else None
+
     def cut(self, outcome: str, code: Code | None = None) -> None:
         """End it now, so that neither side can take it for a clean end."""
-        self.code = code
-        self.finish(outcome)
+        self.finish(outcome, code)
         for side in (self.workload, self.target):
-            side.transport.abort()
+            reset(side.transport)
 
-    def finish(self, outcome: str) -> None:
+    def finish(self, outcome: str, code: Code | None = None) -> None:
         """It is over; what was written still goes out."""
         ended, self._ended = self._ended, None
         if ended is not None:
             self.outcome = outcome
+            self.code = code
             ended(self)
 
 
 class Side:
     """One of the two: an `asyncio.Protocol` by its methods."""
 
-    __slots__ = ("count", "ended", "full", "other", "relay", "transport")
+    __slots__ = ("count", "ended", "full", "other", "relay", "stuck_at", "transport")
 
     other: Side
 
@@ -103,6 +126,14 @@ class Side:
         self.count = 0
         self.ended = False
         self.full = False
+        """Whether it does not take what was written; set beforehand if that is so at the start."""
+        self.stuck_at = _NEVER
+        """Until when it may go on not taking it."""
+
+    def read_on(self) -> None:
+        """Read again, if there is something to come."""
+        if not self.ended and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self.count += len(data)
@@ -112,32 +143,42 @@ class Side:
 
     def eof_received(self) -> bool | None:
         self.ended = True
-        other = self.other
-        if other.ended or not other.transport.can_write_eof() or other.transport.is_closing():
+        this, other = self.transport, self.other.transport
+        # TLS has no half-closed connections here: an end of one direction is the end of both.
+        if (
+            self.other.ended
+            or not this.can_write_eof()
+            or not other.can_write_eof()
+            or other.is_closing()
+        ):
             self.relay.finish("completed")
-            other.transport.close()
+            other.close()
             return None
-        other.transport.write_eof()
+        other.write_eof()
+        self.relay.half_closed()
         return True
 
     def pause_writing(self) -> None:
         self.full = True
+        self.stuck_at = time.monotonic() + self.relay.stall
         if not self.other.transport.is_closing():
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.full = False
+        self.stuck_at = _NEVER
         self.relay.progressed()
-        if not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
+        self.other.read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         relay = self.relay
         if self is relay.workload:
             relay.finish("client_closed")
+        elif exc is None:
+            relay.finish("completed")
         else:
-            relay.finish("completed" if exc is None else "cut")
+            relay.finish("cut", codes.TARGET_CLOSED)
         if exc is None:
             self.other.transport.close()
         else:
-            self.other.transport.abort()
+            reset(self.other.transport)

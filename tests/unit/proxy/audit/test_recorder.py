@@ -37,6 +37,7 @@ from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ProxySettings
+from valetkey.proxy.streams import Watch
 
 CANARY = "canary-7f3b9c1e5d2a"
 SETTINGS: dict[str, Any] = {
@@ -143,6 +144,10 @@ class Stand:
             **{"subject": "bot", "actor": "bot", "jti": "j", "txn": "t", "policy_digest": "d"}
             | fields,
         ))  # fmt: skip
+
+    def cached(self) -> Credential:
+        (credential,) = self.cache._entries.values()
+        return credential
 
     def open(self) -> WorkloadConnection:
         connection = WorkloadConnection(self.pep, Entry(target="tickets"))
@@ -407,12 +412,54 @@ def test_the_longest_outcome_fits_into_its_room(stand):
     call = connection.call
     call.sent = call.received = 10**18
     call.started -= 10**6
+    stand.credential(jti="\x01" * 1000)
+    call.kind = "x" * 64 + "/" + "1" * 64
+    call.watch = Watch(stand.cached(), 0.0)
+    call.watch.checks = 10**9
+    stand.pep.stream_opened(call.kind)
     target.connection_lost(None)
     stand.turn.run()
     connection.connection_lost(None)
     raw = stand.events()[-1]
+    assert b'"rechecks":1000000000,"jti":"' in raw
     names = 63 * 3 + 63 + 32 * 2  # source, route and target may be 63 long, a method 32
     assert len(raw) + FRAME_SIZE + names <= OUTCOME_ROOM
+
+
+def test_a_stream_says_what_it_was_and_what_it_rested_on_last(stand):
+    connection, target = stand.open(), stand.target()
+    connection.data_received(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    stand.turn.run()
+    target.data_received(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 5\r\n\r\n"
+    )
+    call = connection.call
+    assert call.kind == "event_stream"
+    stand.credential(jti="later")
+    call.watch = Watch(stand.cached(), 0.0)
+    call.watch.checks = 3
+    target.data_received(b"hello")
+    _, outcome = map(json.loads, stand.events())
+    assert outcome["data"]["unmapped"]["stream"] == {
+        "kind": "event_stream", "rechecks": 3, "jti": "later",
+    }  # fmt: skip
+
+
+def test_a_long_answer_that_was_permitted_again_says_so_too(stand):
+    connection, target = stand.open(), stand.target()
+    connection.data_received(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    stand.turn.run()
+    connection.call.watch = Watch(stand.cached(), 0.0)
+    target.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    assert b'"stream"' not in stand.events()[-1]
+    target.place = Place.IDLE
+    connection.data_received(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    stand.turn.run()
+    connection.call.watch = Watch(stand.cached(), 0.0)
+    connection.call.watch.checks = 1
+    target.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    stream = json.loads(stand.events()[-1])["data"]["unmapped"]["stream"]
+    assert stream == {"kind": "", "rechecks": 1, "jti": "j"}
 
 
 def test_the_start_says_where_the_boot_before_ended(tmp_path):

@@ -119,6 +119,36 @@ def test_calls_that_are_refused(
     assert (deny.target.name if deny.target else None) == target
 
 
+PROTOCOLS = [
+    ("", "/", True),
+    ("", "/socket", True),
+    ("websocket", "/socket", True),
+    ("spdy/3.1", "/socket", True),
+    ("websocket", "/", False),
+    ("spdy/3", "/socket", False),
+    ("spdy", "/socket", False),
+    ("websocket, spdy/3.1", "/socket", False),
+    ("WebSocket", "/socket", False),
+    ("h2c", "/socket", False),
+]
+
+
+@pytest.mark.parametrize(("protocol", "path", "allowed"), PROTOCOLS)
+def test_a_switch_of_protocols_is_the_route_s_to_allow(
+    protocol: str, path: str, allowed: bool
+) -> None:
+    routes = [route("plain", "/"), route("socket", "/socket", upgrade=["websocket", "spdy/3.1"])]
+    verdict = ask(compiled(tree(routes=routes)), f"/tickets{path}", protocol=protocol)
+    if allowed:
+        assert isinstance(verdict, NeedsCredential)
+        return
+    assert isinstance(verdict, Deny)
+    assert verdict.code is codes.REQUEST_UPGRADE
+    assert verdict.route is not None
+    assert verdict.path == path
+    assert not protocol or protocol not in verdict.reason  # it is the caller's own text
+
+
 def test_a_listener_of_a_target_that_is_gone_leads_nowhere(snapshot: Snapshot) -> None:
     deny = ask(snapshot, "/tickets/api/tickets/7", listener_target="removed")
     assert isinstance(deny, Deny)

@@ -163,3 +163,16 @@ def test_the_narrower_path_decides_alone() -> None:
     deny = ask(made, "POST", "/a/mcp", Message("tools/call", "x"))
     assert isinstance(deny, Deny)
     assert deny.code is codes.MCP_NO_MATCH
+
+
+@pytest.mark.parametrize(("method", "route_id"), [("POST", None), ("GET", "socket")])
+def test_nothing_is_switched_where_answers_are_looked_through(
+    method: str, route_id: str | None
+) -> None:
+    """Neither by a message nor on a route beside the endpoint that lists the protocol."""
+    routes = [mcp("base", ["ping"]), route("socket", "/mcp", upgrade=["websocket"])]
+    facts = RequestFacts(method, "tickets.local", "/mcp", protocol="websocket")
+    verdict = decide(facts, compiled(tree(routes=routes)), BOT)
+    assert isinstance(verdict, Deny)
+    assert verdict.code is codes.REQUEST_UPGRADE
+    assert (verdict.route.id if verdict.route else None) == route_id

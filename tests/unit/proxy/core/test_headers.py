@@ -7,6 +7,7 @@ import pytest
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.proxy.core.headers import (
+    HANDSHAKE,
     HOP_BY_HOP,
     MANAGED,
     OVERRIDES,
@@ -59,6 +60,13 @@ def test_hop_by_hop_fields_end_here(name: str) -> None:
 @pytest.mark.parametrize("name", ["Host", "Content-Length", "Via", "content_length", "HOST"])
 def test_what_the_sidecar_writes_itself_is_not_copied(name: str) -> None:
     assert sent(f"{name}: x") == []
+
+
+@pytest.mark.parametrize("name", sorted(HANDSHAKE))
+def test_what_belongs_to_a_handshake_is_not_copied_and_not_listed(name: str) -> None:
+    assert sent(f"{name.title()}: x", "Accept: y") == ["Accept: y"]
+    with pytest.raises(CallerError):
+        check_connection(frozenset({name}), policy())
 
 
 @pytest.mark.parametrize("name", sorted(MANAGED))

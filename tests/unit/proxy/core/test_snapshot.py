@@ -134,6 +134,15 @@ BAD = [
     ("more tools than fit into a credential", tree(routes=[mcp(["tools/call"], [f"a_tool_with_a_name_{n}" for n in range(300)])]), "routes.0.match.mcp: too many names"),
     ("more tools than the broker takes", tree(routes=[mcp(["tools/call"], [f"a{n}" for n in range(1025)])]), "routes.0.match.mcp: more than 1024"),
     ("less for all messages than for one", tree(limits={"message": "2MiB", "messages": "1MiB"}), "limits.messages: less than limits.message"),
+    ("upgrade in capitals", tree(routes=[route("a", "/a", upgrade=["WebSocket"])]), "routes.0.upgrade"),
+    ("two upgrades in one", tree(routes=[route("a", "/a", upgrade=["websocket, x"])]), "routes.0.upgrade"),
+    ("upgrade to HTTP/2", tree(routes=[route("a", "/a", upgrade=["h2c"])]), "routes.0.upgrade: 'h2c' can't be allowed"),
+    ("upgrade to a version of HTTP", tree(routes=[route("a", "/a", upgrade=["http/2.0"])]), "routes.0.upgrade: 'http/2.0' can't be allowed"),
+    ("upgrade to TLS", tree(routes=[route("a", "/a", upgrade=["tls/1.0"])]), "routes.0.upgrade: 'tls/1.0' can't be allowed"),
+    ("WebSocket without GET", tree(routes=[route("a", "/a", methods=["POST"], upgrade=["websocket"])]), "routes.0.upgrade: websocket needs the method GET"),
+    ("an upgrade of messages", tree(routes=[mcp(["ping"]) | {"upgrade": ["a"]}]), "routes.0.upgrade: what goes through a tunnel"),
+    ("time limit without a unit", tree(routes=[route("a", "/a", timeouts={"stall": 5})]), "routes.0.timeouts.stall"),
+    ("time limit that no route has", tree(routes=[route("a", "/a", timeouts={"idle": "5s"})]), "routes.0.timeouts.idle: unknown key"),
     ("unknown key", tree(other=1), "other: unknown key"),
 ]  # fmt: skip
 
@@ -183,10 +192,28 @@ def test_nat64_prefixes(given: Any, compiled_to: Any) -> None:
     assert compiled(tree(network=network)).nat64 == compiled_to
 
 
+def test_a_route_s_own_time_limits_go_before_the_general_ones() -> None:
+    snapshot = compiled(
+        tree(
+            timeouts={"first_byte": "7s", "stream": "1h"},
+            routes=[
+                route("own", "/own", timeouts={"stall": "5s", "stream": "0s"}, upgrade=["a/1"]),
+                route("general", "/general"),
+            ],
+        )
+    )
+    own, general = snapshot.routes
+    assert (own.first_byte, own.stall, own.stream) == (7, 5, 0)
+    assert (general.first_byte, general.stall, general.stream) == (7, 60, 3600)
+    assert (own.upgrade, general.upgrade) == ({"a/1"}, frozenset())
+
+
 POLICY: list[tuple[str, Callable[[], dict[str, Any]], bool]] = [
     ("nothing", tree, False),
     ("another timeout", lambda: tree(timeouts={"head": "1s"}), False),
     ("another listener", lambda: tree(listeners=[{"bind": "127.0.0.1:1"}]), False),
+    ("another timeout of a route", lambda: changed("routes", 0, "timeouts", value={"stall": "1s"}), False),
+    ("an upgrade", lambda: changed("routes", 0, "upgrade", value=["websocket"]), True),
     ("another scope", lambda: changed("routes", 0, "scopes", value=["s:write"]), True),
     ("another method", lambda: changed("routes", 0, "match", "methods", value=["GET"]), True),
     ("messages of it alone", lambda: changed("routes", 3, "match", "mcp", value={"methods": ["*"]}), True),

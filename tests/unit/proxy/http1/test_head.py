@@ -70,7 +70,7 @@ BLOCKS: list[tuple[str, bytes, dict[str, Any]]] = [
     ("upgrade without the option", wire("Upgrade: websocket"), {"upgrade": None}),
     ("h2c is ignored", wire("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: x"), {"upgrade": None, "listed": frozenset()}),
     ("h2c among others is not", wire("Connection: Upgrade", "Upgrade: h2c, websocket"), {"upgrade": b"h2c, websocket"}),
-    ("two upgrades", wire("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket"), {"upgrade": b"h2c"}),
+    ("two upgrades", wire("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket"), {"upgrade": b"h2c, websocket"}),
     ("traceparent", wire("traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01"), {"traceparent": b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"}),
     ("bad traceparent", wire('traceparent: 00-","x":"'), {"traceparent": b""}),
     ("two traceparents", wire(*["traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01"] * 2), {"traceparent": b""}),
@@ -78,6 +78,7 @@ BLOCKS: list[tuple[str, bytes, dict[str, Any]]] = [
     ("value with tab and Latin-1", wire("X-A: b\tc\xe9"), {"memorable": True}),
     ("a credential is not kept", wire("X_API_KEY: b"), {"memorable": False}),
     ("nor a user's token", wire("x_user: b"), {"memorable": False}),
+    ("nor a subprotocol, which can be one", wire("Sec_WebSocket-Protocol: b"), {"memorable": False}),
 ]  # fmt: skip
 
 MALFORMED, FRAMING, HOST = (
@@ -352,6 +353,27 @@ def test_a_nonce_or_a_cookie_is_not_kept() -> None:
     plain = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n"
     heads.response(plain)
     assert heads.response(plain) is heads.response(plain)
+
+
+TYPES = [
+    ("text/event-stream", True),
+    ("Text/Event-Stream ; charset=utf-8", True),
+    ("text/event-stream;charset=utf-8", True),
+    ("text/event-streams", False),
+    ("text/event-stream/x", False),
+    ("application/json; text/event-stream", False),
+    ("", False),
+]
+
+
+@pytest.mark.parametrize(("value", "is_stream"), TYPES)
+def test_event_streams_are_known_by_their_type(value: str, is_stream: bool) -> None:
+    head = reader().response(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n\r\n" % value.encode())
+    assert head is not None
+    assert head.event_stream == is_stream
+    plain = reader().response(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert plain is not None
+    assert not plain.event_stream
 
 
 # --- what a target must not send back -------------------------------------------------------------

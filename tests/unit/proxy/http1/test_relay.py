@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -20,6 +22,15 @@ class Transport:
         self.reading = False
         self.eof = False
         self.closed = self.aborted = False
+        self.lingers = True
+        """False: the end is a reset."""
+
+    def get_extra_info(self, _name: str) -> Any:
+        return self
+
+    def setsockopt(self, _level: int, option: int, _value: bytes) -> None:
+        assert option == socket.SO_LINGER
+        self.lingers = False
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -51,12 +62,12 @@ class Transport:
 
 
 class Stand:
-    def __init__(self, *, tls: bool = False) -> None:
-        self.workload, self.target = Transport(), Transport(tls=tls)
+    def __init__(self, *, tls: bool = False, tls_workload: bool = False) -> None:
+        self.workload, self.target = Transport(tls=tls_workload), Transport(tls=tls)
         self.ends: list[Relay] = []
         workload: Any = self.workload
         target: Any = self.target
-        self.relay = Relay(workload, target, idle=60, ended=self.ends.append)
+        self.relay = Relay(workload, target, idle=60, stall=5, ended=self.ends.append)
 
 
 def test_bytes_go_both_ways_and_are_counted() -> None:
@@ -78,7 +89,7 @@ def test_what_the_workload_said_before_goes_first() -> None:
     assert stand.workload.written == b"early"
     assert (stand.relay.sent, stand.relay.received) == (5, 5)
     assert stand.ends == []
-    assert stand.workload.reading
+    assert not stand.workload.reading  # nothing more can come
     assert stand.target.reading
 
 
@@ -105,12 +116,68 @@ def test_one_direction_may_end_before_the_other() -> None:
     assert stand.workload.closed
 
 
-def test_where_an_end_can_not_be_passed_on_it_is_the_end_of_all() -> None:
-    stand = Stand(tls=True)
+@pytest.mark.parametrize("side", ["workload", "target"])
+@pytest.mark.parametrize("tls", ["workload", "target"])
+def test_where_an_end_can_not_be_passed_on_it_is_the_end_of_all(side: str, tls: str) -> None:
+    """A TLS transport has no half-closed state, neither as the one that ends nor as the other."""
+    stand = Stand(tls=tls == "target", tls_workload=tls == "workload")
     stand.relay.start()
-    assert stand.workload.protocol.eof_received() is None
-    assert stand.target.closed
+    ending, other = stand.workload, stand.target
+    if side == "target":
+        ending, other = other, ending
+    assert ending.protocol.eof_received() is None
+    assert other.closed
+    assert not other.eof
     assert [relay.outcome for relay in stand.ends] == ["completed"]
+
+
+def test_a_side_that_was_full_before_stops_the_other_from_the_start() -> None:
+    stand = Stand()
+    stand.relay.workload.full = True
+    stand.relay.start()
+    assert not stand.target.reading
+    assert stand.workload.reading
+    assert stand.relay.overdue(time.monotonic() + 5.1) is codes.REQUEST_TIMEOUT
+    stand.workload.protocol.resume_writing()
+    assert stand.target.reading
+    assert stand.relay.overdue(time.monotonic() + 5.1) is None
+
+
+def test_a_side_that_has_ended_is_not_read_again() -> None:
+    stand = Stand()
+    stand.relay.start()
+    stand.target.protocol.eof_received()
+    stand.target.reading = False  # as a transport leaves it
+    stand.workload.protocol.pause_writing()
+    stand.workload.protocol.resume_writing()
+    assert not stand.target.reading
+
+
+OVERDUE = [
+    ("nothing moves", None, False, 59, None),
+    ("for too long", None, False, 61, codes.STREAM_IDLE),
+    ("the workload does not read", "workload", False, 4, None),
+    ("for too long", "workload", False, 6, codes.REQUEST_TIMEOUT),
+    ("the target does not read", "target", False, 6, codes.TARGET_TIMEOUT),
+    ("one direction has ended", None, True, 4, None),
+    ("and the other does not", None, True, 6, codes.STREAM_IDLE),
+]
+
+
+@pytest.mark.parametrize(("name", "full", "ended", "seconds", "code"), OVERDUE)
+def test_how_long_nothing_may_move(
+    name: str, full: str | None, ended: bool, seconds: float, code: codes.Code | None
+) -> None:
+    stand = Stand()
+    stand.relay.start()
+    if full:
+        getattr(stand, full).protocol.pause_writing()
+        # What goes on in the other direction does not count for this one.
+        other = stand.target if full == "target" else stand.workload
+        other.protocol.data_received(b"x")
+    if ended:
+        stand.workload.protocol.eof_received()
+    assert stand.relay.overdue(time.monotonic() + seconds) is code, name
 
 
 @pytest.mark.parametrize(
@@ -133,6 +200,7 @@ def test_a_lost_side_takes_the_other_with_it_once(
     lost.closed = True
     lost.protocol.connection_lost(error)
     assert (other.closed, other.aborted) == (error is None, error is not None)
+    assert other.lingers == (error is None)
     other.protocol.connection_lost(None)
     assert [relay.outcome for relay in stand.ends] == [outcome]
 
@@ -151,6 +219,8 @@ def test_a_cut_is_no_clean_end_for_anybody() -> None:
     stand.relay.cut("cut", codes.TARGET_TIMEOUT)
     assert stand.workload.aborted
     assert stand.target.aborted
+    assert not stand.workload.lingers
+    assert not stand.target.lingers
     [relay] = stand.ends
     assert (relay.outcome, relay.code) == ("cut", codes.TARGET_TIMEOUT)
 

@@ -1,0 +1,220 @@
+"""Streams are decided on again, and cut where the answer is no.
+
+Bounds: the sweep looks four times a second; the broker reads its grants once a second. What
+depends on the order of such moments is in tests/unit/proxy/test_streams.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from tests.support.fleet import USER, Fleet
+from tests.support.streaming import Source, outcome, stream
+from valetkey.contracts import oauth
+from valetkey.contracts.dpop import ProofKey
+
+TTL = 2.0  # used for 1.8 s, refreshed from 1.44 s on
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    fleet = Fleet(tmp_path)
+    fleet.broker_changes = {"token_ttl": "2s"}
+    return fleet
+
+
+async def flows(response, source):
+    """An event gets through, still."""
+    source.send(response.url.path, b"data: x\n\n")
+    async with asyncio.timeout(5):
+        assert await response.content.readexactly(9)
+
+
+async def is_cut(response, within):
+    """The answer ends, without its end, and not later than this."""
+    begun = time.monotonic()
+    async with asyncio.timeout(within):
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.content.read()
+    return time.monotonic() - begun
+
+
+async def rechecks(fleet, result):
+    return await fleet.metric("valetkey_stream_rechecks_total", result=result)
+
+
+async def test_streams_live_on_while_they_are_granted_and_no_longer(fleet):
+    """Through three lifetimes of their credentials, and then the grant is taken away."""
+
+    async def slow(_request):
+        await asyncio.sleep(30)
+
+    fleet.target = slow  # for the long poll
+    source = Source(fleet)
+    async with fleet.running(collector=False), AsyncExitStack() as opened:
+        begun = time.monotonic()
+        token = fleet.people.mint(USER, fleet.broker_url, 3)
+        once, user, same, last = [
+            await opened.enter_async_context(stream(fleet, path, headers=headers))
+            for path, headers in (
+                ("/once/long", {}),
+                ("/api/user", {"X-Valetkey-Subject": token}),
+                ("/api/same", {}),
+                ("/api/last", {}),
+            )
+        ]
+        poll = asyncio.ensure_future(fleet.call("/api/poll"))
+        while time.monotonic() - begun < 2.5 * TTL:
+            await flows(last, source)
+            await asyncio.sleep(0.1)
+        await is_cut(user, 1)  # with the user's own token, which a credential can't outlive
+        assert (await outcome(fleet, "/api/user"))["code"] == "subject.invalid"
+        permitted = await rechecks(fleet, "permitted")
+        assert permitted >= 8  # four streams, two or three times each
+        # Three keys, each with its first exchange; streams of one key share the later ones.
+        assert await fleet.metric("valetkey_exchanges_total", result="ok") < permitted + 3
+        fleet.grant("t:write")
+        assert await is_cut(last, TTL + 2) < TTL + 1.2
+        await is_cut(same, 1)
+        await is_cut(once, TTL)
+        status, problem = await poll
+        assert (status, problem["code"]) == (403, "grant.scope")
+        for path in ("/api/last", "/api/same", "/once/long"):
+            ended = await outcome(fleet, path)
+            assert (ended["outcome"], ended["code"], ended["status"]) == ("cut", "grant.scope", 200)
+            assert ended["stream"]["rechecks"] >= 2
+            assert ended["stream"]["jti"]
+        assert (await outcome(fleet, "/api/poll"))["outcome"] == "denied"
+        assert await rechecks(fleet, "grant.scope") == 4
+
+
+async def test_without_a_broker_a_stream_ends_with_its_credential_and_not_before(fleet):
+    """Not even when settings change elsewhere, and with them the digest in the key."""
+    fleet.routes += [fleet.route("other", methods=["GET"], path="/other/{id}")]
+    source = Source(fleet)
+    async with fleet.running(collector=False), stream(fleet, "/api/long") as response:
+        begun = time.monotonic()
+        await flows(response, source)
+        fleet.broker.kill()
+        fleet.routes.pop()
+        await reload(fleet, 1)
+
+        async def postponed():
+            return await rechecks(fleet, "postponed") >= 1
+
+        await fleet.until(postponed, "asked in vain")
+        await flows(response, source)
+        await is_cut(response, TTL)
+        assert TTL * 0.8 < time.monotonic() - begun < TTL + 0.2
+        ended = await outcome(fleet, "/api/long")
+        assert (ended["outcome"], ended["code"]) == ("cut", "broker.unavailable")
+
+
+async def reload(fleet, count):
+    """New settings, in force."""
+    fleet.write()
+    os.kill(fleet.sidecar.pid, signal.SIGHUP)
+
+    async def applied():
+        return await fleet.metric("valetkey_config_reloads_total", result="applied") >= count
+
+    await fleet.until(applied, "reloaded")
+
+
+async def test_changed_settings_count_for_open_streams(fleet):
+    fleet.broker_changes = {"token_ttl": "60s"}
+    fleet.routes += [fleet.route("other", methods=["GET"], path="/other/{id}")]
+    source = Source(fleet)
+    async with fleet.running(collector=False):
+        async with (
+            stream(fleet, "/other/doomed") as doomed,
+            stream(fleet, "/api/long") as response,
+        ):
+            fleet.routes.pop()
+            await reload(fleet, 1)
+            await is_cut(doomed, 2)
+            await flows(response, source)
+            assert (await outcome(fleet, "/other/doomed"))["code"] == "route.no_match"
+            # The credential in hand is not what the route needs now, and there is no other.
+            fleet.broker.kill()
+            fleet.routes[0]["scopes"] = ["t:read", "t:write"]
+            await reload(fleet, 2)
+            await is_cut(response, 2)
+            assert (await outcome(fleet, "/api/long"))["code"] == "broker.unavailable"
+        fleet.broker.start()
+        await fleet.broker.ready(f"{fleet.broker_url}/readyz")
+        # Another place for the same call: a connection can't be moved.
+        async with stream(fleet, "/api/moved") as response:
+            await flows(response, source)
+            tree = fleet.tree()["targets"]["tickets"]
+            fleet.sidecar_changes["targets"] = {
+                "tickets": tree | {"url": f"http://localhost:{fleet.target_port}"}
+            }
+            await reload(fleet, 3)
+            await is_cut(response, 2)
+        ended = await outcome(fleet, "/api/moved")
+        assert (ended["outcome"], ended["code"]) == ("cut", "stream.rerouted")
+
+
+async def test_another_identity_must_be_granted_the_same(fleet):
+    fleet.broker_changes = {"token_ttl": "60s"}
+    source = Source(fleet)
+    async with fleet.running(collector=False), stream(fleet, "/api/long") as response:
+        await flows(response, source)
+        fleet.renew("system:serviceaccount:agents:other")
+        await is_cut(response, 4)
+        assert (await outcome(fleet, "/api/long"))["code"] == "grant.missing"
+
+
+async def test_a_revoked_credential_is_noticed_though_only_a_stream_rests_on_it(fleet):
+    fleet.broker_changes = {"token_ttl": "60s"}
+    fleet.sidecar_changes["broker"] = {"url": fleet.broker_url, "revalidate": "200ms"}
+    source = Source(fleet)
+    async with fleet.running(collector=False), stream(fleet, "/api/long") as response:
+        await flows(response, source)
+        await revoke(fleet, source.token("/api/long"))
+
+        async def permitted():
+            return await rechecks(fleet, "permitted") == 1
+
+        await fleet.until(permitted, "a new credential")
+        await flows(response, source)
+        # The same with a grant that is gone by then. The new credential is learned from a call.
+        await fleet.call("/api/learn")
+        token = fleet.received[-1].headers["Authorization"].partition(" ")[2]
+        fleet.grant("t:write")
+
+        async def gone():
+            return (await fleet.call("/once/learn"))[0] == 403
+
+        await fleet.until(gone, "the broker has read its grants")
+        await revoke(fleet, token)
+        assert await is_cut(response, 3) < 2
+        assert (await outcome(fleet, "/api/long"))["code"] == "grant.scope"
+
+
+async def revoke(fleet, token):
+    """RFC 7009, as the client that the token was issued to."""
+    key, nonce = ProofKey(), ""
+    url = f"{fleet.broker_url}/revoke"
+    form = {
+        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+        "client_assertion": fleet.token_file.read_text(),
+        "token": token,
+    }
+    for _ in range(2):  # RFC 9449 §8: the first proof learns the nonce
+        proof = key.proof(
+            method="POST", url=url, jti=secrets.token_urlsafe(8), now=int(time.time()), nonce=nonce
+        )
+        async with fleet.client.post(url, data=form, headers={"DPoP": proof}) as response:
+            nonce = response.headers["DPoP-Nonce"]
+            status = response.status
+    assert status == 200
