@@ -139,7 +139,7 @@ async def test_settings_that_cannot_be_used_exit_2_with_one_line(
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
     assert done.returncode == 2, name
     assert len(lines) == 1
-    assert lines[0].startswith("error: ")
+    assert lines[0].startswith("valetkey broker: ")
     assert message in lines[0]
 
 

@@ -12,13 +12,13 @@ from valetkey.contracts.errors import ConfigError
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 2 for settings that can't be used."""
-    parser = argparse.ArgumentParser(prog="valetkey.broker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m valetkey.broker", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the settings file")
     options = parser.parse_args(arguments)
     try:
         run(options.config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line that says why
+        print(f"valetkey broker: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
         return 2
     return 0
 

@@ -42,10 +42,8 @@ def _program(name: str, help_: str) -> click.Command:
         help="Settings file (YAML). [env: VALETKEY_CONFIG]",
     )
     def run(config: Path) -> None:
-        try:
-            importlib.import_module(f"valetkey.{name}.app").run(config)
-        except ConfigError as error:
-            fail(str(error))
+        program = importlib.import_module(f"valetkey.{name}.__main__")
+        sys.exit(program.main(["--config", str(config)]))
 
     return run
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from valetkey.collector.app import run
+from valetkey.contracts.errors import ConfigError
 
 
-def main() -> None:
-    """Parse the command line and serve."""
-    parser = argparse.ArgumentParser(prog="valetkey-collector", description="Keep the record.")
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 after a clean stop, 2 for settings that can't be used."""
+    parser = argparse.ArgumentParser(prog="python -m valetkey.collector", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="settings file (YAML)")
-    run(parser.parse_args().config)
+    try:
+        run(parser.parse_args(arguments).config)
+    except ConfigError as error:
+        print(f"valetkey collector: {error}", file=sys.stderr)  # noqa: T201 - before there are logs
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

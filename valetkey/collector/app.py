@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -66,17 +65,13 @@ async def _count(database: Database, metrics: Metrics) -> None:
 
 
 def run(config: Path) -> None:
-    """Serve until SIGTERM or SIGINT. Settings that can't be used: one line, exit status 2."""
-    try:
-        loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
-        logs.configure(loaded.log_level)
-        # It narrates every start; what goes wrong in it is a ConfigError.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        database = open_database(database_file(loaded.database))
-        uvloop.run(_serve(loaded, database))
-    except ConfigError as error:
-        print(f"valetkey-collector: {error}", file=sys.stderr)  # noqa: T201 - to whoever started it
-        raise SystemExit(2) from None
+    """Serve until SIGTERM or SIGINT. Raises `ConfigError` before the first request is taken."""
+    loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
+    logs.configure(loaded.log_level)
+    # It narrates every start; what goes wrong in it is a ConfigError.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    database = open_database(database_file(loaded.database))
+    uvloop.run(_serve(loaded, database))
 
 
 async def _serve(loaded: CollectorSettings, database: Database) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from valetkey.proxy.settings_file import SettingsFile
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 after a clean stop, 1 if a part ended by itself, 2 for unusable settings."""
     parser = argparse.ArgumentParser(prog="python -m valetkey.proxy")
     parser.add_argument("--config", type=Path, required=True, help="settings file (YAML)")
-    file = SettingsFile(parser.parse_args().config)
+    file = SettingsFile(parser.parse_args(arguments).config)
     file.read_ahead()  # and only then the rest of the program: see there
 
     from valetkey.proxy.app import run

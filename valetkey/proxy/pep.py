@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from valetkey.contracts import codes
@@ -47,7 +49,7 @@ from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
-from valetkey.proxy.http1.pool import Pool
+from valetkey.proxy.http1.pool import Pool, context_for
 from valetkey.proxy.http1.relay import Relay
 from valetkey.proxy.http1.upgrade import Upgrade
 from valetkey.proxy.streams import Streams
@@ -132,7 +134,10 @@ class EnforcementPoint:
     def apply(self, snapshot: Snapshot) -> None:
         """Decide on this snapshot from now on; calls under way finish on theirs."""
         settings = snapshot.settings
-        ways = {target: self._way(target, snapshot) for target in snapshot.targets.values()}
+        contexts: dict[Path | None, ssl.SSLContext] = {}
+        ways = {
+            target: self._way(target, snapshot, contexts) for target in snapshot.targets.values()
+        }
         for way in self._ways.values():
             way.pool.close()
             if way.pool not in self._retired:
@@ -166,7 +171,9 @@ class EnforcementPoint:
         """
         self.streams.changed(doubt=True)
 
-    def _way(self, target: Target, snapshot: Snapshot) -> _Way:
+    def _way(
+        self, target: Target, snapshot: Snapshot, contexts: dict[Path | None, ssl.SSLContext]
+    ) -> _Way:
         injector: Injector
         match target.settings.credential.kind:
             case "bearer":
@@ -177,7 +184,8 @@ class EnforcementPoint:
                 assert target.inject is not None
                 injector = HeaderInjector(target.inject)
         connect = snapshot.settings.timeouts.connect
-        pool = Pool(target, self.outbox, self.dialler, connect_timeout=connect)
+        context = context_for(target, contexts)
+        pool = Pool(target, self.outbox, self.dialler, context, connect_timeout=connect)
         return _Way(target, injector, pool, self._metrics.target(target.name))
 
     # --- connections --------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from valetkey import __version__
 from valetkey.cli.main import main
-from valetkey.contracts.errors import ConfigError
 
 
 @pytest.fixture
@@ -18,12 +17,18 @@ def run():
 
 
 @pytest.fixture
-def program(monkeypatch, tmp_path):
-    """A program's ``app`` module that notes what it was started with."""
+def program(monkeypatch):
+    """A program's module that notes what it was started with, and ends as it is told."""
     started = []
-    module = types.ModuleType("valetkey.proxy.app")
-    module.run = started.append
-    monkeypatch.setitem(sys.modules, "valetkey.proxy.app", module)
+    module = types.ModuleType("valetkey.proxy.__main__")
+    module.status = 0
+
+    def main(arguments):
+        started.append(arguments)
+        return module.status
+
+    module.main = main
+    monkeypatch.setitem(sys.modules, "valetkey.proxy.__main__", module)
     return module, started
 
 
@@ -42,19 +47,26 @@ def test_a_program_is_run_with_its_file(run, program, tmp_path):
     file.write_text("")
     assert run("proxy", "--config", str(file)).exit_code == 0
     assert run("proxy", VALETKEY_CONFIG=str(file)).exit_code == 0
-    assert program[1] == [file, file]
+    assert program[1] == [["--config", str(file)]] * 2
 
 
-def test_settings_that_can_not_be_used(run, program, tmp_path):
-    def refuse(_config):
-        raise ConfigError("proxy.yaml:3: routes.0.id: unknown key")
-
-    program[0].run = refuse
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_a_program_decides_the_exit_status(run, program, tmp_path, status):
+    program[0].status = status
     file = tmp_path / "proxy.yaml"
     file.write_text("")
-    result = run("proxy", "--config", str(file))
-    assert result.exit_code == 2
-    assert result.stderr == "valetkey: proxy.yaml:3: routes.0.id: unknown key\n"
+    assert run("proxy", "--config", str(file)).exit_code == status
+
+
+@pytest.mark.parametrize("name", ["proxy", "broker", "collector"])
+def test_settings_that_can_not_be_used(tmp_path, name):
+    file = tmp_path / "settings.yaml"
+    file.write_text("colour: green\n")
+    command = [sys.executable, "-m", "valetkey.cli", name, "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"valetkey {name}: {file}:1: ")
+    assert done.stderr.count("\n") == 1
 
 
 USAGE = {

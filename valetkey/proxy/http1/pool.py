@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import time
 from collections import deque
+from pathlib import Path
 from typing import cast
 
 from valetkey.contracts import codes
@@ -33,13 +34,19 @@ class Pool:
     )
 
     def __init__(
-        self, target: Target, outbox: Outbox, dialler: Dialler, *, connect_timeout: float
+        self,
+        target: Target,
+        outbox: Outbox,
+        dialler: Dialler,
+        context: ssl.SSLContext | None,
+        *,
+        connect_timeout: float,
     ) -> None:
         self.outbox = outbox
         self._dialler = dialler
         self._target = target
         self._connect_timeout = connect_timeout
-        self._context = _context(target) if target.tls else None
+        self._context = context
         self._idle: deque[TargetConnection] = deque()
         self._lent = 0
         self._waiters: deque[asyncio.Future[TargetConnection | None]] = deque()
@@ -177,9 +184,17 @@ class Pool:
         return connection
 
 
-def _context(target: Target) -> ssl.SSLContext:
-    """Verifies chain and name; ALPN says that HTTP/1.1 is what will be spoken."""
+def context_for(target: Target, made: dict[Path | None, ssl.SSLContext]) -> ssl.SSLContext | None:
+    """What verifies a target, if it speaks TLS: chain and name; ALPN says HTTP/1.1.
+
+    Targets with the same ``ca_file`` share one (``made``): the system's roots alone are 0.8 MiB.
+    """
+    if not target.tls:
+        return None
     ca_file = target.settings.ca_file
+    known = made.get(ca_file)
+    if known is not None:
+        return known
     try:
         context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
@@ -188,4 +203,5 @@ def _context(target: Target) -> ssl.SSLContext:
     # RFC 9525 §2: names are in subjectAltName; a common name is no host's.
     context.hostname_checks_common_name = False
     context.set_alpn_protocols(["http/1.1"])
+    made[ca_file] = context
     return context

@@ -13,7 +13,7 @@ from valetkey.contracts.errors import ConfigError, TargetError
 from valetkey.proxy.core.snapshot import Target
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
-from valetkey.proxy.http1.pool import Pool
+from valetkey.proxy.http1.pool import Pool, context_for
 from valetkey.proxy.settings import CredentialSettings, PoolSettings, TargetSettings
 
 SOON = 5.0
@@ -73,7 +73,8 @@ async def network() -> Network:
 def pool(network: Any, size: int = 2, *, seconds: float = SOON, **more: Any) -> Pool:
     spool: Any = SimpleNamespace(on_failure=None)  # nothing is written here
     outbox = Outbox(asyncio.get_running_loop(), spool)
-    return Pool(target(size, **more), outbox, network, connect_timeout=seconds)
+    of = target(size, **more)
+    return Pool(of, outbox, network, context_for(of, {}), connect_timeout=seconds)
 
 
 async def turns(count: int = 4) -> None:
