@@ -108,9 +108,11 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@touch $@
 
 # All that is needed is in the file; --no-deps keeps out what httpbin asks for and never imports.
-.venv-clients/.done: requirements/clients.txt | $(BIN)/python
+.venv-clients/.done: requirements/clients.txt requirements/node/package-lock.json | $(BIN)/python
 	@echo "making .venv-clients"
 	@$(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input --quiet install \
 		--require-hashes --no-deps -r requirements/clients.txt
+	@if command -v npm >/dev/null; then cp requirements/node/package*.json .venv-clients/ \
+		&& npm ci --prefix .venv-clients --silent --no-audit --no-fund; fi
 	@touch $@

@@ -11,6 +11,7 @@ import pytest
 # Beside the environment that the tests run in, whatever directory they run in (`make compiled`).
 BIN: Final = Path(sys.prefix).parent / ".venv-clients" / "bin"
 PYTHON: Final = BIN / "python"
+NODE_MODULES: Final = BIN.parent / "node_modules"
 
 needs_clients = pytest.mark.skipif(
     not PYTHON.exists(), reason=f"{BIN.parent.name} is not made (make .venv-clients/.done)"
