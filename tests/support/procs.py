@@ -23,6 +23,8 @@ import aiohttp
 START_TIMEOUT: Final = 20.0
 STOP_TIMEOUT: Final = 20.0
 _POLL: Final = 0.01
+# RLIMIT_NOFILE, soft and hard, of what follows.
+_LIMITED: Final = 'ulimit -n "$0" && exec "$@"'
 
 
 class Failed(AssertionError):  # noqa: N818
@@ -33,7 +35,8 @@ class Program:
     """One process. ``async with`` waits until it listens and stops it at the end.
 
     ``argv`` follows the interpreter: ``("-m", "valetkey.broker", "--config", "…")``. ``prefix`` is a
-    command that becomes the interpreter, such as ``nsenter``.
+    command that becomes the interpreter, such as ``nsenter``; ``descriptors`` is how many files it
+    may have open.
     """
 
     def __init__(
@@ -45,12 +48,14 @@ class Program:
         env: Mapping[str, str] | None = None,
         cpu: int | None = None,
         prefix: tuple[str, ...] = (),
+        descriptors: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.name = name
         self._argv = (
             *prefix,
             *(("taskset", "-c", str(cpu)) if cpu is not None else ()),
+            *(("sh", "-c", _LIMITED, str(descriptors)) if descriptors is not None else ()),
             sys.executable,
             *argv,
         )
@@ -64,18 +69,10 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def of(
-        cls,
-        program: str,
-        config: Path,
-        directory: Path,
-        *,
-        env: Mapping[str, str] | None = None,
-        prefix: tuple[str, ...] = (),
-    ) -> Self:
+    def of(cls, program: str, config: Path, directory: Path, **more: Any) -> Self:
         """``python -m valetkey.<program> --config <config>``."""
         argv = ("-m", f"valetkey.{program}", "--config", str(config))
-        return cls(argv, directory, name=program, env=env, prefix=prefix)
+        return cls(argv, directory, name=program, **more)
 
     @property
     def pid(self) -> int:

@@ -51,8 +51,11 @@ class World:
         return self.users.mint(name, self.url, ttl)
 
     def sidecar(self, name: str, targets: dict[str, Any], **sections: Any) -> Sidecar:
-        """A sidecar process, started. ``targets`` as in settings; each gets one route for all."""
-        prefix = sections.pop("prefix", ())
+        """A sidecar process, started. ``targets`` as in settings; each gets one route for all.
+
+        ``descriptors``: how many files it may have open.
+        """
+        prefix, descriptors = sections.pop("prefix", ()), sections.pop("descriptors", None)
         routes = sections.pop("routes", None) or [whole(target) for target in targets]
         document = {
             "workload": {"identity": {"file": str(self.token_file)}},
@@ -69,7 +72,8 @@ class World:
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "proxy.yaml"
         config.write_text(json.dumps(document))
-        return Sidecar(Program.of("proxy", config, directory, prefix=prefix), directory).start()
+        program = Program.of("proxy", config, directory, prefix=prefix, descriptors=descriptors)
+        return Sidecar(program, directory).start()
 
     def _broker_config(self) -> Path:
         path = self.directory / "broker.yaml"
@@ -193,6 +197,13 @@ class Sidecar:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics") as page:
             text: str = page.read().decode()
         return text
+
+    def metric(self, name: str) -> float:
+        """A metric's value now, by its name with labels; 0 where there is none yet."""
+        for line in self.metrics().splitlines():
+            if line.startswith(name + " "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that is in the spool now, in order."""

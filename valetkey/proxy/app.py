@@ -42,6 +42,7 @@ from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.intercept.connect import ConnectTunnels
 from valetkey.proxy.intercept.listeners import Listener
+from valetkey.proxy.limits import Capacity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings_file import SettingsFile
@@ -93,6 +94,7 @@ class Sidecar:
         self.identity.refresh()
         self._recorder = Recorder(self.spool, instance)
         self._resolver = Resolver()
+        capacity = Capacity.of_process(self.metrics.limit_hits)
         self.pep = EnforcementPoint(
             snapshot,
             self.identity,
@@ -103,7 +105,8 @@ class Sidecar:
             self._recorder,
             self.metrics,
             Outbox(loop, self.spool),
-            Dialler(self._resolver),
+            Dialler(self._resolver, capacity),
+            capacity,
         )
         self._revalidation = Revalidation(
             self.cache, self._exchange, self.pep.streams, current.broker.revalidate
@@ -274,7 +277,7 @@ class Sidecar:
 
     def _export_gauges(self) -> None:
         cache, spool, pep, recorder = self.cache, self.spool, self.pep, self._recorder
-        resolver = self._resolver
+        resolver, capacity = self._resolver, self.pep.capacity
         shipper = self._shipper
         self.metrics.counters |= {
             "valetkey_cache_hits_total": ("Credentials from the cache.", lambda: cache.hits),
@@ -312,6 +315,10 @@ class Sidecar:
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),
             "valetkey_connections": ("Workload connections.", lambda: pep.connections),
             "valetkey_mcp_message_bytes": ("Messages held in memory.", lambda: pep.messages),
+            "valetkey_connections_limit": (
+                "Connections that are taken at most.",
+                lambda: capacity.most,
+            ),
             "valetkey_lookups_in_flight": ("Names being resolved.", lambda: resolver.running),
             "valetkey_spool_bytes": ("Segments on disk.", lambda: spool.disk),
             "valetkey_spool_events": (

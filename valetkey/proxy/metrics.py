@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from valetkey import __version__
 from valetkey.proxy.histogram import Histogram
+from valetkey.proxy.limits import LimitHits
 from valetkey.proxy.tally import RequestTally
 
 # Seconds. The sidecar's own share is tens of microseconds, a target's is up to minutes.
@@ -46,6 +47,7 @@ class Metrics(Collector):
         self.requests = RequestTally()
         self.denials: dict[str, int] = {}
         self.refused_heads: dict[str, int] = {}
+        self.limit_hits = LimitHits()
         self.tunnels: dict[str, int] = {}
         self.targets: dict[str, TargetTally] = {}
         self.exchanges = Histogram(TARGET_BUCKETS)
@@ -83,6 +85,12 @@ class Metrics(Collector):
             "Requests refused before they could be read whole.",
             "code",
             self.refused_heads,
+        )
+        yield _counts(
+            "valetkey_limit_hits_total",
+            "Refused or cut off for a limit, by its settings key.",
+            "limit",
+            self.limit_hits.counts,
         )
         yield _counts(
             "valetkey_tunnels_total",

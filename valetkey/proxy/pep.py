@@ -52,6 +52,7 @@ from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool, context_for
 from valetkey.proxy.http1.relay import Relay
 from valetkey.proxy.http1.upgrade import Upgrade
+from valetkey.proxy.limits import Capacity
 from valetkey.proxy.streams import Streams
 
 if TYPE_CHECKING:
@@ -104,9 +105,12 @@ class EnforcementPoint:
         metrics: Metrics,
         outbox: Outbox,
         dialler: Dialler,
+        capacity: Capacity,
     ) -> None:
         self.outbox = outbox
         self.dialler = dialler
+        self.capacity = capacity
+        capacity.give_up_with(self._close_idle)
         self._identity = identity
         self._cache = cache
         self._exchange = exchange
@@ -146,7 +150,7 @@ class EnforcementPoint:
         self.snapshot = snapshot
         self.dialler.use_nat64(snapshot.nat64)
         self.timeouts = settings.timeouts
-        self._max_connections = settings.limits.connections
+        self.capacity.use(settings.limits.connections)
         self.max_messages: int = settings.limits.messages
         self.heads = HeadReader(
             max_size=settings.limits.head_size,
@@ -192,18 +196,6 @@ class EnforcementPoint:
 
     def opened(self, connection: WorkloadConnection) -> None:
         self._connections.add(connection)
-        if self.connections > self._max_connections:
-            self._count_refused_head(codes.PROXY_OVERLOADED)
-            connection.close_after = True
-            connection.send_problem(codes.PROXY_OVERLOADED, "")
-            connection.end()
-
-    def has_room(self) -> bool:
-        """Whether one more connection may come in; counts the one that may not."""
-        if self.connections < self._max_connections:
-            return True
-        self._count_refused_head(codes.PROXY_OVERLOADED)
-        return False
 
     def closed(self, connection: WorkloadConnection) -> None:
         self._connections.discard(connection)
@@ -597,6 +589,14 @@ class EnforcementPoint:
         permit = call.permit
         assert permit is not None
         self._ways[permit.target].tally.sessions += 1
+
+    def _close_idle(self) -> bool:
+        """Close the connection to a target that is idle for longest. False: there is none."""
+        pools = [way.pool for way in self._ways.values() if way.pool.idle]
+        if not pools:
+            return False
+        min(pools, key=lambda pool: pool.idle_since).close_oldest()
+        return True
 
     # --- tunnels ------------------------------------------------------------------------------
 

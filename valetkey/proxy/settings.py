@@ -95,7 +95,8 @@ class ListenerSettings(Settings, frozen=True, kw_only=True):
     ``token_file`` holds a token that every call must bring in ``Proxy-Authorization`` (Basic, as
     the password, or Bearer); it is read again when it changes. On a Unix socket, ``uids`` are the
     users whose processes may connect (SO_PEERCRED; none listed: whoever the file's mode lets in),
-    and ``socket_mode`` is that mode.
+    and ``socket_mode`` is that mode. ``connections`` bounds this listener beside
+    ``limits.connections``, which is for all of them.
     """
 
     bind: str
@@ -103,7 +104,8 @@ class ListenerSettings(Settings, frozen=True, kw_only=True):
     target: Name | None = None
     token_file: Path | None = None
     uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()
-    socket_mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}$")] = "0600"
+    socket_mode: Annotated[str, pattern(r"0[0-7]{3}")] = "0600"
+    connections: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class PassthroughSettings(Settings, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ async def test_probes_and_metrics():
     state = State()
     admin = Admin("127.0.0.1:0", Metrics(), ready=state.ready, health=state.health)
     await admin.start()
-    port = admin._runner.addresses[0][1]
+    port = admin.port
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             async with client.get("/healthz") as answer:

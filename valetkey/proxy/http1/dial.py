@@ -11,11 +11,11 @@ connected ones: protocol and TLS are ours.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from functools import partial
 from ipaddress import IPv6Network
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -35,6 +35,7 @@ from valetkey.proxy.core.addresses import (
     refusal,
 )
 from valetkey.proxy.http1.resolver import Address, ResolveError, Resolver
+from valetkey.proxy.limits import DESCRIPTORS, NO_DESCRIPTOR, Capacity
 
 # RFC 8305 §8: Connection Attempt Delay, First Address Family Count.
 _ATTEMPT_DELAY: Final = 0.25
@@ -44,13 +45,16 @@ _NAT64_NAME: Final = "ipv4only.arpa"
 # RFC 7050 §3 has it asked again before the record's lifetime ends, which is not known here.
 _NAT64_FRESH: Final = 600.0
 _NAT64_RETRY: Final = 10.0
+# How often an idle connection is given up for a descriptor before a call is refused.
+_MAKE_ROOM: Final = 3
 
 
 class Dialler:
     """Opens the connections of one process to names outside."""
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, capacity: Capacity) -> None:
         self._resolver = resolver
+        self._capacity = capacity
         self._log = Log("dial")
         self._translation = NO_TRANSLATION
         self._translation_known = False
@@ -114,18 +118,26 @@ class Dialler:
             for family, place in addresses
         ]
         failure: Exception | None = None
+        patience = _MAKE_ROOM
         while infos:
-            made: dict[socket.socket, AddrInfoType] = {}
+            sockets = _Sockets(self._capacity)
             try:
                 sock = await aiohappyeyeballs.start_connection(
                     infos,
                     happy_eyeballs_delay=_ATTEMPT_DELAY,
                     interleave=_FAMILY_COUNT,
-                    socket_factory=partial(_socket, made),
+                    socket_factory=sockets.make,
                 )
             except (OSError, RuntimeError) as error:  # uvloop raises both
                 failure = error
-                break
+                if not sockets.short:
+                    break
+                patience -= 1
+                if not patience or not self._capacity.make_room():
+                    self._capacity.hits.hit(DESCRIPTORS)
+                    raise TargetError(codes.PROXY_OVERLOADED, "no descriptor to spare") from error
+                await asyncio.sleep(0)  # the loop closes what was given up
+                continue
             self._own[sock.getsockname()[:2]] = sock
             try:
                 return await _hand_over(sock, factory, context, host)
@@ -135,7 +147,7 @@ class Dialler:
                 raise TargetError(codes.TARGET_TLS, reason or type(error).__name__) from error
             except OSError as error:
                 failure = error  # lost in the handshake: another address may do better
-            infos.remove(made[sock])
+            infos.remove(sockets.made[sock])
         raise TargetError(codes.TARGET_UNREACHABLE, "no address accepts connections") from failure
 
     async def _judged(
@@ -191,11 +203,29 @@ class Dialler:
             self._log.warning("nat64_unknown", reason=f"{_NAT64_NAME} does not resolve")
 
 
-def _socket(made: dict[socket.socket, AddrInfoType], info: AddrInfoType) -> socket.socket:
-    """A socket for one address, remembered by what it was made for."""
-    sock = socket.socket(info[0], info[1], info[2])
-    made[sock] = info
-    return sock
+class _Sockets:
+    """Makes the sockets of one attempt, as long as descriptors last."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self.made: dict[socket.socket, AddrInfoType] = {}
+        """What each was made for."""
+        self.short = False
+        """Whether one could not be had."""
+
+    def make(self, info: AddrInfoType) -> socket.socket:
+        """A socket for one address. Raises `OSError`."""
+        try:
+            sock = socket.socket(info[0], info[1], info[2])
+        except OSError as error:
+            self.short = self.short or error.errno in NO_DESCRIPTOR
+            raise
+        if sock.fileno() >= self._capacity.ceiling and not self._capacity.make_room():
+            sock.close()
+            self.short = True
+            raise OSError(errno.EMFILE, "the rest is a reserve")
+        self.made[sock] = info
+        return sock
 
 
 async def _hand_over(

@@ -148,6 +148,15 @@ class Pool:
         while self._idle and self._idle[0].idle_since < limit:
             self._idle[0].close()
 
+    @property
+    def idle_since(self) -> float:
+        """Since when the longest idle connection is; there must be one."""
+        return self._idle[0].idle_since
+
+    def close_oldest(self) -> None:
+        """Close the longest idle connection."""
+        self._idle[0].close()
+
     def close(self) -> None:
         """Close what is idle; what is lent is closed by its call."""
         while self._idle:

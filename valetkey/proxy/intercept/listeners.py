@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.service import address
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.inbound import Tunnels, WorkloadConnection
+from valetkey.proxy.intercept.accept import (
+    BACKLOG,
+    REFUSAL,
+    Acceptor,
+    listening_sockets,
+    serving,
+)
 from valetkey.proxy.intercept.caller import CallerToken
 from valetkey.proxy.intercept.transparent import TransparentServer
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ListenerSettings
 
-_BACKLOG: Final = 1024
 _UNIX: Final = "unix:"
 
 
@@ -32,7 +37,8 @@ class Listener:
         self._settings = settings
         self._pep = pep
         self._where = where
-        self._server: asyncio.Server | TransparentServer | None = None
+        self._acceptor: Acceptor | None = None
+        self._transparent: TransparentServer | None = None
         try:
             self._token = CallerToken(settings.token_file) if settings.token_file else None
         except ConfigError as error:
@@ -44,38 +50,31 @@ class Listener:
 
     async def open(self) -> None:
         """Take calls from now on."""
-        bind = self._settings.bind
-        loop = asyncio.get_running_loop()
+        settings = self._settings
+        uids = frozenset(settings.uids) if settings.bind.startswith(_UNIX) else None
+        tunnels = self._tunnels if settings.mode == "forward" else None
+        take = serving(lambda: WorkloadConnection(self._pep, self._entry, tunnels, uids))
+        refusal = REFUSAL
         try:
-            if bind.startswith(_UNIX):
-                path = Path(bind.removeprefix(_UNIX))
-                self._server = await loop.create_unix_server(
-                    self._connection(frozenset(self._settings.uids)),
-                    sock=_unix_socket(path, int(self._settings.socket_mode, 8)),
-                    backlog=_BACKLOG,
-                )
-                found, port = str(path), 0
-            elif self._settings.mode == "transparent":
-                found, port = address(bind)
-                self._server = TransparentServer(self._pep, self._tunnels)
-                port = await self._server.start(found, port)
+            if uids is not None:
+                found, port = settings.bind.removeprefix(_UNIX), 0
+                sockets = [_unix_socket(Path(found), int(settings.socket_mode, 8))]
             else:
-                found, port = address(bind)
-                self._server = await loop.create_server(
-                    self._connection(None), found, port, backlog=_BACKLOG
-                )
-                port = self._server.sockets[0].getsockname()[1]
+                found, port = address(settings.bind)
+                sockets = await listening_sockets(found, port)
+                port = sockets[0].getsockname()[1]
+            if settings.mode == "transparent":
+                self._transparent = TransparentServer(self._pep, self._tunnels)
+                take, refusal = self._transparent.take, b""  # it may speak TLS
         except OSError as error:
-            raise ConfigError(f"{self._where}.bind: {bind}: {error.strerror or error}") from error
-        Log("listener").info("listening", listener=self._settings.mode, address=found, port=port)
-
-    def _connection(self, uids: frozenset[int] | None) -> type[asyncio.Protocol]:
-        tunnels = self._tunnels if self._settings.mode == "forward" else None
-
-        def make() -> WorkloadConnection:
-            return WorkloadConnection(self._pep, self._entry, tunnels, uids)
-
-        return cast("type[asyncio.Protocol]", make)
+            raise ConfigError(
+                f"{self._where}.bind: {settings.bind}: {error.strerror or error}"
+            ) from error
+        self._acceptor = Acceptor(
+            sockets, take, self._pep.capacity, most=settings.connections, refusal=refusal
+        )
+        self._acceptor.start()
+        Log("listener").info("listening", listener=settings.mode, address=found, port=port)
 
     def refresh(self) -> None:
         """Look at what may change while it is open: the callers' token."""
@@ -84,10 +83,13 @@ class Listener:
 
     def close(self) -> None:
         """Take no further connections. A Unix socket's file goes with it."""
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is None:
+            return
+        self._acceptor.close()
+        if self._transparent is not None:
+            self._transparent.close()
         bind = self._settings.bind
-        if self._server is not None and bind.startswith(_UNIX):
+        if bind.startswith(_UNIX):
             Path(bind.removeprefix(_UNIX)).unlink(missing_ok=True)
 
 
@@ -109,8 +111,8 @@ def _unix_socket(path: Path, mode: int) -> socket.socket:
         # Nobody can connect between bind and chmod: there is no listen yet (unix(7)).
         sock.bind(str(path))
         path.chmod(mode)
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
-    sock.setblocking(False)
     return sock

@@ -15,7 +15,6 @@ machine. The host is resolved anew, here, and its addresses are checked like all
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import sys
 from typing import TYPE_CHECKING, Final, cast
@@ -37,14 +36,6 @@ from valetkey.proxy.intercept.unread import Unread
 if TYPE_CHECKING:
     from valetkey.proxy.pep import EnforcementPoint
 
-_BACKLOG: Final = 1024
-# accept(2): it was this one connection that failed. Where it is the process or the machine (EMFILE,
-# ENOMEM, …), trying again at once is of no use.
-_OF_THE_CONNECTION: Final = frozenset({
-    errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
-})  # fmt: skip
-_REST: Final = 1.0
 _PAUSE: Final = 0.05
 _ESTABLISHED: Final = 1  # linux/tcp.h: the first byte of struct tcp_info is the state
 
@@ -52,54 +43,32 @@ Peer = tuple[str, int]
 
 
 class TransparentServer:
-    """Accepts on some sockets, from `start` to `close`."""
+    """Takes accepted connections until `close`. Raises `OSError` where there is no such mode."""
 
     def __init__(self, pep: EnforcementPoint, tunnels: Tunnels) -> None:
+        if not sys.platform.startswith("linux"):
+            raise OSError("transparent mode needs Linux, whose kernel tells where connections went")
         self._pep = pep
         self._tunnels = tunnels
         self._log = Log("transparent")
         self._loop = asyncio.get_running_loop()
-        self._listening: dict[asyncio.Task[None], socket.socket] = {}
         self._arriving: set[asyncio.Task[None]] = set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen on each address that ``host`` means. Returns the port. Raises `OSError`."""
-        if not sys.platform.startswith("linux"):
-            raise OSError("transparent mode needs Linux, whose kernel tells where connections went")
-        found = await self._loop.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        bound = port
-        for family, name in dict.fromkeys((entry[0], entry[4]) for entry in found):
-            listener = socket.create_server(name[:2], family=family, backlog=_BACKLOG)
-            listener.setblocking(False)
-            bound = bound or listener.getsockname()[1]
-            self._listening[self._loop.create_task(self._accept(listener))] = listener
-        return bound
+    def take(self, sock: socket.socket) -> None:
+        """A connection that was accepted, and of which nothing was read."""
+        try:
+            peer = sock.getpeername()[:2]
+        except OSError:
+            sock.close()  # it has left
+            return
+        task = self._loop.create_task(self._arrive(sock, peer))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
 
     def close(self) -> None:
-        """Take no further connections, and let go of those that have not said what they want."""
-        for task, listener in self._listening.items():
-            task.cancel()
-            listener.close()
+        """Let go of connections that have not said what they want."""
         for task in list(self._arriving):
             task.cancel()
-
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                sock, peer = await self._loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno not in _OF_THE_CONNECTION:
-                    self._log.error("accept_failed", reason=error.strerror or "")
-                    await asyncio.sleep(_REST)
-                continue
-            if not self._pep.has_room():
-                sock.close()
-                continue
-            task = self._loop.create_task(self._arrive(sock, peer[:2]))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
 
     async def _arrive(self, sock: socket.socket, peer: Peer) -> None:
         """Find out what the client wants, and hand its connection on."""

@@ -34,6 +34,7 @@ from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.limits import Capacity, LimitHits
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.settings import ProxySettings
@@ -125,9 +126,11 @@ class Stand:
         self.recorder = Recorder(self.spool, "agent-0")
         self.cache = CredentialCache(10)
         self.turn = Turn()
+        capacity = Capacity(LimitHits(), descriptors=1024, in_use=16)
         self.pep = EnforcementPoint(
             self.snapshot, self.identity, self.cache, None, key, self.spool, self.recorder,
-            Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver()),
+            Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver(), capacity),
+            capacity,
         )  # fmt: skip
         self.tail = SegmentTail.open(self.spool.current_path)
         self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)

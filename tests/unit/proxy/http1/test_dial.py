@@ -25,6 +25,7 @@ from valetkey.proxy.core.addresses import parse_nat64, parse_networks
 from valetkey.proxy.http1 import dial
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.resolver import Resolver
+from valetkey.proxy.limits import Capacity, LimitHits
 
 LOOPBACK = parse_networks(["127.0.0.0/8", "::1/128"])
 SOON = 5.0
@@ -35,6 +36,10 @@ def place(text: str) -> tuple[Any, ...]:
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     sockaddr = (text, 0, 0, 0) if ":" in text else (text, 0)
     return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", sockaddr
+
+
+def capacity(descriptors: int = 1 << 20) -> Capacity:
+    return Capacity(LimitHits(), descriptors=descriptors, in_use=0)
 
 
 class Names:
@@ -132,7 +137,7 @@ def run() -> Run:
 async def reach(
     names: Names, host: str, port: int, *, seconds: float = SOON, nat64: Any = None, **more: Any
 ) -> Arrived:
-    dialler = Dialler(Resolver(names))
+    dialler = Dialler(Resolver(names), capacity())
     dialler.use_nat64(nat64)
     more.setdefault("allowed", LOOPBACK)
     arrived: Arrived = await dialler.dial(Arrived, host, port, seconds=seconds, **more)
@@ -197,7 +202,7 @@ def test_a_name_is_judged_anew_each_time_it_is_dialled(run: Run) -> None:
     async def main() -> None:
         async with server() as port:
             names = Names(a_example=["127.0.0.1"])
-            dialler = Dialler(Resolver(names))
+            dialler = Dialler(Resolver(names), capacity())
             first = await dialler.dial(Arrived, "a.example", port, allowed=LOOPBACK, seconds=SOON)
             await first.close()
             await refused(
@@ -219,7 +224,7 @@ def test_the_address_that_was_judged_is_dialled_though_the_name_moves_on(run: Ru
             def lookup(_host: str, _port: None, _family: int, _kind: int) -> list[tuple[Any, ...]]:
                 return [place(text) for text in next(answers)]
 
-            dialler = Dialler(Resolver(lookup))
+            dialler = Dialler(Resolver(lookup), capacity())
             arrived = await dialler.dial(
                 Arrived, "a.example", port, allowed=parse_networks(["127.0.0.1/32"]), seconds=SOON
             )
@@ -356,7 +361,7 @@ def test_a_resolver_that_hangs_ends_with_the_time_limit(run: Run) -> None:
 
     async def main() -> None:
         try:
-            dialler = Dialler(Resolver(lookup))
+            dialler = Dialler(Resolver(lookup), capacity())
             await refused(
                 codes.TARGET_UNREACHABLE,
                 "resolving the name took too long",
@@ -530,7 +535,7 @@ def test_giving_up_while_the_loop_takes_the_socket_closes_it_once(run: Run) -> N
         async with server() as port:
             for turns in range(12):
                 names = Names(a_example=["127.0.0.1"])
-                dialler = Dialler(Resolver(names))
+                dialler = Dialler(Resolver(names), capacity())
                 await dialler._resolver.resolve("a.example")
                 task = asyncio.ensure_future(
                     dialler.dial(Arrived, "a.example", port, allowed=LOOPBACK, seconds=SOON)
@@ -562,7 +567,7 @@ def judged(answers: dict[str, Any], host: str, **more: Any) -> tuple[list[str], 
     """Addresses that would be dialled, and names that were asked for."""
     names = Names()
     names.answers = answers
-    dialler = Dialler(Resolver(names))
+    dialler = Dialler(Resolver(names), capacity())
     dialler.use_nat64(more.get("nat64"))
 
     async def main() -> list[str]:
@@ -611,7 +616,7 @@ def test_what_was_found_is_kept_and_outlives_a_failure(monkeypatch: pytest.Monke
     monkeypatch.setattr("valetkey.proxy.http1.resolver._FRESH", 0.0)
     names = Names()
     names.answers = {"a.example": [PRIVATE], "ipv4only.arpa": IPV4ONLY}
-    dialler = Dialler(Resolver(names))
+    dialler = Dialler(Resolver(names), capacity())
 
     async def main() -> None:
         for _ in range(2):
