@@ -52,7 +52,7 @@ async def rechecks(fleet, result):
 
 
 async def test_streams_live_on_while_they_are_granted_and_no_longer(fleet):
-    """Through three lifetimes of their credentials, and then the grant is taken away."""
+    """Beyond the lifetimes of their credentials, until the grant is taken away."""
 
     async def slow(_request):
         await asyncio.sleep(30)
@@ -72,13 +72,13 @@ async def test_streams_live_on_while_they_are_granted_and_no_longer(fleet):
             )
         ]
         poll = asyncio.ensure_future(fleet.call("/api/poll"))
-        while time.monotonic() - begun < 2.5 * TTL:
+        while time.monotonic() - begun < 2 * TTL:
             await flows(last, source)
             await asyncio.sleep(0.1)
         await is_cut(user, 1)  # with the user's own token, which a credential can't outlive
         assert (await outcome(fleet, "/api/user"))["code"] == "subject.invalid"
         permitted = await rechecks(fleet, "permitted")
-        assert permitted >= 8  # four streams, two or three times each
+        assert permitted >= 6  # three streams twice, and that of the user
         # Three keys, each with its first exchange; streams of one key share the later ones.
         assert await fleet.metric("valetkey_exchanges_total", result="ok") < permitted + 3
         fleet.grant("t:write")
@@ -90,7 +90,7 @@ async def test_streams_live_on_while_they_are_granted_and_no_longer(fleet):
         for path in ("/api/last", "/api/same", "/once/long"):
             ended = await outcome(fleet, path)
             assert (ended["outcome"], ended["code"], ended["status"]) == ("cut", "grant.scope", 200)
-            assert ended["stream"]["rechecks"] >= 2
+            assert ended["stream"]["rechecks"] >= 1
             assert ended["stream"]["jti"]
         assert (await outcome(fleet, "/api/poll"))["outcome"] == "denied"
         assert await rechecks(fleet, "grant.scope") == 4
@@ -113,7 +113,7 @@ async def test_without_a_broker_a_stream_ends_with_its_credential_and_not_before
         await fleet.until(postponed, "asked in vain")
         await flows(response, source)
         await is_cut(response, TTL)
-        assert TTL * 0.8 < time.monotonic() - begun < TTL + 0.2
+        assert TTL * 0.8 < time.monotonic() - begun < TTL + 1  # a busy machine may be late
         ended = await outcome(fleet, "/api/long")
         assert (ended["outcome"], ended["code"]) == ("cut", "broker.unavailable")
 

@@ -35,7 +35,7 @@ def sidecar(wire_world: World, session_upstream: Recording) -> Iterator[Sidecar]
             whole("plain"),
         ],
         listeners=[{"bind": "127.0.0.1:0", "target": "up"}, {"bind": "127.0.0.1:0"}],
-        timeouts={"stall": "2s", "first_byte": "2s"},
+        timeouts={"stall": "1s", "first_byte": "2s"},
     )
     yield made
     assert made.defects() == []
