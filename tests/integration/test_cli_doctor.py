@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import ssl
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import trustme
 
 from tests.support.canaries import CANARIES
-from tests.support.clients import BIN, needs_clients
+from tests.support.clients import BIN, needs_clients, without_ambient
 from tests.support.recording import Recording
 from tests.support.sidecar import Sidecar, World, free_port, target, whole
 
@@ -30,13 +29,6 @@ pytestmark = [
 
 TOKEN = "caller-token-0123456789abcdef"
 FORWARD, GUARDED, REVERSE = range(3)
-# What a developer's shell may have set, and what would decide these tests in its place.
-AMBIENT = re.compile(
-    r"(https?|all|no)_proxy|.*_CA_BUNDLE|SSL_CERT_.*|NODE_.*|GIT_SSL_.*|J.*_OPTIONS|VALETKEY_.*|GIT_CONFIG.*",
-    re.IGNORECASE,
-)
-
-
 _PROGRAMS = {"python": "python3"}
 
 
@@ -81,7 +73,6 @@ class Site:
 
     def doctor(self, environ: dict[str, str], *arguments: str, ca: bool = True) -> Seen:
         """The command as a program of its own, with nothing of this shell's but the paths."""
-        kept = {key: each for key, each in os.environ.items() if not AMBIENT.fullmatch(key)}
         done = subprocess.run(
             (
                 sys.executable, "-m", "valetkey.cli", "doctor", "--json",
@@ -90,7 +81,7 @@ class Site:
                 *arguments,
             ),
             env={
-                **kept,
+                **without_ambient(),
                 # The Python that has clients to be asked; no settings of git's but the tests'.
                 "PATH": f"{BIN}:{os.environ['PATH']}",
                 "GIT_CONFIG_GLOBAL": os.devnull,

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,7 +25,13 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 import trustme
 
-from tests.support.clients import NODE_MODULES, PYTHON, needs_clients
+from tests.support.clients import (
+    NODE_MODULES,
+    PYTHON,
+    needs_clients,
+    upstream_name,
+    without_ambient,
+)
 from tests.support.httpbin import Httpbin
 from tests.support.sidecar import Sidecar, World, target, whole
 from valetkey.contracts.events import TYPE_DECISION, TYPE_OUTCOME
@@ -38,11 +43,6 @@ PROGRAMS: Final = Path(__file__).parent / "clients"
 TEXT: Final = "hé ✓ & = + % \r\n--x\r\n"
 LARGE: Final = "0123456789abcdef" * 20_000
 BASIC: Final = "Basic " + base64.b64encode(b"someone:of-their-own").decode()
-# What a developer's shell may have set, and what would decide these tests in its place.
-AMBIENT: Final = re.compile(
-    r"(https?|all|no)_proxy|.*_CA_BUNDLE|SSL_CERT_.*|NODE_.*|J.*_OPTIONS|VALETKEY_.*", re.IGNORECASE
-)
-
 # name, method, path, and what else the call has: headers, and one kind of body.
 CALLS: Final[list[tuple[str, str, str, dict[str, Any]]]] = [
     ("query", "GET", "/get?a=1&b=%C3%A9&c=a+b&c=2&d", {"headers": {"X-Seen": "a,  b"}}),
@@ -141,9 +141,8 @@ class Site:
 
     def run(self, argv: list[str], mode: Mode, stdin: str, **more: str) -> str:
         """A client's program, with the variables of the mode and no others of the kind."""
-        kept = {key: each for key, each in os.environ.items() if not AMBIENT.fullmatch(key)}
         done = subprocess.run(
-            argv, input=stdin, env={**kept, **mode.environ, **more}, capture_output=True,
+            argv, input=stdin, env={**without_ambient(), **mode.environ, **more}, capture_output=True,
             text=True, timeout=100, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{argv[0]}: {done.stderr[-2000:]}"
@@ -321,17 +320,6 @@ _NEEDS: Final = {"curl": "curl", "node": "node", "go": "go", "java": "javac"}
 
 
 # --- site -----------------------------------------------------------------------------------------
-
-
-def upstream_name() -> tuple[str, str]:
-    """A name of this machine that is not localhost, and its address: Go and Java call localhost
-    directly whatever the variables say.
-    """
-    name = socket.gethostname().lower()
-    try:
-        return name, socket.gethostbyname(name)
-    except OSError:
-        pytest.skip(f"this machine's name ({name}) leads to no address")
 
 
 @pytest.fixture(scope="module")

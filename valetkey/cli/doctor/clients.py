@@ -29,9 +29,10 @@ CLIENTS: Final = (
     ),
     Client(
         "Python aiohttp",
-        "ignored without trust_env=True",
+        "ignored without trust_env=True; for WebSockets ws_proxy and wss_proxy alone count",
         "SSL_CERT_FILE, SSL_CERT_DIR",
-        "ClientSession(trust_env=True)",
+        "ClientSession(trust_env=True); for WebSockets export wss_proxy (by ws:// it asks for what "
+        "no proxy knows: reverse mode)",
     ),
     Client(
         "Python urllib3",
