@@ -201,6 +201,28 @@ def test_one_connection_of_the_workload_is_one_of_the_sidecar(site: Site) -> Non
     }
 
 
+def test_the_doctor_sees_which_way_calls_take(site: Site) -> None:
+    """By `Via`: the workload's go through the sidecar, those of a user without rules around it."""
+    code = (
+        "import os,sys;from valetkey.cli.main import main\n"
+        "for n in list(os.environ):\n"
+        "    if n.lower().endswith('_proxy'): del os.environ[n]\n"
+        "os.environ['CURL_CA_BUNDLE']=sys.argv[1]\n"
+        "main(['doctor','--json','--transparent','--no-admin','--runtime','curl','--ca-file',"
+        "*sys.argv[1:]])"
+    )
+    urls = ("--url", f"https://{TICKETS}/doctor", "--url", f"http://{NOTES}/doctor")
+    for uid, outcomes, status in (
+        (WORKLOAD_UID, ["through", "through"], 0),
+        (0, ["untrusted", "elsewhere"], 1),
+    ):
+        done = site.pod.run(
+            sys.executable, "-c", code, str(site.trust), *urls, uid=uid, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert [call["outcome"] for call in json.loads(done.stdout)["calls"]] == outcomes
+
+
 def test_other_clients(site: Site) -> None:
     code = (
         "import ssl,sys,urllib.request\n"

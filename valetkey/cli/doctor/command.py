@@ -33,13 +33,23 @@ _RUNTIMES: Final = ("curl", "git", "python", "node", "java", "go")
 )
 @click.option("--admin", metavar="URL", help="Its admin port. [default: http://127.0.0.1:7071]")
 @click.option("--no-admin", is_flag=True, help="Do not ask the admin port.")
-@click.option("--ca-file", type=_FILE, help="The interception CA's certificate (PEM).")
+@click.option(
+    "--ca-file",
+    # One that is not there is a finding, not a mistake in usage.
+    type=click.Path(readable=False, path_type=Path),
+    help="The interception CA's certificate (PEM).",
+)
 @click.option(
     "--url",
     "urls",
     metavar="URL",
     multiple=True,
     help="Call this instead of a host that the sidecar answers for itself. It may reach a target.",
+)
+@click.option(
+    "--transparent",
+    is_flag=True,
+    help="Calls are led to the sidecar by the kernel: look for no proxy. Needs --url.",
 )
 @click.option(
     "--runtime",
@@ -65,6 +75,7 @@ def doctor(
     no_admin: bool,
     ca_file: Path | None,
     urls: tuple[str, ...],
+    transparent: bool,
     names: tuple[str, ...],
     no_calls: bool,
     timeout: float,
@@ -76,13 +87,18 @@ def doctor(
 
     if admin and no_admin:
         raise click.UsageError("--admin and --no-admin exclude each other")
+    if transparent and (proxies or not urls):
+        raise click.UsageError("--transparent needs --url, and no --proxy")
     try:
         plan = examine.Plan(
-            where=_where(config, proxies, "" if no_admin else admin, ca_file),
+            where=_where(
+                config, proxies, "" if no_admin else admin, ca_file, transparent=transparent
+            ),
             urls=urls or examine.DEFAULT_URLS,
             names=names or _RUNTIMES,
             make_calls=not no_calls,
             timeout=timeout,
+            transparent=transparent,
         )
         for url in plan.urls:
             where.host_of(url)
@@ -98,14 +114,21 @@ def doctor(
 
 
 def _where(
-    config: Path | None, proxies: tuple[str, ...], admin: str | None, ca_file: Path | None
+    config: Path | None,
+    proxies: tuple[str, ...],
+    admin: str | None,
+    ca_file: Path | None,
+    *,
+    transparent: bool,
 ) -> Where:
     """Settings, with what options say in place of them."""
     import dataclasses
 
     from valetkey.cli.doctor import where
 
-    known = where.from_settings(config, os.environ) if config else where.Where()
+    known = where.Where()
+    if config:
+        known = where.from_settings(config, os.environ, transparent=transparent)
     if proxies:
         listeners = where.listeners_said(proxies)
         known = dataclasses.replace(known, listeners=listeners, stated=True)

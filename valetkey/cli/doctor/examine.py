@@ -33,13 +33,18 @@ _PATIENCE: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to examine. ``timeout``: seconds for each live call."""
+    """What to examine. ``timeout``: seconds for each live call.
+
+    ``transparent``: the kernel leads calls to the sidecar, so there is no proxy to look for, and
+    ``urls`` are of hosts that can be resolved.
+    """
 
     where: Where
     urls: tuple[str, ...] = DEFAULT_URLS
     names: tuple[str, ...] = runtimes.NAMES
     make_calls: bool = True
     timeout: float = 10.0
+    transparent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +69,25 @@ def examine(plan: Plan, environ: Mapping[str, str], now: dt.datetime) -> Report:
     where = plan.where
     found: list[Finding] = []
     given = Variables.of(environ)
-    hosts = (*where.hosts, *(host_of(url) for url in plan.urls))
-
+    present = runtimes.find(plan.names)
     authority, about_ca = read_authority(where.ca_file, now)
-    listeners = _ask(given, where, where.ca_file if authority else None)
-    sidecars = choose(where, listeners)
-    found += variables.judge(given, sidecars=sidecars, hosts=hosts, cgi="REQUEST_METHOD" in environ)
+
+    listeners: dict[Endpoint, Listener] = {}
+    sidecars: tuple[Endpoint, ...] = ()
+    if not plan.transparent:
+        listeners = _ask(given, where, where.ca_file if authority else None)
+        sidecars = choose(where, listeners)
+        found += _about_the_way(plan, given, environ, present, sidecars)
+        for endpoint, variable in to_judge(given, sidecars).items():
+            found += sidecar.judge_listener(endpoint, variable, listeners[endpoint])
+    found += [
+        findings.RUNTIME_UNUSABLE.found(f"{each.name} {each.executable}", each.trouble)
+        for each in present
+        if each.trouble
+    ]
     if where.admin:
         found += sidecar.judge_admin(where.admin, sidecar.ask_admin(where.admin, timeout=_PATIENCE))
-    for endpoint, variable in to_judge(given, sidecars).items():
-        found += sidecar.judge_listener(endpoint, variable, listeners[endpoint])
     found += about_ca
-
-    present = runtimes.find(plan.names)
-    for runtime in present:
-        found += own_rules.judge(
-            runtime, environ, sidecars=sidecars, hosts=hosts, files=where.files
-        )
     found += trust.verification_off(present, environ)
     stores = [store for runtime in present for store in trust.stores(runtime, environ, where.files)]
     if authority is not None:
@@ -105,6 +112,24 @@ def examine(plan: Plan, environ: Mapping[str, str], now: dt.datetime) -> Report:
     return Report(
         given, sidecars, listeners, authority, tuple(present), tuple(judged), tuple(found)
     )
+
+
+def _about_the_way(
+    plan: Plan,
+    given: Variables,
+    environ: Mapping[str, str],
+    present: Sequence[Runtime],
+    sidecars: Sequence[Endpoint],
+) -> list[Finding]:
+    """What is wrong with the variables, and with what runtimes have in their place."""
+    hosts = (*plan.where.hosts, *(host_of(url) for url in plan.urls))
+    cgi = "REQUEST_METHOD" in environ
+    found = variables.judge(given, sidecars=sidecars, hosts=hosts, cgi=cgi)
+    for runtime in present:
+        found += own_rules.judge(
+            runtime, environ, sidecars=sidecars, hosts=hosts, files=plan.where.files
+        )
+    return found
 
 
 def read_authority(file: Path | None, now: dt.datetime) -> tuple[Authority | None, list[Finding]]:

@@ -283,7 +283,7 @@ CALL_UNREACHABLE: Final = _kind(
 CALL_ELSEWHERE: Final = _kind(
     "call_elsewhere",
     "A client got an answer that is not the sidecar's.",
-    "Correct the proxy variables of these clients; see the table of clients",
+    "Correct the proxy variables of these clients (in transparent mode: the rules for this user)",
 )
 CALL_TIMEOUT: Final = _kind(
     "call_timeout",

@@ -30,9 +30,7 @@ def judge(
 ) -> list[Finding]:
     """What is wrong with a runtime's own proxy settings."""
     if runtime.trouble:
-        return [
-            findings.RUNTIME_UNUSABLE.found(f"{runtime.name} {runtime.executable}", runtime.trouble)
-        ]
+        return []
     match runtime.name:
         case "node":
             return list(_node(runtime, environ))

@@ -64,19 +64,22 @@ def host_of(url: str) -> Host:
     return Host(parts.hostname, port)
 
 
-def from_settings(file: Path, environ: Mapping[str, str]) -> Where:
-    """What a sidecar's settings say. Raises `ConfigError`."""
+def from_settings(file: Path, environ: Mapping[str, str], *, transparent: bool = False) -> Where:
+    """What a sidecar's settings say; without ``transparent`` there must be a forward listener.
+
+    Raises `ConfigError`.
+    """
     loaded = settings.load(ProxySettings, file, program="proxy", environ=environ)
     listeners = tuple(
         endpoint_of(*address(listener.bind))
         for listener in loaded.listeners
         if listener.mode == "forward" and not listener.bind.startswith("unix:")
     )
-    if not listeners:
+    if not listeners and not transparent:
         raise ConfigError(f"{file}: listeners: none of mode: forward at an address")
     interception = loaded.interception
     return Where(
-        listeners=listeners,
+        listeners=listeners or (DEFAULT_LISTENER,),
         stated=True,
         admin=endpoint_of(*address(loaded.admin.bind)).url,
         ca_file=interception.certificate_file if interception else None,

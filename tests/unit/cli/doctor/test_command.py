@@ -135,8 +135,7 @@ def test_without_options(doctor: Any) -> None:
 
 
 def test_options(doctor: Any, tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text("x")
+    ca = tmp_path / "ca.pem"  # which is not there: a finding, not a mistake in usage
     _, plan = doctor(
         "--proxy", "http://127.0.0.1:1", "--proxy", "127.0.0.1:2", "--admin", "http://h:3",
         "--ca-file", ca, "--url", "https://api.example/x", "--runtime", "git", "--runtime", "go",
@@ -170,7 +169,21 @@ def test_settings_with_options_in_place_of_some(doctor: Any, tmp_path: Path) -> 
     assert plan.where.hosts
 
 
+def test_transparent_mode(doctor: Any, tmp_path: Path) -> None:
+    file = tmp_path / "proxy.yaml"
+    file.write_text(json.dumps(tree(listeners=[{"bind": "127.0.0.1:7073", "mode": "transparent"}])))
+    _, plan = doctor("--transparent", "--url", "http://api.example/", "--config", file)
+    assert plan is not None
+    assert (plan.transparent, plan.urls) == (True, ("http://api.example/",))
+
+
 USAGE = [
+    ("nothing to call", ("--transparent",), "--transparent needs --url"),
+    (
+        "a proxy in transparent mode",
+        ("--transparent", "--url", "http://h", "--proxy", "http://h:1"),
+        "no --proxy",
+    ),
     ("no such file", ("--config", "/nowhere"), "does not exist"),
     ("no settings", ("--config", "pyproject.toml"), "not YAML"),
     ("no URL", ("--url", "api.example"), "valetkey: api.example: not an http(s) URL"),

@@ -232,16 +232,35 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_good_environment(proxy: Recording, path: Path) -> None:
+@pytest.fixture
+def curl(path: Path) -> Path:
     """A curl that goes through, by what it prints."""
-    curl = path / "curl"
+    file = path / "curl"
     body = problem.render(codes.TARGET_NO_MATCH).decode()
-    curl.write_text(
+    file.write_text(
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo "curl 8.1.0"; exit; fi\n'
         f"printf 'HTTP/1.1 403 x\\r\\nContent-Type: {problem.CONTENT_TYPE}\\r\\n\\r\\n%s' '{body}'\n"
     )
-    curl.chmod(0o755)
+    file.chmod(0o755)
+    return file
+
+
+def test_transparent_mode_has_no_proxy_to_look_for(curl: Path) -> None:
+    plan = Plan(Where(admin=""), urls=("http://api.example/",), transparent=True)
+    report = examine(plan, {}, NOW)
+    assert report.is_good
+    assert [each.outcome for each in report.calls] == ["through"]
+    assert (report.sidecars, report.listeners) == ((), {})
+    curl.write_text("#!/bin/sh\nexit 3\n")
+    report = examine(plan, {}, NOW)
+    assert [each.kind for each in report.findings] == [
+        findings.RUNTIME_UNUSABLE,
+        findings.CA_UNKNOWN,
+    ]
+
+
+def test_a_good_environment(proxy: Recording, curl: Path) -> None:
     proxy.replies(proxy.answer, then="close")
     proxy.replies(b"HTTP/1.1 200 x\r\n\r\n", then="close")
     environ = dict.fromkeys(("http_proxy", "https_proxy"), f"http://127.0.0.1:{proxy.port}")
@@ -264,8 +283,8 @@ def test_a_bare_environment(path: Path) -> None:
     assert [each.kind for each in report.findings] == [
         findings.PROXY_UNSET,
         findings.REQUEST_METHOD_SET,
-        findings.ADMIN_UNREACHABLE,
         findings.LISTENER_UNREACHABLE,
+        findings.ADMIN_UNREACHABLE,
         findings.CA_UNREADABLE,
     ]
     assert report.calls == ()

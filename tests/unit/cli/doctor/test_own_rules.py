@@ -66,7 +66,7 @@ CASES = [
     ("git by SOCKS", git(proxy="socks5://127.0.0.1:7072"), {}, ["git_proxy_elsewhere"]),
     ("git without", git(proxy=""), {}, ["git_proxy_elsewhere"]),
     ("curl", Runtime("curl", "/c", "8.0"), {}, []),
-    ("one that does not run", Runtime("go", "/go", "", "exit status 2"), {}, ["runtime_unusable"]),
+    ("one that does not run", Runtime("node", "/n", "", "exit status 2"), {}, []),
 ]  # fmt: skip
 
 

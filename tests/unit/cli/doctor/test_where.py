@@ -58,6 +58,11 @@ def test_settings_without_interception(tmp_path: Path) -> None:
     assert where.files == Files("BUNDLE_FILE", "CA_FILE", "TRUSTSTORE_FILE", "changeit")
 
 
+def test_settings_for_transparent_mode_need_none(tmp_path: Path) -> None:
+    file = settings(tmp_path, listeners=[{"bind": "127.0.0.1:7073", "mode": "transparent"}])
+    assert Host("pay.example.com", 8443) in from_settings(file, {}, transparent=True).hosts
+
+
 @pytest.mark.parametrize(
     "listeners",
     [[{"bind": "127.0.0.1:7070"}], [{"bind": "unix:/run/proxy.sock", "mode": "forward"}]],
