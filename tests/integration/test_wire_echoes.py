@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support.canaries import CANARIES
 from tests.support.recording import Recording, Wire
-from tests.support.sidecar import BOUND, Answer, Sidecar, World, target
+from tests.support.sidecar import BOUND, Answer, Sidecar, World, target, whole
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -32,7 +34,10 @@ def sidecar(wire_world: World, session_upstream: Recording) -> Iterator[Sidecar]
             "dpop": target(url, prefix="/dpop", audience=BOUND, credential={"kind": "dpop"}),
             "cookies": target(url, prefix="/cookies", pass_headers=["Cookie"]),
             "challenged": target(url, prefix="/challenged"),
+            "scrubbed": target(url, prefix="/scrubbed"),
         },
+        routes=[whole(name) for name in ("bearer", "header", "dpop", "cookies", "challenged")]
+        + [whole("scrubbed", scrub_answers=True)],
     )
     yield made
     assert made.defects() == []
@@ -206,3 +211,159 @@ def test_a_bad_answer_tells_nothing_of_itself(sidecar: Sidecar, upstream: Record
         json.loads(answer.body)["detail"]
         == "The target's answer is not well-formed HTTP/1.1 (RFC 9112)."
     )
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+FRAMINGS = ["sized", "chunked", "unframed"]
+
+
+def framed(framing: str, pieces: list[bytes]) -> list[bytes]:
+    """An answer whose body comes in these pieces."""
+    if framing == "chunked":
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
+        return [head, *chunks, b"0\r\n\r\n"]
+    length = b"Content-Length: %d\r\n" % sum(map(len, pieces)) if framing == "sized" else b""
+    return [b"HTTP/1.1 200 OK\r\n" + length + b"\r\n", *pieces]
+
+
+def echoing_body(upstream: Recording, framing: str, cuts: list[int], *, times: int = 1) -> None:
+    """Script: the credential in a body that is cut so many bytes into it."""
+
+    def run(wire: Wire) -> None:
+        head, _ = wire.request()
+        token = token_of(head).encode()
+        text = (b"<pre>you sent: " + token + b"</pre>") * times
+        places = [0, *(15 + cut for cut in cuts), len(text)]
+        pieces = [text[a:b] for a, b in pairwise(places)]
+        for piece in framed(framing, pieces):
+            wire.send(piece)
+            time.sleep(0.005)
+        if framing == "unframed":
+            wire.close()
+
+    upstream.script(run)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("cuts", [[], [0], [1], [40], [3, 4, 90], [-3]], ids=str)
+def test_an_echo_in_a_body_is_overwritten(
+    framing: str, cuts: list[int], sidecar: Sidecar, upstream: Recording
+) -> None:
+    echoing_body(upstream, framing, cuts)
+    answer = sidecar.ask(get("/scrubbed/a"))
+    body = answer.body.decode()
+    stars = body.count("*")
+    assert stars > 100
+    assert body == "<pre>you sent: " + "*" * stars + "</pre>"
+    assert outcome(sidecar) == {"scrubbed": ["body"]}
+
+
+def test_every_echo_in_a_body_is_overwritten(sidecar: Sidecar, upstream: Recording) -> None:
+    echoing_body(upstream, "sized", [], times=300)
+    body = sidecar.ask(get("/scrubbed/a")).body
+    assert body.count(b"<pre>you sent: ***") == 300
+    assert set(body) == set(b"<pre>you sent: *</pre>")
+
+
+def test_elsewhere_bodies_are_not_looked_at(sidecar: Sidecar, upstream: Recording) -> None:
+    echoing_body(upstream, "sized", [])
+    assert b"*" not in sidecar.ask(get("/bearer/a")).body
+    assert outcome(sidecar) == {}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_a_body_without_an_echo_is_as_it_was(
+    framing: str, sidecar: Sidecar, upstream: Recording
+) -> None:
+    """Also where it ends with what could have been the beginning of one."""
+    body = bytes(range(256)) * 2000 + b"eyJ"
+
+    def run(wire: Wire) -> None:
+        wire.request()
+        for piece in framed(framing, [body[:100_000], body[100_000:]]):
+            wire.send(piece)
+        if framing == "unframed":
+            wire.close()
+
+    upstream.script(run)
+    answer = sidecar.ask(get("/scrubbed/a"))
+    assert answer.body == body
+    assert outcome(sidecar) == {}
+
+
+def test_what_could_not_be_read_is_not_asked_for(sidecar: Sidecar, upstream: Recording) -> None:
+    lines = ["Accept-Encoding: gzip, br", "Range: bytes=0-9", "If-Range: x", "Accept: text/html"]
+    assert sidecar.ask(get("/scrubbed/a", *lines)).body == b"ok"
+    request = upstream.requests[-1]
+    assert request.values("accept-encoding") == ["identity"]
+    assert (request.values("range"), request.values("if-range")) == ([], [])
+    assert request.values("accept") == ["text/html"]
+    assert sidecar.ask(get("/bearer/a", *lines)).body == b"ok"
+    assert upstream.requests[-1].values("accept-encoding") == ["gzip, br"]
+
+
+UNREADABLE = [
+    "Content-Encoding: gzip",
+    "Content-Encoding: identity, br",
+    "Content-Range: bytes 0-1/9",
+]
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
+def test_what_can_not_be_read_is_refused(line: str, sidecar: Sidecar, upstream: Recording) -> None:
+    raw = f"HTTP/1.1 200 OK\r\n{line}\r\nContent-Length: 2\r\n\r\nok".encode()
+    upstream.replies(raw)
+    answer = sidecar.ask(get("/scrubbed/a"))
+    assert (answer.code, answer.status) == ("target.encoded", 502)
+    assert outcome(sidecar) == {"code": "target.encoded"}
+    upstream.replies(raw)
+    assert sidecar.ask(get("/bearer/a")).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 304 Not Modified\r\nContent-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\nContent-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nContent-Length: 2\r\n\r\nok",
+    ],
+)
+def test_what_holds_nothing_encoded_goes_on(
+    raw: bytes, sidecar: Sidecar, upstream: Recording
+) -> None:
+    upstream.replies(raw)
+    assert str(sidecar.ask(get("/scrubbed/a")).status).encode() == raw[9:12]
+
+
+def test_events_are_not_delayed_by_the_search(sidecar: Sidecar, upstream: Recording) -> None:
+    go = threading.Event()
+
+    def run(wire: Wire) -> None:
+        head, _ = wire.request()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        assert go.wait(5)
+        wire.send(b"data: " + token_of(head).encode() + b"\n\n")
+        wire.close()
+
+    upstream.script(run)
+    with sidecar.open() as client:
+        client.send(get("/scrubbed/a"))
+        assert client.until(b"data: 1\n\n")
+        go.set()
+        client.until(b"data: ***")
+        assert client.until(b"0\r\n\r\n").endswith(b"*\n\n\r\n0\r\n\r\n")
+
+
+def test_a_scrubbed_answer_that_breaks_off_is_seen_to(
+    sidecar: Sidecar, upstream: Recording
+) -> None:
+    upstream.replies(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", then="close")
+    with sidecar.open() as client:
+        client.send(get("/scrubbed/a"))
+        assert client.broken()
+    upstream.replies(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX")
+    with sidecar.open() as client:
+        client.send(get("/scrubbed/a"))
+        assert client.broken()

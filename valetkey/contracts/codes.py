@@ -53,7 +53,7 @@ REQUEST_VERSION: Final = _code(
     "request.version_unsupported", 505, "Only HTTP/1.0 and HTTP/1.1 are spoken here."
 )
 REQUEST_HEAD_TOO_LARGE: Final = _code(
-    "request.head_too_large", 431, "Request line and headers exceed the limit of this listener."
+    "request.head_too_large", 431, "Request line and headers are larger than is allowed here."
 )
 REQUEST_TOO_MANY_HEADERS: Final = _code(
     "request.too_many_headers", 431, "The request has more header fields than allowed."
@@ -360,6 +360,12 @@ TARGET_TIMEOUT: Final = _code(
 )
 TARGET_CLOSED: Final = _code(
     "target.closed", 502, "The target closed the connection before it answered.", retry_after=1
+)
+TARGET_ENCODED: Final = _code(
+    "target.encoded",
+    502,
+    "Answers of this route are searched for the credential, and the target encoded this one, or a "
+    "part of it, although it was asked not to.",
 )
 TARGET_BAD_RESPONSE: Final = _code(
     "target.bad_response", 502, "The target's answer is not well-formed HTTP/1.1 (RFC 9112)."

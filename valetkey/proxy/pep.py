@@ -58,6 +58,7 @@ from valetkey.proxy.streams import Streams
 if TYPE_CHECKING:
     from valetkey.proxy.audit.recorder import Recorder
     from valetkey.proxy.audit.spool import Spool
+    from valetkey.proxy.core.bounds import Bounds
     from valetkey.proxy.core.credential import Credential
     from valetkey.proxy.core.snapshot import Snapshot, Target
     from valetkey.proxy.credentials.cache import CredentialCache, Fetch
@@ -70,8 +71,12 @@ if TYPE_CHECKING:
 
 _SWEEP: Final = 0.25
 _SWEEP_AT_ONCE: Final = 500
-# RFC 9110 §12.5.3: no Accept-Encoding at all would mean that any coding is welcome.
-_IDENTITY: Final = b"accept-encoding: identity\r\n"
+# What of a head or body a limit is on, by the code that says so.
+_LIMITED: Final = {
+    codes.REQUEST_HEAD_TOO_LARGE: "head_size",
+    codes.REQUEST_TOO_MANY_HEADERS: "headers",
+    codes.REQUEST_BODY_TOO_LARGE: "body_size",
+}
 
 
 class _Way:
@@ -119,6 +124,7 @@ class EnforcementPoint:
         self._recorder = recorder
         self._metrics = metrics
         self._requests = metrics.requests
+        self._limit_hits = metrics.limit_hits
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
         self._relays: dict[Relay, TunnelPermit] = {}
@@ -230,6 +236,10 @@ class EnforcementPoint:
     def refused_head(self, connection: WorkloadConnection, error: CallerError) -> None:
         """A head that is no request: nothing was asked, so there is no decision to record."""
         self._count_refused_head(error.code)
+        if error.code is codes.REQUEST_TIMEOUT:
+            self._limit_hits.hit("timeouts.head")
+        elif error.code in _LIMITED:
+            self._limit_hits.hit(f"limits.{_LIMITED[error.code]}")
         if connection.entry.origin or connection.entry.transparent:
             # In a tunnel that was opened up, and from who knows of no proxy, what is no HTTP is on
             # record nevertheless.
@@ -313,6 +323,8 @@ class EnforcementPoint:
                 self._deny(call, verdict)
             return
         call.needs = verdict
+        if verdict.route.bounds is not None and not self._within(call, verdict.route.bounds):
+            return
         if not verdict.route.per_request:
             now = time.monotonic()
             credential = self._cache.get(verdict.key, now)
@@ -322,6 +334,31 @@ class EnforcementPoint:
                 self._decided(call, verdict.admit(credential, now))
                 return
         self.spawn(call, self._obtain(call, verdict))
+
+    def _within(self, call: Call, bounds: Bounds) -> bool:
+        """Whether a call is within its route's bounds; one that is not is refused."""
+        block, needs = call.head.block, call.needs
+        assert needs is not None
+        try:
+            bounds.check(
+                head_size=call.head.size,
+                fields=len(block.fields),
+                body_size=max(block.length or 0, call.sent),
+            )
+        except CallerError as error:
+            self._limit_hits.hit(f"routes.limits.{_LIMITED[error.code]}")
+            self._deny(
+                call,
+                Deny(error.code, error.reason, needs.route.target, needs.route, needs.path),
+            )
+            return False
+        call.body_limit = bounds.body_size
+        return True
+
+    def too_large(self, call: Call) -> None:
+        """A body of unknown length turned out to be more than its route takes."""
+        self._limit_hits.hit("routes.limits.body_size")
+        call.fail(codes.REQUEST_BODY_TOO_LARGE, "more than the route's body_size")
 
     def _ask_for_message(self, call: Call, asked: NeedsMessage) -> None:
         """Have the body collected, if it can be a message that decides."""
@@ -412,7 +449,7 @@ class EnforcementPoint:
             else:  # tried again after a 401: its decision is on record, and this is its outcome
                 call.fail(verdict.code, verdict.reason)
             return
-        policy = verdict.target.headers
+        policy = verdict.route.headers
         endpoint = verdict.endpoint
         if endpoint is not None:
             policy = endpoint.headers if call.asked is not None else endpoint.stream_headers
@@ -429,8 +466,6 @@ class EnforcementPoint:
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
             )
             return
-        if endpoint is not None:
-            call.lines += _IDENTITY
         if dropped and call.inbound.entry.caller is not None:
             # It was meant for this listener, and is no credential that somebody tried to use.
             dropped = tuple(name for name in dropped if name != "proxy-authorization")
@@ -722,9 +757,11 @@ class EnforcementPoint:
     def refused(self, call: Call, code: Code, reason: str) -> None:
         """A call failed before an answer began."""
         if call.decision_seq == 0 and call.permit is None:
-            asked = call.asked
+            asked, needs = call.asked, call.needs
             deny = Deny(code, reason)
-            if asked is not None:
+            if needs is not None:
+                deny = Deny(code, reason, needs.route.target, needs.route, needs.path)
+            elif asked is not None:
                 deny = Deny(code, reason, asked.target, path=asked.path)
             self._deny(call, deny)
             return

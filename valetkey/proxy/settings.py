@@ -238,6 +238,19 @@ class RouteTimeoutSettings(Settings, frozen=True, kw_only=True):
     stream: Duration | None = None
 
 
+class RouteLimitSettings(Settings, frozen=True, kw_only=True):
+    """Bounds on the calls of one route, below those in ``limits``.
+
+    ``head_size`` and ``headers`` are of the request's head, ``body_size`` is of its body (unset: of
+    any size). A body of unknown length is cut off where it exceeds that, so that the target sees
+    that it is not whole.
+    """
+
+    head_size: Size | None = None
+    headers: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    body_size: Size | None = None
+
+
 class RouteSettings(Settings, frozen=True, kw_only=True):
     """A match on one target, with the scopes that it needs.
 
@@ -246,6 +259,10 @@ class RouteSettings(Settings, frozen=True, kw_only=True):
     to its exact method and path. ``audit: durable`` waits until the decision is on disk.
     ``spool_full`` is what happens when the record can't be kept: ``deny``, or ``record_gap`` (the
     call goes on and the number of unrecorded events is recorded later).
+
+    ``scrub_answers`` looks through the bodies of answers, as they stream, for the credential that
+    was sent, and overwrites it. The target is asked for answers without a content coding and not
+    for ranges; one that encodes nevertheless is refused.
     """
 
     id: Name
@@ -254,6 +271,8 @@ class RouteSettings(Settings, frozen=True, kw_only=True):
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
     upgrade: tuple[UpgradeProtocol, ...] = ()
     timeouts: RouteTimeoutSettings = field(default_factory=RouteTimeoutSettings)
+    limits: RouteLimitSettings = field(default_factory=RouteLimitSettings)
+    scrub_answers: bool = False
     per_request: bool = False
     audit: Literal["buffered", "durable"] = "buffered"
     spool_full: Literal["deny", "record_gap"] = "deny"

@@ -105,13 +105,19 @@ OF_THE_WHOLE: Final = frozenset({
 })  # fmt: skip
 
 
+# Asked for, these would make an answer one that can't be read here.
+_UNREADABLE: Final = frozenset({"accept-encoding", "range", "if-range"})
+# RFC 9110 §12.5.3: no Accept-Encoding at all would mean that any coding is welcome.
+_IDENTITY: Final = b"accept-encoding: identity\r\n"
+
+
 class HeaderPolicy:
     """What one target manages on top of `MANAGED`, and what it lets through of it.
 
     Equality is identity: one per target and snapshot, and a quick key.
     """
 
-    __slots__ = ("dropped", "managed", "passes_sessions", "refused", "subject")
+    __slots__ = ("added", "dropped", "managed", "passes_sessions", "refused", "subject")
 
     def __init__(
         self,
@@ -119,18 +125,31 @@ class HeaderPolicy:
         refused: frozenset[str],
         subject: str,
         dropped: frozenset[str] = _OWN,
+        added: bytes = b"",
     ) -> None:
         self.managed = managed
         self.refused = refused
         self.subject = subject
         self.dropped = dropped
         """What does not go on and is no credential."""
+        self.added = added
+        """Lines of our own, behind the caller's."""
         self.passes_sessions = "cookie" not in managed
         """Whether cookies are the workload's own: they go in and come back."""
 
-    def without(self, names: Iterable[str]) -> HeaderPolicy:
-        """The same, with more names (in normal form) that do not go on."""
-        return HeaderPolicy(self.managed, self.refused, self.subject, self.dropped.union(names))
+    def without(self, names: Iterable[str], added: bytes = b"") -> HeaderPolicy:
+        """The same, with more names (in normal form) that do not go on, and lines that do."""
+        return HeaderPolicy(
+            self.managed,
+            self.refused,
+            self.subject,
+            self.dropped.union(names),
+            self.added + added,
+        )
+
+    def for_reading(self) -> HeaderPolicy:
+        """The same, for a call whose answer is read here: whole, and without a content coding."""
+        return self.without(_UNREADABLE, _IDENTITY)
 
     @classmethod
     def of(
@@ -171,7 +190,7 @@ def request_fields(
             continue
         else:
             lines.append(b"%b: %b\r\n" % (raw, value))
-    return b"".join(lines), tuple(dropped)
+    return b"".join(lines) + policy.added, tuple(dropped)
 
 
 def check_connection(listed: frozenset[str], policy: HeaderPolicy) -> None:

@@ -32,6 +32,7 @@ from valetkey.proxy.core.authority import (
     settled_host,
     split_host,
 )
+from valetkey.proxy.core.bounds import Bounds
 from valetkey.proxy.core.headers import (
     ALWAYS_MANAGED,
     CREDENTIAL_PARAMETERS,
@@ -46,10 +47,12 @@ from valetkey.proxy.core.routing import PatternError, RouteTree, parse_pattern
 from valetkey.proxy.settings import (
     CredentialSettings,
     InterceptionSettings,
+    LimitSettings,
     MatchSettings,
     NetworkSettings,
     PassthroughSettings,
     ProxySettings,
+    RouteLimitSettings,
     RouteSettings,
     RouteTimeoutSettings,
     TargetSettings,
@@ -61,9 +64,7 @@ _FRAMING: Final = frozenset({"host", "content-length", "via", "expect"})
 # RFC 9110 §9.3.8: TRACE answers with the request, the injected credential in it (TRACK: the same
 # in old IIS). §9.3.6: what follows an answer to CONNECT is no HTTP. RFC 9113 §3.4: nor behind PRI.
 _NO_ROUTE: Final = frozenset({"TRACE", "TRACK", "CONNECT", "PRI"})
-# What is not asked for on the path of an MCP endpoint: answers that can't be read for lists of
-# tools. With the message's own body, the expectation of it was met here.
-_UNREADABLE: Final = frozenset({"accept-encoding", "range", "if-range"})
+# With the body of a message that was read here, the expectation of it was met.
 _MET: Final = frozenset({"expect"})
 # The details are part of the token, and that of a header; common servers take 8 KiB of it.
 _MAX_DETAILS: Final = 4096
@@ -124,8 +125,9 @@ class Route:
     """A match on one target, with the scopes that it needs."""
 
     __slots__ = (
-        "details", "durable", "first_byte", "id", "messages", "methods", "pattern", "per_request",
-        "record_gap", "scope", "scopes", "stall", "stream", "target", "upgrade",
+        "bounds", "details", "durable", "first_byte", "headers", "id", "messages", "methods",
+        "pattern", "per_request", "record_gap", "scope", "scopes", "scrubs", "stall", "stream",
+        "target", "upgrade",
     )  # fmt: skip
 
     def __init__(self, settings: RouteSettings, target: Target, timeouts: TimeoutSettings) -> None:
@@ -149,6 +151,11 @@ class Route:
         self.first_byte = _seconds(own.first_byte, timeouts.first_byte)
         self.stall = _seconds(own.stall, timeouts.stall)
         self.stream = _seconds(own.stream, timeouts.stream)
+        self.bounds = _bounds(settings.limits)
+        """What it takes of a call; None: whatever the sidecar takes."""
+        self.scrubs = settings.scrub_answers
+        """Whether bodies of answers are searched for the credential."""
+        self.headers = target.headers.for_reading() if self.scrubs else target.headers
         self.per_request = settings.per_request
         self.durable = settings.audit == "durable"
         self.record_gap = settings.spool_full == "record_gap"
@@ -393,6 +400,9 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         if target is None:
             raise ConfigError(f"{where}.target: no target {item.target!r}")
         _check_match(item.match, f"{where}.match")
+        _check_limits(item.limits, settings.limits, f"{where}.limits")
+        if item.upgrade and item.scrub_answers:
+            raise ConfigError(f"{where}.scrub_answers: what goes through a tunnel is not read")
         for protocol in item.upgrade:
             if protocol.partition("/")[0] in _NO_UPGRADE:
                 raise ConfigError(f"{where}.upgrade: {protocol!r} can't be allowed")
@@ -414,6 +424,20 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
             )
         routes.append(route)
     return routes
+
+
+def _bounds(limits: RouteLimitSettings) -> Bounds | None:
+    if limits.head_size is None and limits.headers is None and limits.body_size is None:
+        return None
+    return Bounds(head_size=limits.head_size, fields=limits.headers, body_size=limits.body_size)
+
+
+def _check_limits(own: RouteLimitSettings, general: LimitSettings, where: str) -> None:
+    """A bound that another one always comes before would never be met."""
+    for name in ("head_size", "headers"):
+        most = getattr(own, name)
+        if most is not None and most > getattr(general, name):
+            raise ConfigError(f"{where}.{name}: more than limits.{name}")
 
 
 def _seconds(own: float | None, general: float) -> float:
@@ -448,7 +472,7 @@ def _endpoint(endpoints: _Endpoints, route: Route, limit: int) -> McpEndpoint[Ro
     place = (target, parse_pattern(route.pattern))
     endpoint = endpoints.get(place)
     if endpoint is None:
-        others = target.headers.without(_UNREADABLE)
+        others = target.headers.for_reading()
         endpoint = endpoints[place] = McpEndpoint(others.without(_MET), others, limit)
         target.routes.add(route.methods, route.pattern, endpoint)
         target.has_mcp = True
@@ -512,7 +536,8 @@ def _injected_header(settings: TargetSettings, where: str) -> str | None:
     return name
 
 
-_UNSET: Final = RouteTimeoutSettings()
+_NO_TIMEOUTS: Final = RouteTimeoutSettings()
+_NO_LIMITS: Final = RouteLimitSettings()
 
 
 def _digest(settings: ProxySettings) -> str:
@@ -523,7 +548,9 @@ def _digest(settings: ProxySettings) -> str:
             for name, target in settings.targets.items()
         },
         "routes": [
-            msgspec.structs.replace(route, timeouts=_UNSET) if route.timeouts != _UNSET else route
+            msgspec.structs.replace(route, timeouts=_NO_TIMEOUTS, limits=_NO_LIMITS)
+            if route.timeouts != _NO_TIMEOUTS or route.limits != _NO_LIMITS
+            else route
             for route in settings.routes
         ],
         "subject_header": settings.workload.subject_header,

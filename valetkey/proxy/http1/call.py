@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
+from valetkey.proxy.core.bounds import UNBOUNDED
 from valetkey.proxy.core.headers import OF_THE_WHOLE
 from valetkey.proxy.core.scrub import Scrubber
 from valetkey.proxy.core.tool_lists import AnswerFilter, answer_filter
@@ -41,6 +42,8 @@ _MAX_INTERIM: Final = 16
 # RFC 9110 §9.3.1, §9.3.7: content has no meaning in these, and there are servers that leave it
 # unread and take it for the next request.
 _NO_CONTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# What says nothing of a content coding (RFC 9110 §8.4.1: identity is not to be named, but is).
+_PLAIN: Final[tuple[list[bytes], ...]] = ([], [b"identity"])
 # Bound once: it is called six times per call.
 _monotonic: Final = time.monotonic
 
@@ -64,8 +67,8 @@ class Call:
     __slots__ = (
         "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
         "_in_memory", "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber",
-        "actor", "asked", "attempts", "body_open", "deadline", "decision_seq", "ended",
-        "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "patience",
+        "actor", "asked", "attempts", "body_limit", "body_open", "deadline", "decision_seq",
+        "ended", "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "patience",
         "pending", "pep", "permit", "phase", "received", "recheck_at", "relay", "replay",
         "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started", "status",
         "t_answer", "t_forward", "t_reply", "upgrade", "watch",
@@ -96,6 +99,8 @@ class Call:
         self._decoder = ChunkedDecoder() if block.chunked else None
         self._left = block.length or 0
         self.body_open = block.chunked or self._left > 0
+        self.body_limit = UNBOUNDED
+        """Most bytes of it, where they are not known beforehand."""
         self.pending: list[bytes] = []
         self.replay: list[bytes] | None = []
         self._collected: bytearray | None = None
@@ -170,6 +175,9 @@ class Call:
                 self.fail(codes.REQUEST_BODY_MALFORMED, str(error))
                 return b""
             self.sent += sum(map(len, pieces))
+            if self.sent > self.body_limit:
+                self.pep.too_large(self)
+                return b""
             self.body_open = not self._decoder.done
             rest = self._decoder.rest
             if self._collected is not None:
@@ -358,6 +366,12 @@ class Call:
         block = head.block
         status = self.status = head.status
         inbound = self.inbound
+        no_body = self.head.method == "HEAD" or status in {204, 304}
+        if permit.route.scrubs and not no_body:
+            if block.value("content-encoding") not in _PLAIN or block.value("content-range"):
+                self.fail(codes.TARGET_ENCODED, "encoded, or a part, though asked for the whole")
+                return
+            self._scrubber = Scrubber(permit.credential.needles)
         self.replay = None
         self.phase = Phase.ANSWERING
         if self.body_open or self.pep.draining:
@@ -373,7 +387,7 @@ class Call:
         if status == 204 and (block.chunked or block.length):
             # RFC 9112 §6.3: it has no body. A target that thinks it has sends one we don't read.
             self._reuse = False
-        if self.head.method == "HEAD" or status in {204, 304}:
+        if no_body:
             # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
             self._answer_left = 0
             lines = head.sized if head.sized and status != 204 else head.lines
@@ -449,8 +463,11 @@ class Call:
 
     def _answer_body(self, data: bytes, lines: bytes) -> None:
         """Relay ``data`` of the body, with ``lines`` (the head) in front the first time."""
-        if self._filter is not None:
-            self._answer_filtered(self._filter, data)
+        if self._scrubber is not None:
+            if self._filter is not None:
+                self._answer_filtered(self._filter, data)
+            else:
+                self._answer_scrubbed(data, lines)
             return
         done = False
         if self._dechunk is not None:
@@ -480,6 +497,27 @@ class Call:
                 data = encode_chunk(data)
         if lines or data:
             self.inbound.write(lines + data)
+            if lines:
+                self.t_reply = _monotonic()
+        if done:
+            self._complete()
+
+    def _answer_scrubbed(self, data: bytes, lines: bytes, *, ended: bool = False) -> None:
+        """`_answer_body` without the credential that we sent; no length changes.
+
+        ``ended``: the connection's end is the body's.
+        """
+        try:
+            payload, done = self._unframed(data)
+        except ChunkedInvalid:
+            self._cut(lines, codes.TARGET_BAD_RESPONSE)
+            return
+        done = done or ended
+        out = self._without_credential(payload, done=done)
+        if self._rechunk:
+            out = (encode_chunk(out) if out else b"") + (LAST_CHUNK if done else b"")
+        if lines or out:
+            self.inbound.write(lines + out)
             if lines:
                 self.t_reply = _monotonic()
         if done:
@@ -568,9 +606,12 @@ class Call:
     def target_ended(self) -> None:
         """The target sends no more: the end of an unframed body, or a failure."""
         if self.phase >= Phase.HOLDING and self._dechunk is None and self._answer_left is None:
-            if self._filter is not None:
+            if self._scrubber is not None:
                 self._reuse = False
-                self._answer_filtered(self._filter, b"", ended=True)
+                if self._filter is not None:
+                    self._answer_filtered(self._filter, b"", ended=True)
+                else:
+                    self._answer_scrubbed(b"", b"", ended=True)
                 return
             if self._rechunk:
                 self.inbound.write(LAST_CHUNK)

@@ -14,6 +14,14 @@ _LINES: Final = {
 }
 
 
+# What RFC 9110 wants with a status: §15.5.8 a challenge; §15.5.6 the methods that would be taken,
+# which here are those that routes can name.
+_REQUIRED: Final = {
+    407: b'proxy-authenticate: Basic realm="valetkey"\r\n',
+    405: b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
+}
+
+
 def status_line(status: int, reason: bytes) -> bytes:
     """A status line; the reason is the target's own, or empty."""
     return _LINES.get((status, reason)) or b"HTTP/1.1 %d %b\r\n" % (status, reason)
@@ -22,7 +30,7 @@ def status_line(status: int, reason: bytes) -> bytes:
 def problem_answer(code: Code, *, instance: str, connection: bytes, head_only: bool) -> bytes:
     """A whole response with the problem for ``code``. ``connection`` is a header line or empty."""
     body = problem.render(code, instance=instance)
-    extra = b'proxy-authenticate: Basic realm="valetkey"\r\n' if code.status == 407 else b""
+    extra = _REQUIRED.get(code.status, b"")
     retry = b"retry-after: %d\r\n" % code.retry_after if code.retry_after is not None else b""
     head = b"%bcontent-type: %b\r\ncache-control: no-store\r\ncontent-length: %d\r\n%b%b%b\r\n" % (
         status_line(code.status, _PHRASES.get(code.status, b"")),

@@ -201,6 +201,14 @@ def test_what_has_one_value_has_one_value(name: str) -> None:
     assert refused.value.code is codes.REQUEST_REPEATED_HEADER
 
 
+def test_a_call_whose_answer_is_read_asks_for_the_whole_and_no_coding() -> None:
+    lines = sent(
+        "Accept-Encoding: gzip", "Range: bytes=0-1", "If-Range: x", "Accept: a/b", "TE: trailers",
+        by=policy().for_reading(),
+    )  # fmt: skip
+    assert lines == ["Accept: a/b", "accept-encoding: identity"]
+
+
 RESPONSES = [
     ("content type", "Content-Type: a/b", True),
     ("cookie", "Set-Cookie: a=b", False),

@@ -109,6 +109,9 @@ BAD = [
     ("CONNECT", tree(routes=[route("a", "/a", methods=["CONNECT"])]), "routes.0.match.methods: no route can allow CONNECT"),
     ("parameter that passes anyway", changed("targets", "pay", "pass_parameters", value=["q"]), "targets.pay.pass_parameters: 'q' would pass anyway"),
     ("method in lower case", tree(routes=[route("a", "/a", methods=["get"])]), "routes.0.match.methods"),
+    ("a route's head beyond the general one", tree(routes=[route("a", "/a", limits={"head_size": "33KiB"})]), "routes.0.limits.head_size: more than limits.head_size"),
+    ("a route's headers beyond the general ones", tree(routes=[route("a", "/a", limits={"headers": 101})]), "routes.0.limits.headers: more than limits.headers"),
+    ("a tunnel that is scrubbed", tree(routes=[route("a", "/a", upgrade=["websocket"], scrub_answers=True)]), "routes.0.scrub_answers: what goes through a tunnel"),
     ("a given CA and a key to keep", tree(interception={"ca": {"certificate": "/c", "key": "/k"}, "key_file": "/f"}), "interception.key_file: a given CA"),
     ("leaves for a minute", tree(interception={"leaf_lifetime": "1m"}), "interception.leaf_lifetime: between"),
     ("leaves for a year", tree(interception={"leaf_lifetime": "365d"}), "interception.leaf_lifetime: between"),
@@ -179,6 +182,35 @@ def test_what_is_compiled(snapshot: Snapshot) -> None:
     assert {r.target for r in snapshot.routes} == set(snapshot.targets.values())
 
 
+def test_bounds_of_a_route() -> None:
+    made = compiled(
+        tree(
+            routes=[
+                route("free", "/free"),
+                route("bound", "/bound", limits={"head_size": "2KiB", "body_size": "1MiB"}),
+                route("few", "/few", limits={"headers": 100}),
+            ]
+        )
+    )
+    free, bound, few = made.routes
+    assert free.bounds is None
+    assert bound.bounds is not None
+    assert (bound.bounds.head_size, bound.bounds.body_size) == (2048, 1 << 20)
+    assert bound.bounds.fields > 1 << 60
+    assert few.bounds is not None
+    assert few.bounds.fields == 100
+
+
+def test_a_route_that_scrubs_asks_for_answers_that_can_be_read() -> None:
+    made = compiled(tree(routes=[route("a", "/a"), route("b", "/b", scrub_answers=True)]))
+    plain, scrubs = made.routes
+    assert plain.headers is plain.target.headers
+    assert not plain.scrubs
+    assert scrubs.scrubs
+    assert scrubs.headers.added == b"accept-encoding: identity\r\n"
+    assert {"accept-encoding", "range", "if-range"} <= scrubs.headers.dropped
+
+
 @pytest.mark.parametrize(
     ("given", "compiled_to"),
     [
@@ -212,6 +244,7 @@ POLICY: list[tuple[str, Callable[[], dict[str, Any]], bool]] = [
     ("nothing", tree, False),
     ("another timeout", lambda: tree(timeouts={"head": "1s"}), False),
     ("another listener", lambda: tree(listeners=[{"bind": "127.0.0.1:1"}]), False),
+    ("another bound of a route", lambda: changed("routes", 0, "limits", value={"body_size": "1MiB"}), False),
     ("another timeout of a route", lambda: changed("routes", 0, "timeouts", value={"stall": "1s"}), False),
     ("an upgrade", lambda: changed("routes", 0, "upgrade", value=["websocket"]), True),
     ("another scope", lambda: changed("routes", 0, "scopes", value=["s:write"]), True),

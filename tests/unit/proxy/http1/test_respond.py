@@ -40,6 +40,11 @@ def test_every_code_is_a_whole_response(code: Code) -> None:
     assert headers.get(b"retry-after") == (
         None if code.retry_after is None else str(code.retry_after).encode()
     )
+    # RFC 9110 §15.5.8, §15.5.6: what must come with these.
+    assert (b"proxy-authenticate" in headers) == (code.status == 407)
+    assert headers.get(b"allow") == (
+        b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS" if code.status == 405 else None
+    )
     document = json.loads(body)
     assert (document["code"], document["status"]) == (code.name, code.status)
     assert (document["detail"], document["instance"]) == (code.help, "urn:x")
