@@ -206,19 +206,26 @@ async def test_a_handshake_that_is_not_allowed(running):
 
 
 async def test_who_is_granted_nothing_loses_the_tunnel(running):
-    """The close is no clean one, in WebSocket's terms too."""
-    async with dial(running, "plain", "/revoked") as socket:
-        await socket.send("x")
-        assert await socket.recv() == "x"
+    """The close is no clean one, over TLS neither, and in WebSocket's terms neither."""
+    ways = ("plain", "secure", "tunnel")
+    async with contextlib.AsyncExitStack() as opened:
+        sockets = [
+            await opened.enter_async_context(dial(running, way, f"/lost-{way}")) for way in ways
+        ]
+        for socket in sockets:
+            await socket.send("x")
+            assert await socket.recv() == "x"
         running.renew("system:serviceaccount:agents:other")  # who is granted nothing
-        async with asyncio.timeout(5):
-            with pytest.raises(ConnectionClosedError):
-                await socket.recv()
-        assert socket.close_code == 1006
-    ended = await outcome(running, "/revoked")
-    assert (ended["outcome"], ended["code"]) == ("cut", "grant.missing")
-    await running.echo.is_over(running, "/revoked")
-    assert running.echo.closed["/revoked"][0] == 1006
+        for socket in sockets:
+            async with asyncio.timeout(5):
+                with pytest.raises(ConnectionClosedError):
+                    await socket.recv()
+            assert socket.close_code == 1006
+    for way in ways:
+        ended = await outcome(running, f"/lost-{way}")
+        assert (ended["outcome"], ended["code"]) == ("cut", "grant.missing")
+        await running.echo.is_over(running, f"/lost-{way}")
+        assert running.echo.closed[f"/lost-{way}"][0] == 1006
 
 
 async def test_tunnels_get_the_time_to_drain_and_are_then_cut_and_recorded(running):
