@@ -75,7 +75,7 @@ def test_heads(
     assert len(upstream.requests) == (2 if code else 3)
     if code:
         key = "head_size" if "large" in code else "headers"
-        assert hits(sidecar, f"routes.limits.{key}") > 0
+        assert hits(sidecar, f"routes[].limits.{key}") > 0
         [said] = [e["data"] for e in sidecar.events()[-6:] if "authorizations" in e["data"]][:1]
         assert (said["policy"]["uid"], said["unmapped"]["code"]) == ("bound", code)
 
@@ -87,7 +87,7 @@ def test_the_sizes_of_heads_are_what_they_should_be() -> None:
 def test_a_body_that_is_announced_too_large_goes_nowhere(
     sidecar: Sidecar, upstream: Recording
 ) -> None:
-    before = hits(sidecar, "routes.limits.body_size")
+    before = hits(sidecar, "routes[].limits.body_size")
     with sidecar.open() as client:
         client.send(head("/bound/a", f"Content-Length: {MOST + 1}", "Expect: 100-continue"))
         answer = client.answer()  # and no 100 before it
@@ -95,7 +95,7 @@ def test_a_body_that_is_announced_too_large_goes_nowhere(
         assert client.ended(SOON)
     assert upstream.wires == []
     assert upstream.requests == []
-    assert hits(sidecar, "routes.limits.body_size") == before + 1
+    assert hits(sidecar, "routes[].limits.body_size") == before + 1
 
 
 def test_a_body_of_that_size_goes_on(sidecar: Sidecar, upstream: Recording) -> None:

@@ -77,14 +77,14 @@ def test_a_listener_that_is_full_leaves_the_others_alone(
         assert served(client).status == 200
     for n in range(1, 4):
         assert refused(two_listeners.open())
-        assert hits(two_listeners, "listeners.connections") == n
+        assert hits(two_listeners, "listeners[].connections") == n
     assert served(two_listeners.open(1)).status == 200
     assert served(full[0]).status == 200
     full[1].close()
     upstream.wait_for(lambda: two_listeners.metric("valetkey_connections") == 2)
     assert served(two_listeners.open()).status == 200
     assert any(
-        (line["event"], line["key"]) == ("limit_hit", "listeners.connections")
+        (line["event"], line["key"]) == ("limit_hit", "listeners[].connections")
         for line in two_listeners.program.log()
         if "key" in line
     )
@@ -247,7 +247,7 @@ def test_the_admin_port_can_not_be_used_up(poor: Sidecar, upstream: Recording) -
     idle = [socket.create_connection(("127.0.0.1", poor.admin)) for _ in range(100)]
     assert admin_answers(poor)
     assert open_files(poor) < DESCRIPTORS // 2
-    assert hits(poor, "admin.connections") > 0
+    assert hits(poor, "admin") > 0
     assert poor.ask(get("/lane0/")).status == 200
     for sock in idle:
         sock.close()

@@ -20,7 +20,7 @@ from valetkey.proxy.intercept.accept import Acceptor, listening_sockets, serving
 from valetkey.proxy.limits import LimitHits
 from valetkey.proxy.metrics import Metrics
 
-ADMIN_CONNECTIONS: Final = "admin.connections"
+ADMIN_CONNECTIONS: Final = "admin"
 _MOST: Final = 32
 
 

@@ -30,7 +30,7 @@ _monotonic: Final = time.monotonic
 NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 CONNECTIONS: Final = "limits.connections"
-LISTENER_CONNECTIONS: Final = "listeners.connections"
+LISTENER_CONNECTIONS: Final = "listeners[].connections"
 DESCRIPTORS: Final = "descriptors"
 
 

@@ -346,7 +346,7 @@ class EnforcementPoint:
                 body_size=max(block.length or 0, call.sent),
             )
         except CallerError as error:
-            self._limit_hits.hit(f"routes.limits.{_LIMITED[error.code]}")
+            self._limit_hits.hit(f"routes[].limits.{_LIMITED[error.code]}")
             self._deny(
                 call,
                 Deny(error.code, error.reason, needs.route.target, needs.route, needs.path),
@@ -357,7 +357,7 @@ class EnforcementPoint:
 
     def too_large(self, call: Call) -> None:
         """A body of unknown length turned out to be more than its route takes."""
-        self._limit_hits.hit("routes.limits.body_size")
+        self._limit_hits.hit("routes[].limits.body_size")
         call.fail(codes.REQUEST_BODY_TOO_LARGE, "more than the route's body_size")
 
     def _ask_for_message(self, call: Call, asked: NeedsMessage) -> None:
