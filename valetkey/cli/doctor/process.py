@@ -30,7 +30,6 @@ def run(
     *,
     timeout: float,
     extra: Mapping[str, str] | None = None,
-    stdin: bytes = b"",
     cwd: str | None = None,
 ) -> Ran:
     """Run ``argv`` for at most ``timeout`` seconds; ``extra`` variables come on top.
@@ -41,7 +40,7 @@ def run(
     try:
         process = subprocess.Popen(  # noqa: S603 - what PATH gives for a runtime, no shell
             argv,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(extra or {})},
@@ -51,7 +50,7 @@ def run(
     except OSError as error:
         return Ran(127, "", f"{argv[0]}: {error.strerror or error}")
     try:
-        out, err = process.communicate(stdin, timeout)
+        out, err = process.communicate(timeout=timeout)
         status: int | None = process.returncode
     except subprocess.TimeoutExpired:
         _end(process)
