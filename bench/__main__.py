@@ -25,10 +25,10 @@ import msgspec
 from bench import loads, machine, picture, report
 from bench.measurements import LatencyRound, Measurements, ThroughputRound
 from bench.processes import NotRun, Processes
-from bench.rows import LATENCY, LOAD_CORE, THROUGHPUT, Row
+from bench.rows import AT_SATURATION, BODIES, INTERCEPTION, LATENCY, LOAD_CORE, THROUGHPUT, Row
 from bench.servers import HERE, Running, Site, start, verify
 
-PARTS: Final = ("throughput", "latency", "broker")
+PARTS: Final = ("throughput", "interception", "bodies", "latency", "broker")
 T = TypeVar("T")
 Load = Callable[[Row, Site, Running, int, float], T]
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    known = list(dict.fromkeys(row.name for row in (*THROUGHPUT, *LATENCY)))
+    known = list(dict.fromkeys(row.name for row in (*AT_SATURATION, *LATENCY)))
     parser.add_argument("--quick", action="store_true", help="1 round of 1 s: shows that it works")
     parser.add_argument("--rows", type=lambda text: text.split(","), help=", ".join(known))
     parser.add_argument("--rounds", type=int)
@@ -65,8 +65,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    options.rounds = options.rounds or (1 if options.quick else 5)
-    options.seconds = options.seconds or (1.0 if options.quick else 5.0)
+    options.rounds = options.rounds or (1 if options.quick else 4)
+    options.seconds = options.seconds or (1.0 if options.quick else 4.0)
     return options
 
 
@@ -94,8 +94,13 @@ def _measure(options: argparse.Namespace, directory: Path) -> Measurements:
     with Processes(directory) as shared:
         site = Site(directory, shared, options.mitmdump)
         rounds = _Rounds(site, options, measured.not_run)
-        if "throughput" in options.parts:
-            measured.throughput.extend(rounds.run(THROUGHPUT, loads.saturate, _show_throughput))
+        for part, rows in (
+            ("throughput", THROUGHPUT),
+            ("interception", INTERCEPTION),
+            ("bodies", BODIES),
+        ):
+            if part in options.parts:
+                measured.throughput.extend(rounds.run(rows, loads.saturate, _show_throughput))
         if "latency" in options.parts:
             measured.latency.extend(rounds.run(LATENCY, _fixed_rate, _show_latency))
     if "broker" in options.parts and options.rows is None:

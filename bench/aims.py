@@ -46,6 +46,9 @@ def judge(measured: Measurements) -> list[Finding]:
         _ratio(
             measured, "DPoP per call over Envoy `credential_injector`", "valetkey-dpop", envoy, 0.5
         ),
+        _ratio(measured, "Interception over Envoy, TLS in and out", "tls-valetkey", "tls-envoy", 1),
+        _ratio(measured, "Answers of 1 MiB over Envoy", "download-valetkey", "download-envoy", 1),
+        _ratio(measured, "Requests of 1 MiB over Envoy", "upload-valetkey", "upload-envoy", 1),
     ]
 
 

@@ -1,4 +1,7 @@
-"""The loads, always from the load's core: wrk at saturation, the open loop at a fixed rate."""
+"""The loads, always from the load's core: at saturation, and the open loop at a fixed rate.
+
+At saturation wrk, and where TLS is spoken tls_load.go, since wrk knows no CONNECT.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
+from bench.certificates import SERVER
 from bench.measurements import LatencyRound, ThroughputRound
 from bench.processes import Memory, NotRun
 from bench.rows import LOAD_CORE, Row
-from bench.servers import HERE, LOAD_PATH, Running, Site
+from bench.servers import HERE, LOAD_PATH, Running, Site, load_path
 
 CONNECTIONS: Final = 32
 RATE: Final = 1000.0
@@ -20,19 +25,43 @@ _SAMPLE_EVERY: Final = 0.5
 _GRACE: Final = 20.0  # wrk waits for answers in flight; nothing takes longer than that
 
 
-def _wrk(row: Row, site: Site, running: Running, seconds: float) -> subprocess.Popen[str]:
+def _saturating(row: Row, site: Site, running: Running, seconds: float) -> subprocess.Popen[str]:
+    command = (_tls_load if row.tls else _wrk)(row, site, running, max(1, round(seconds)))
+    return subprocess.Popen(
+        ["taskset", "-c", str(LOAD_CORE), *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _wrk(row: Row, site: Site, running: Running, seconds: int) -> list[str | Path]:
     binary = shutil.which("wrk")
     if binary is None:
         raise NotRun("wrk is missing: apt-get install wrk")
     script = "load_unique.lua" if row.unique_heads else "load.lua"
-    command = [
-        *("taskset", "-c", str(LOAD_CORE), binary),
-        *("-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", str(HERE / script)),
+    if row.body == "upload":
+        script = "load_upload.lua"
+    command: list[str | Path] = [
+        *(binary, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", HERE / script),
     ]
     if row.kind == "direct":  # nobody injects here
         command += ["-H", f"Authorization: Bearer {site.static_token}"]
-    command.append(f"http://127.0.0.1:{running.port}{LOAD_PATH}")
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [*command, f"http://127.0.0.1:{running.port}{load_path(row)}"]
+
+
+def _tls_load(row: Row, site: Site, running: Running, seconds: int) -> list[str | Path]:
+    assert running.ca is not None
+    command: list[str | Path] = [
+        *(site.tls_load(), "-address", f"127.0.0.1:{running.port}", "-name", SERVER),
+        *("-ca", running.ca, "-path", load_path(row)),
+        *("-connections", str(CONNECTIONS), "-seconds", str(seconds)),
+    ]
+    if row.kind == "direct":
+        command += ["-authorization", f"Bearer {site.static_token}"]
+    if running.tunnel:
+        command += ["-connect", running.tunnel]
+    return command
 
 
 def _finish(load: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
@@ -59,10 +88,13 @@ def parse_report(output: str) -> dict[str, Any]:
 def saturate(
     row: Row, site: Site, running: Running, number: int, seconds: float
 ) -> ThroughputRound:
-    """wrk with `CONNECTIONS` connections; memory is sampled while it runs. Raises `NotRun`."""
-    _finish(_wrk(row, site, running, 1), 1)  # warm-up, not counted
+    """`CONNECTIONS` connections, one call after the other on each. Raises `NotRun`.
+
+    Memory is sampled while the load runs.
+    """
+    _finish(_saturating(row, site, running, 1), 1)  # warm-up, not counted
     cpu_before = sum(process.cpu_seconds() for process in running.proxy)
-    load = _wrk(row, site, running, seconds)
+    load = _saturating(row, site, running, seconds)
     started, peak, memory = time.monotonic(), 0, Memory(0, 0, 0)
     while load.poll() is None and time.monotonic() < started + seconds - _SAMPLE_EVERY:
         time.sleep(min(_SAMPLE_EVERY, seconds / 3))
@@ -96,6 +128,7 @@ def saturate(
         pss=memory.pss,
         anonymous=memory.anonymous,
         cpu_us_per_request=cpu / requests * 1e6,
+        tls=report.get("tls", ""),
     )
 
 

@@ -62,6 +62,8 @@ def _versions(mitmdump: Path) -> dict[str, str]:
         found["nginx"] = _said([nginx, "-v"], r"nginx/(\S+)")
     if wrk := shutil.which("wrk"):
         found["wrk"] = _said([wrk, "-v"], r"wrk \S*?(\d+\.\d+\.\d+)")
+    if go := shutil.which("go"):
+        found["go"] = _said([go, "version"], r"go(\d+(?:\.\d+)*)")
     with suppress(NotRun):
         found["envoy"] = _said([envoy_binary(), "--version"], r"/(\d+\.\d+\.\d+)/")
     if mitmdump.is_file():

@@ -28,6 +28,8 @@ class ThroughputRound(msgspec.Struct, frozen=True):
     pss: int
     anonymous: int
     cpu_us_per_request: float
+    tls: str = ""
+    """The cipher suite that the load and the proxy agreed on, in rows with TLS."""
 
 
 class LatencyRound(msgspec.Struct, frozen=True):

@@ -1,12 +1,13 @@
-"""Measurements as one picture: throughput, added latency, memory."""
+"""Measurements as one picture: throughput, added latency, memory; TLS and large bodies."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.measurements import Measurements
-from bench.rows import LATENCY, THROUGHPUT
+from bench.rows import BODIES, INTERCEPTION, LATENCY, THROUGHPUT, Row
 
 _OURS, _OTHERS = "#2a6f97", "#b0b7bd"
 
@@ -18,12 +19,23 @@ def draw(measured: Measurements, target: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(17, 6), layout="constrained", gridspec_kw={"width_ratios": (3, 2, 2)}
+    figure, ((left, middle, right), below) = plt.subplots(
+        2,
+        3,
+        figsize=(17, 8.5),
+        layout="constrained",
+        gridspec_kw={"width_ratios": (3, 2, 2), "height_ratios": (3, 1)},
     )
-    _throughput(left, measured)
+    _throughput(left, measured, THROUGHPUT, "requests per second, medians")
     _latency(middle, measured)
     _memory(right, measured)
+    tls, downloads, uploads = below
+    _throughput(tls, measured, INTERCEPTION, "requests per second, TLS in and out")
+    for axes, body, title in (
+        (downloads, "download", "answers of 1 MiB per second"),
+        (uploads, "upload", "requests of 1 MiB per second"),
+    ):
+        _throughput(axes, measured, [row for row in BODIES if row.body == body], title)
     figure.suptitle(
         f"{measured.machine['cpu']}, proxy on one core, load and upstream on another · "
         f"{measured.date[:10]}",
@@ -48,16 +60,14 @@ def _bars(
     return bars
 
 
-def _throughput(axes: Any, measured: Measurements) -> None:
-    rows = [row for row in THROUGHPUT if measured.of_row(row.name)]
+def _throughput(axes: Any, measured: Measurements, rows: Sequence[Row], title: str) -> None:
+    rows = [row for row in rows if measured.of_row(row.name)]
     if not rows:
         axes.set_axis_off()
         return
     values = [measured.median(row.name, lambda e: e.requests_per_second) or 0.0 for row in rows]
     ours = [row.kind == "valetkey" for row in rows]
-    _bars(
-        axes, [row.title for row in rows], values, ours, "requests per second, medians", "{:,.0f}"
-    )
+    _bars(axes, [row.title for row in rows], values, ours, title, "{:,.0f}")
     for place, row in enumerate(reversed(rows)):
         rates = [entry.requests_per_second for entry in measured.of_row(row.name)]
         axes.plot([min(rates), max(rates)], [place, place], color="black", linewidth=1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from bench.aims import judge
-from bench.measurements import Measurements
-from bench.rows import LATENCY, THROUGHPUT, Row
+from bench.measurements import Measurements, ThroughputRound
+from bench.rows import BODIES, INTERCEPTION, LATENCY, THROUGHPUT, Row
+from bench.servers import LARGE_BODY_SIZE
 
 _MIB = 1 << 20
 
@@ -15,6 +18,8 @@ def markdown(measured: Measurements) -> str:
     """The whole report; headings start at the third level so that it can be included."""
     sections = [
         _throughput(measured),
+        _interception(measured),
+        _bodies(measured),
         _latency(measured),
         _broker(measured),
         _aims(measured),
@@ -38,34 +43,86 @@ def _not_run(measured: Measurements, row: Row, columns: int) -> list[str]:
 
 
 def _throughput(measured: Measurements) -> str:
-    header = ["At saturation, one core", "req/s", "min–max", "p50 ms", "p99 ms", "CPU µs/req",
-              "RSS MiB", "PSS MiB", "anon. MiB", "ready s", "errors"]  # fmt: skip
-    rows = []
-    for row in THROUGHPUT:
-        entries = measured.of_row(row.name)
-        if not entries:
-            rows.append(_not_run(measured, row, len(header)))
+    figures = (_RATE, _SPREAD, *_LATENCIES, _CPU, _RSS, _PSS, _ANONYMOUS, _READY, _ERRORS)
+    table = _at_saturation(measured, "At saturation, one core", THROUGHPUT, figures)
+    return f"### Throughput\n\n{table}"
+
+
+def _interception(measured: Measurements) -> str:
+    figures = (_RATE, _SPREAD, *_LATENCIES, _CPU, _RSS, _ANONYMOUS, _TLS, _ERRORS)
+    table = _at_saturation(measured, "TLS in, TLS out", INTERCEPTION, figures)
+    return f"### Interception\n\n{table}"
+
+
+def _bodies(measured: Measurements) -> str:
+    figures = (_RATE, _SPREAD, _THROUGH, *_LATENCIES, _CPU, _RSS, _ANONYMOUS, _ERRORS)
+    table = _at_saturation(measured, "Bodies of 1 MiB", BODIES, figures)
+    return f"### Large bodies\n\n{table}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A column: ``text`` of a row that has rounds. ``proxied``: `direct` has none of it."""
+
+    header: str
+    text: Callable[[Measurements, Row], str]
+    proxied: bool = False
+
+
+def _median(
+    header: str,
+    value: Callable[[ThroughputRound], float],
+    form: str = "{:.2f}",
+    *,
+    proxied: bool = False,
+) -> _Figure:
+    return _Figure(
+        header, lambda measured, row: _number(measured.median(row.name, value), form), proxied
+    )
+
+
+def _spread(measured: Measurements, row: Row) -> str:
+    rates = [entry.requests_per_second for entry in measured.of_row(row.name)]
+    return f"{min(rates):,.0f}–{max(rates):,.0f}"
+
+
+_RATE: Final = _median("req/s", lambda entry: entry.requests_per_second, "{:,.0f}")
+_SPREAD: Final = _Figure("min–max", _spread)
+_THROUGH: Final = _median(
+    "MiB/s", lambda entry: entry.requests_per_second * LARGE_BODY_SIZE / _MIB, "{:,.0f}"
+)
+_LATENCIES: Final = (
+    _median("p50 ms", lambda entry: entry.p50_ms),
+    _median("p99 ms", lambda entry: entry.p99_ms),
+)
+_CPU: Final = _median("CPU µs/req", lambda entry: entry.cpu_us_per_request, "{:.1f}", proxied=True)
+_RSS: Final = _median("RSS MiB", lambda entry: entry.rss_peak / _MIB, "{:.1f}", proxied=True)
+_PSS: Final = _median("PSS MiB", lambda entry: entry.pss / _MIB, "{:.1f}", proxied=True)
+_ANONYMOUS: Final = _median(
+    "anon. MiB", lambda entry: entry.anonymous / _MIB, "{:.1f}", proxied=True
+)
+_READY: Final = _median("ready s", lambda entry: entry.ready_seconds, proxied=True)
+_TLS: Final = _Figure("TLS in", lambda measured, row: measured.of_row(row.name)[-1].tls)
+_ERRORS: Final = _Figure("errors", lambda measured, row: str(measured.errors(row.name)))
+
+
+def _at_saturation(
+    measured: Measurements, title: str, rows: Sequence[Row], figures: Sequence[_Figure]
+) -> str:
+    header = [title, *(figure.header for figure in figures)]
+    lines = []
+    for row in rows:
+        if not measured.of_row(row.name):
+            lines.append(_not_run(measured, row, len(header)))
             continue
-        rates = [entry.requests_per_second for entry in entries]
-        proxied = row.kind != "direct"
-
-        def middle(value: Callable[..., float], form: str, name: str = row.name) -> str:
-            return _number(measured.median(name, value), form)
-
-        rows.append([
+        lines.append([
             row.title,
-            middle(lambda entry: entry.requests_per_second, "{:,.0f}"),
-            f"{min(rates):,.0f}–{max(rates):,.0f}",
-            middle(lambda entry: entry.p50_ms, "{:.2f}"),
-            middle(lambda entry: entry.p99_ms, "{:.2f}"),
-            middle(lambda entry: entry.cpu_us_per_request, "{:.1f}") if proxied else "",
-            middle(lambda entry: entry.rss_peak / _MIB, "{:.1f}") if proxied else "",
-            middle(lambda entry: entry.pss / _MIB, "{:.1f}") if proxied else "",
-            middle(lambda entry: entry.anonymous / _MIB, "{:.1f}") if proxied else "",
-            middle(lambda entry: entry.ready_seconds, "{:.2f}") if proxied else "",
-            str(measured.errors(row.name)),
+            *(
+                "" if figure.proxied and row.kind == "direct" else figure.text(measured, row)
+                for figure in figures
+            ),
         ])  # fmt: skip
-    return "### Throughput\n\n" + _table(header, rows)
+    return _table(header, lines)
 
 
 def _latency(measured: Measurements) -> str:
@@ -162,6 +219,19 @@ def _method(measured: Measurements) -> str:
         (
             f"Saturation: wrk, {method['connections']} connections. “Every head different”: "
             "another path and another header in each call."
+        ),
+        (
+            "Interception: the load makes its connections once (through CONNECT where the row is "
+            "the sidecar's), verifies the certificate, and calls over TLS; the calls leave over "
+            "TLS 1.3 to the same upstream, whose certificate is verified by name. Keep-alive on "
+            "both sides, so this is encryption and HTTP, not handshakes. The load is "
+            "bench/tls_load.go in all these rows, `direct` included; it is another than wrk, so "
+            "compare them among themselves."
+        ),
+        (
+            "Large bodies: plain HTTP, 1 MiB in the answer or in the request, sized, passed on as "
+            "they come. The upstream reads a request whole before it answers. wrk reads 8 KiB at "
+            "a time and shares its core with the upstream: `direct` shows their own limit."
         ),
         (
             f"Fixed rate: an open loop over {method['connections']} connections; latency counts "

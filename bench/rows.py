@@ -17,7 +17,9 @@ LOAD_CORE: Final = 1
 class Row:
     """``config`` is the template in configs/ that the proxy runs with (see `bench.servers`).
 
-    ``interpreted`` runs the sidecar from its source, not from the compiled package.
+    ``interpreted`` runs the sidecar from its source, not from the compiled package. ``tls``:
+    the load comes, and the calls leave, by TLS. ``body`` is which of the two messages has a body
+    of 1 MiB; otherwise answers have 100 bytes.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Row:
     unique_heads: bool = False
     collector: bool = False
     interpreted: bool = False
+    tls: bool = False
+    body: Literal["", "download", "upload"] = ""
 
 
 DIRECT: Final = Row("direct", "direct, no proxy", "direct")
@@ -105,5 +109,47 @@ THROUGHPUT: Final = (
     VALETKEY_10000,
     VALETKEY_DPOP,
 )
+# The same work in each: TLS opened, the call forwarded with a credential, TLS to the target.
+INTERCEPTION: Final = (
+    Row("tls-direct", "direct, no proxy: TLS once", "direct", tls=True),
+    Row("tls-nginx", "nginx, static header and certificate", "nginx", "nginx-tls.conf", tls=True),
+    Row(
+        "tls-envoy",
+        "Envoy, credential_injector, static certificate",
+        "envoy",
+        "envoy-tls.yaml",
+        tls=True,
+    ),
+    Row(
+        "tls-valetkey",
+        "Valetkey, tunnels intercepted, 1,000 routes",
+        "valetkey",
+        "sidecar-forward.yaml",
+        routes=1_000,
+        tls=True,
+    ),
+)
+
+
+def _with_bodies(body: Literal["download", "upload"], which: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{body}-direct", f"{which}: direct, no proxy", "direct", body=body),
+        Row(
+            f"{body}-nginx", f"{which}: nginx, unbuffered", "nginx", "nginx-streaming.conf",
+            body=body,
+        ),
+        Row(
+            f"{body}-envoy", f"{which}: Envoy, credential_injector", "envoy",
+            "envoy-injector.yaml", body=body,
+        ),
+        Row(
+            f"{body}-valetkey", f"{which}: Valetkey, 1,000 routes", "valetkey", "sidecar.yaml",
+            routes=1_000, body=body,
+        ),
+    )  # fmt: skip
+
+
+BODIES: Final = (*_with_bodies("download", "answers"), *_with_bodies("upload", "requests"))
+AT_SATURATION: Final = (*THROUGHPUT, *INTERCEPTION, *BODIES)
 # At a fixed rate; `direct` is what the others are compared with.
 LATENCY: Final = (DIRECT, NGINX, ENVOY_INJECTOR, VALETKEY, VALETKEY_DPOP, VALETKEY_COLLECTOR)

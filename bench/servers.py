@@ -6,17 +6,23 @@ be checked by reading one file. ``@{name}`` is filled in here, nothing else is.
 
 from __future__ import annotations
 
+import grp
 import http.client
 import importlib.util
 import json
+import os
+import pwd
 import re
 import shutil
+import ssl
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.certificates import SERVER, Certificates
 from bench.identity import ISSUER, WORKLOAD, Identity
 from bench.processes import (
     NotRun,
@@ -26,6 +32,7 @@ from bench.processes import (
     answers_200,
     free_port,
     wait_until_ready,
+    without_places,
 )
 from bench.rows import LOAD_CORE, PROXY_CORE, Row
 
@@ -33,7 +40,18 @@ HERE: Final = Path(__file__).parent
 LOAD_PATH: Final = "/api/tickets/7"
 CHECK_PATH: Final = "/api/check/7"
 BODY_SIZE: Final = 100
+LARGE_BODY_SIZE: Final = 1 << 20
 READY_WITHIN: Final = 60.0
+
+
+def load_path(row: Row) -> str:
+    match row.body:
+        case "download":
+            return "/api/tickets/file"
+        case "upload":
+            return "/api/tickets/upload"
+        case _:
+            return LOAD_PATH
 
 
 def render(template: str, output: Path, /, **values: object) -> Path:
@@ -54,6 +72,10 @@ class Running:
     ready_seconds: float
     proxy: tuple[Process, ...] = ()
     collector_port: int = 0
+    ca: Path | None = None
+    """What the certificate of a row with TLS comes from."""
+    tunnel: str = ""
+    """What a forward proxy is asked for, host:port; empty where there is none."""
 
 
 @dataclass(slots=True)
@@ -64,32 +86,47 @@ class Site:
     processes: Processes
     mitmdump: Path
     identity: Identity = field(init=False)
+    certificates: Certificates = field(init=False)
     static_token: str = field(init=False)
     upstream_port: int = field(init=False)
+    upstream_tls_port: int = field(init=False)
     broker_port: int = 0
     broker_problem: str = ""
 
     def __post_init__(self) -> None:
         self.identity = Identity(self.directory)
+        self.certificates = Certificates(self.directory)
         self.static_token = self.identity.static_token()
-        self.upstream_port = self._start_upstream()
+        self.upstream_port, self.upstream_tls_port = free_port(), free_port()
+        self._start_upstream()
 
-    def _start_upstream(self) -> int:
-        port, directory = free_port(), subdirectory(self.directory, "upstream")
+    def port_of(self, row: Row) -> int:
+        """Where the upstream takes this row's calls."""
+        return self.upstream_tls_port if row.tls else self.upstream_port
+
+    def _start_upstream(self) -> None:
+        directory = subdirectory(self.directory, "upstream")
+        file = directory / "file"
+        file.write_bytes(large_body())
         body = json.dumps({"id": 7, "state": "open", "title": ""}, separators=(",", ":"))
         body = body.replace('""', f'"{"x" * (BODY_SIZE - len(body))}"')
         config = render(
             "nginx-upstream.conf",
             directory / "nginx.conf",
             directory=directory,
-            port=port,
+            port=self.upstream_port,
+            tls_port=self.upstream_tls_port,
+            empty_port=free_port(),
+            certificate=self.certificates.certificate,
+            key=self.certificates.key,
             body=body,
+            file=file,
+            user=f"{pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name}",
             check_path=CHECK_PATH,
             seen=self.seen_file,
         )
         process = self.processes.start("upstream", nginx(directory, config), core=LOAD_CORE)
-        wait_until_ready(process, accepts(port), timeout=READY_WITHIN)
-        return port
+        wait_until_ready(process, accepts(self.upstream_port), timeout=READY_WITHIN)
 
     @property
     def seen_file(self) -> Path:
@@ -99,6 +136,30 @@ class Site:
     @property
     def broker_issuer(self) -> str:
         return f"http://127.0.0.1:{self.broker_port}"
+
+    def tls_load(self) -> Path:
+        """The load that speaks TLS, built from tls_load.go once. Raises `NotRun`, each time."""
+        program = self.directory / "tls_load"
+        if not program.exists():
+            self._build(program)
+        return program
+
+    def _build(self, program: Path) -> None:
+        go = shutil.which("go")
+        if go is None:
+            raise NotRun("Go is missing, which the load over TLS is built with: see go.dev")
+        run = subprocess.run(
+            [go, "build", "-o", program, HERE / "tls_load.go"],
+            env={**os.environ, "GOFLAGS": "", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            timeout=300,
+            check=False,
+        )
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or [f"go ended with {run.returncode}"])[-1]
+            raise NotRun(f"the load over TLS was not built: {without_places(last)}")
 
     def need_broker(self) -> None:
         """Start the broker once; it stays for all rows. Raises `NotRun`, each time."""
@@ -125,6 +186,11 @@ class Site:
         return port
 
 
+def large_body() -> bytes:
+    """1 MiB in which no piece is like another, so that a lost or doubled one shows."""
+    return b"".join(b"%015d\n" % number for number in range(LARGE_BODY_SIZE // 16))
+
+
 def subdirectory(directory: Path, name: str) -> Path:
     path = directory / name
     path.mkdir()
@@ -148,7 +214,7 @@ def start(row: Row, site: Site, processes: Processes, directory: Path) -> Runnin
     """Start a row's proxy anew in an empty directory. Raises `NotRun`."""
     match row.kind:
         case "direct":
-            return Running(site.upstream_port, 0.0)
+            return Running(site.port_of(row), 0.0, ca=site.certificates.ca)
         case "nginx":
             return _start_nginx(row, site, processes, directory)
         case "envoy":
@@ -168,13 +234,25 @@ def _start_nginx(row: Row, site: Site, processes: Processes, directory: Path) ->
         directory / "nginx.conf",
         directory=directory,
         port=port,
-        upstream_port=site.upstream_port,
+        upstream_port=site.port_of(row),
         token=site.static_token,
+        **_files(site),
     )
     started = time.perf_counter()
     process = processes.start("nginx", nginx(directory, config), core=PROXY_CORE)
     wait_until_ready(process, accepts(port), timeout=READY_WITHIN)
-    return Running(port, time.perf_counter() - started, (process,))
+    ready = time.perf_counter() - started
+    return Running(port, ready, (process,), ca=site.certificates.ca)
+
+
+def _files(site: Site) -> dict[str, Path]:
+    """What the templates of rows with TLS name."""
+    certificates = site.certificates
+    return {
+        "ca": certificates.ca,
+        "certificate": certificates.certificate,
+        "key": certificates.key,
+    }
 
 
 def envoy_binary() -> str:
@@ -206,14 +284,16 @@ def _start_envoy(row: Row, site: Site, processes: Processes, directory: Path) ->
         port=port,
         admin_port=admin_port,
         authz_port=authz_port,
-        upstream_port=site.upstream_port,
+        upstream_port=site.port_of(row),
         token=site.static_token,
+        **_files(site),
     )
     options = ["--concurrency", "1", "--log-level", "warn", "--disable-hot-restart"]
     started = time.perf_counter()
     process = processes.start("envoy", [binary, "-c", config, *options], core=PROXY_CORE)
     wait_until_ready(process, answers_200(admin_port, "/ready"), timeout=READY_WITHIN)
-    return Running(port, time.perf_counter() - started, (process, *proxy))
+    ready = time.perf_counter() - started
+    return Running(port, ready, (process, *proxy), ca=site.certificates.ca)
 
 
 def _start_aiohttp(site: Site, processes: Processes, directory: Path) -> Running:
@@ -261,7 +341,8 @@ def _start_valetkey(row: Row, site: Site, processes: Processes, directory: Path)
         port=port,
         admin_port=admin_port,
         broker_port=site.broker_port,
-        upstream_port=site.upstream_port,
+        upstream_port=site.port_of(row),
+        ca=site.certificates.ca,
         token_file=token_file,
         target=target,
         credential=row.credential,
@@ -279,7 +360,14 @@ def _start_valetkey(row: Row, site: Site, processes: Processes, directory: Path)
     source = {"PYTHONPATH": str(HERE.parent)} if row.interpreted else {}
     process = processes.start("valetkey", command, core=PROXY_CORE, env=source)
     wait_until_ready(process, answers_200(admin_port, "/readyz"), timeout=READY_WITHIN)
-    return Running(port, time.perf_counter() - started, (process,), collector_port)
+    return Running(
+        port,
+        time.perf_counter() - started,
+        (process,),
+        collector_port,
+        ca=directory / "ca.pem",  # the sidecar's own, where it intercepts
+        tunnel=f"{SERVER}:{site.upstream_tls_port}" if row.tls else "",
+    )
 
 
 def _start_collector(site: Site, processes: Processes, directory: Path) -> int:
@@ -308,17 +396,24 @@ def verify(row: Row, site: Site, running: Running) -> None:
     """
     brought = site.static_token if row.kind == "direct" else "brought-by-the-caller"
     already = _seen(site)
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    method, path, body, expected = checked_call(row)
     try:
-        connection.request("GET", CHECK_PATH, headers={"Authorization": f"Bearer {brought}"})
+        connection = _connection(row, running)
+    except OSError as error:
+        raise NotRun(f"no CA for the checked call: {error!r}") from error
+    try:
+        headers = {"Authorization": f"Bearer {brought}"}
+        connection.request(method, path, body, headers)
         answer = connection.getresponse()
-        body = answer.read()
+        received = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise NotRun(f"the checked call failed: {error!r}") from error
     finally:
         connection.close()
-    if answer.status != 200 or len(body) != BODY_SIZE:
-        raise NotRun(f"the checked call got {answer.status}: {body[:200]!r}")
+    if answer.status != 200:
+        raise NotRun(f"the checked call got {answer.status}: {received[:200]!r}")
+    if (len(received) != BODY_SIZE) if expected is None else (received != expected):
+        raise NotRun(f"the checked call got another body: {len(received)} bytes")
     deadline = time.monotonic() + 5
     while len(lines := _seen(site)) == len(already):  # nginx logs after it has answered
         if time.monotonic() > deadline:
@@ -328,6 +423,32 @@ def verify(row: Row, site: Site, running: Running) -> None:
     reason = judge_seen(row, seen, static_token=site.static_token)
     if reason:
         raise NotRun(f"the upstream saw the wrong credential: {reason}")
+    if int(seen["size"]) < len(body or b""):
+        raise NotRun(f"the upstream saw {seen['size']} bytes of a request of {len(body or b'')}")
+
+
+def checked_call(row: Row) -> tuple[str, str, bytes | None, bytes | None]:
+    """Method, path, body and the answer that is due (None: any of `BODY_SIZE` bytes)."""
+    match row.body:
+        case "download":
+            return "GET", "/api/check/file", None, large_body()
+        case "upload":
+            return "POST", "/api/check/upload", large_body(), None
+        case _:
+            return "GET", CHECK_PATH, None, None
+
+
+def _connection(row: Row, running: Running) -> http.client.HTTPConnection:
+    """To the row, for one call. Raises `OSError` where its CA can't be read."""
+    if not row.tls:
+        return http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    context = ssl.create_default_context(cafile=running.ca)
+    if not running.tunnel:
+        return http.client.HTTPSConnection(SERVER, running.port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", running.port, timeout=10, context=context)
+    host, _, port = running.tunnel.partition(":")
+    connection.set_tunnel(host, int(port))
+    return connection
 
 
 def _seen(site: Site) -> list[str]:

@@ -140,3 +140,22 @@ def test_different_heads_are_compared_with_different_heads() -> None:
     )
     finding = findings(measured)["The same, every head different"]
     assert (finding.measured, finding.verdict) == ("1.50 ×", "least met")
+
+
+@pytest.mark.parametrize(
+    ("what", "ours", "theirs"),
+    [
+        ("Interception over Envoy, TLS in and out", "tls-valetkey", "tls-envoy"),
+        ("Answers of 1 MiB over Envoy", "download-valetkey", "download-envoy"),
+        ("Requests of 1 MiB over Envoy", "upload-valetkey", "upload-envoy"),
+    ],
+)
+def test_each_kind_of_work_is_compared_with_the_same_work(
+    what: str, ours: str, theirs: str
+) -> None:
+    others = [throughput("valetkey", 90_000), throughput("envoy-injector", 10)]
+    measured = measurements(throughput=[*others, throughput(ours, 990), throughput(theirs, 1000)])
+    assert (findings(measured)[what].measured, findings(measured)[what].verdict) == (
+        "0.99 ×",
+        "missed",
+    )
