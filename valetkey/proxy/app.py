@@ -27,7 +27,7 @@ from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
 from valetkey.contracts.logs import Log
-from valetkey.contracts.memory import close_memory
+from valetkey.contracts.memory import close_memory, keep_freed_memory
 from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.shipper import Shipper
@@ -349,6 +349,7 @@ def run(config: Path | SettingsFile) -> int:
     Returns the exit code: 2 for unusable settings, 1 if a part of it ended by itself.
     """
     close_memory()
+    keep_freed_memory()
     try:
         return uvloop.run(
             _main(config if isinstance(config, SettingsFile) else SettingsFile(config))

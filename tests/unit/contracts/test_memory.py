@@ -1,8 +1,9 @@
-"""A closed process leaves no core and is not read by others of its user."""
+"""A closed process leaves no core and is not read by others; freed memory is used again."""
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -94,3 +95,33 @@ def test_a_process_of_the_same_user_cannot_read_it(close, answer, tmp_path):
     if not close and scope.exists() and scope.read_text().strip() != "0":
         answer = "refused"  # the kernel is stricter than its own default
     assert ran.stdout.strip() == answer
+
+
+CHURN = """
+import resource
+from valetkey.contracts.memory import keep_freed_memory
+{keep}
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def turn(): return [b"x" * 256_000 for _ in range(4)]
+turn()
+before = faults()
+for _ in range(100): turn()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("keep", "again"), [("keep_freed_memory()", True), ("", False)])
+def test_pieces_of_bodies_are_put_where_freed_ones_were(keep, again):
+    """The process without it shows that the pages would otherwise be the kernel's each time."""
+    pages = 100 * 4 * 256_000 // os.sysconf("SC_PAGE_SIZE")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", CHURN.format(keep=keep)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env={**environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert (int(ran.stdout) < pages // 10) is again
