@@ -301,15 +301,14 @@ class Sidecar:
             ),
         }
         authority = self._authority
-        if authority is not None:
-            self.metrics.gauges["valetkey_interception_ca_expiry_timestamp_seconds"] = (
-                "When the CA that clients trust ends, Unix time.",
-                lambda: authority.expires,
-            )
-            self.metrics.counters["valetkey_interception_certificates_total"] = (
-                "Certificates made for targets.",
-                lambda: authority.minted,
-            )
+        self.metrics.gauges["valetkey_interception_ca_expiry_timestamp_seconds"] = (
+            "When the CA that clients trust ends, Unix time; 0 without interception.",
+            lambda: authority.expires if authority is not None else 0.0,
+        )
+        self.metrics.counters["valetkey_interception_certificates_total"] = (
+            "Certificates made for targets.",
+            lambda: authority.minted if authority is not None else 0,
+        )
         self.metrics.gauges |= {
             "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),

@@ -10,7 +10,7 @@ import pytest
 from valetkey.contracts.errors import ConfigError
 from valetkey.proxy.intercept.caller import CallerToken
 
-TOKEN = "caller-token-0123456789abcdef"
+TOKEN = "a-token-of-a-file-0123456789"
 
 
 def basic(text: str) -> bytes:
