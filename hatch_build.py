@@ -57,6 +57,7 @@ MODULES: Final = (
     "valetkey/proxy/identity/file.py",
     "valetkey/proxy/pep.py",
     "valetkey/proxy/streams.py",
+    "valetkey/proxy/tunnels.py",
     "valetkey/proxy/tally.py",
 )
 

@@ -30,10 +30,8 @@ from valetkey.proxy.core.decision import (
     NeedsMessage,
     Permit,
     RequestFacts,
-    TunnelPermit,
     admit,
     decide,
-    decide_tunnel,
 )
 from valetkey.proxy.core.json_rpc import (
     check_media_type,
@@ -50,10 +48,10 @@ from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool, context_for
-from valetkey.proxy.http1.relay import Relay
 from valetkey.proxy.http1.upgrade import Upgrade
 from valetkey.proxy.limits import Capacity
 from valetkey.proxy.streams import Streams
+from valetkey.proxy.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from valetkey.proxy.audit.recorder import Recorder
@@ -127,10 +125,6 @@ class EnforcementPoint:
         self._limit_hits = metrics.limit_hits
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
-        self._relays: dict[Relay, TunnelPermit] = {}
-        self._switched: dict[Relay, Call] = {}
-        self.handshakes = 0
-        """Connections that belong to nobody but their TLS handshake at the moment."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ways: dict[Target, _Way] = {}
         self._retired: list[Pool] = []
@@ -139,6 +133,7 @@ class EnforcementPoint:
         self.draining = False
         self._all_closed: asyncio.Event | None = None
         self.streams = Streams(self, identity, cache, metrics)
+        self.tunnels = Tunnels(self, identity, spool, recorder, metrics)
         self.apply(snapshot)
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -165,11 +160,7 @@ class EnforcementPoint:
         )
         self._recorder.forget_routes()
         self._identity.forget_keys()
-        for relay, permit in list(self._relays.items()):
-            if isinstance(decided := decide_tunnel(permit.host, permit.port, snapshot), Deny):
-                relay.cut("cut", decided.code)
-            elif not isinstance(decided, TunnelPermit):
-                relay.cut("cut", codes.TARGET_NO_MATCH)  # it has become a target with routes
+        self.tunnels.apply(snapshot)
         self.streams.changed(doubt=False)
 
     def recheck_streams(self) -> None:
@@ -205,20 +196,20 @@ class EnforcementPoint:
 
     def closed(self, connection: WorkloadConnection) -> None:
         self._connections.discard(connection)
-        self._closed_one()
+        self.closed_one()
 
-    def _closed_one(self) -> None:
+    def closed_one(self) -> None:
         if self._all_closed is not None and not self._open:
             self._all_closed.set()
 
     @property
     def _open(self) -> int:
-        return len(self._connections) + len(self._relays) + len(self._switched)
+        return len(self._connections) + self.tunnels.open
 
     @property
     def connections(self) -> int:
         """Connections of the workload, also those that are (or become) tunnels."""
-        return self._open + self.handshakes
+        return self._open + self.tunnels.handshakes
 
     def calls(self) -> Iterator[Call]:
         """The calls under way. Nothing may be awaited between two of them."""
@@ -226,7 +217,7 @@ class EnforcementPoint:
             call = connection.call
             if call is not None:
                 yield call
-        yield from self._switched.values()
+        yield from self.tunnels.calls()
 
     def stream_opened(self, kind: str) -> None:
         """A call has become a stream of this kind; `ended` counts it off."""
@@ -281,12 +272,12 @@ class EnforcementPoint:
             refusal = self._admit(call)
             if refusal is not None:
                 call.inbound.close_after = call.inbound.close_after or head.form == AUTHORITY_FORM
-                self._deny(call, refusal)
+                self.deny(call, refusal)
                 return
             if head.form == AUTHORITY_FORM:
                 if protocol:
                     call.inbound.close_after = True
-                    self._deny(call, Deny(codes.REQUEST_UPGRADE, "CONNECT with an upgrade"))
+                    self.deny(call, Deny(codes.REQUEST_UPGRADE, "CONNECT with an upgrade"))
                     return
                 tunnels = call.inbound.tunnels
                 assert tunnels is not None
@@ -313,14 +304,14 @@ class EnforcementPoint:
     def _decide(self, call: Call, facts: RequestFacts) -> None:
         principal = self._identity.principal()
         if principal is None:
-            self._deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
+            self.deny(call, Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem))
             return
         verdict = decide(facts, self.snapshot, principal)
         if not isinstance(verdict, NeedsCredential):
             if isinstance(verdict, NeedsMessage):
                 self._ask_for_message(call, verdict)
             else:
-                self._deny(call, verdict)
+                self.deny(call, verdict)
             return
         call.needs = verdict
         if verdict.route.bounds is not None and not self._within(call, verdict.route.bounds):
@@ -347,7 +338,7 @@ class EnforcementPoint:
             )
         except CallerError as error:
             self._limit_hits.hit(f"routes[].limits.{_LIMITED[error.code]}")
-            self._deny(
+            self.deny(
                 call,
                 Deny(error.code, error.reason, needs.route.target, needs.route, needs.path),
             )
@@ -367,7 +358,7 @@ class EnforcementPoint:
             check_media_type(block.value("content-type"), block.value("content-encoding"))
             check_size(block.length or 0, asked.endpoint.limit)
         except CallerError as error:
-            self._deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            self.deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
             return
         call.collect(asked)
         if not call.body_open:
@@ -387,7 +378,7 @@ class EnforcementPoint:
             asked.facts.message = message
             check_mirrors(message, block.value("mcp-method"), block.value("mcp-name"))
         except CallerError as error:
-            self._deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            self.deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
             return
         self._decide(call, asked.facts)
 
@@ -445,7 +436,7 @@ class EnforcementPoint:
     def _decided(self, call: Call, verdict: Permit | Deny) -> None:
         if isinstance(verdict, Deny):
             if call.permit is None:
-                self._deny(call, verdict)
+                self.deny(call, verdict)
             else:  # tried again after a 401: its decision is on record, and this is its outcome
                 call.fail(verdict.code, verdict.reason)
             return
@@ -462,7 +453,7 @@ class EnforcementPoint:
         except CallerError as error:
             if call.upgrade is not None:
                 call.inbound.close_after = True  # who knows what follows
-            self._deny(
+            self.deny(
                 call, Deny(error.code, error.reason, verdict.target, verdict.route, verdict.path)
             )
             return
@@ -505,16 +496,12 @@ class EnforcementPoint:
             return False
         return True
 
-    def _deny(self, call: Call, deny: Deny) -> None:
+    def deny(self, call: Call, deny: Deny) -> None:
         call.permit = None
-        self._record_denial(call, deny)
+        self.record_denial(call, deny)
         call.answer_problem(deny.code, "denied")
 
-    def refuse(self, call: Call, code: Code, reason: str) -> None:
-        """Deny a call for a reason that lies outside of the decision."""
-        self._deny(call, Deny(code, reason))
-
-    def _record_denial(self, call: Call, deny: Deny) -> None:
+    def record_denial(self, call: Call, deny: Deny) -> None:
         principal = self._identity.principal()
         counts = self._metrics.denials
         counts[deny.code.name] = counts.get(deny.code.name, 0) + 1
@@ -633,125 +620,6 @@ class EnforcementPoint:
         min(pools, key=lambda pool: pool.idle_since).close_oldest()
         return True
 
-    # --- tunnels ------------------------------------------------------------------------------
-
-    def tunnel(self, call: Call, *, intercepts: bool) -> Target | TunnelPermit | None:
-        """Decide on a CONNECT. None: it was refused, and answered.
-
-        A tunnel to a target has no permit, since nothing leaves by it: the calls inside are
-        decided on one by one. ``intercepts``: whether there is a CA to open it up with.
-        """
-        head = call.head
-        block = head.block
-        if block.length is not None or block.chunked:  # RFC 9110 §9.3.6: no content is defined
-            refusal = Deny(codes.REQUEST_AMBIGUOUS_FRAMING, "CONNECT with a body")
-        else:
-            name, _, port = head.origin.rpartition(":")
-            principal = self._identity.principal()
-            verdict = decide_tunnel(name, int(port), self.snapshot, tls=call.inbound.tls)
-            if isinstance(verdict, Deny):
-                refusal = verdict
-            elif call.inbound.unread:
-                # After the verdict: what a refusal says must not hang on how the bytes arrived.
-                refusal = Deny(codes.TUNNEL_EARLY_DATA, "bytes behind CONNECT")
-            elif principal is None:
-                refusal = Deny(codes.IDENTITY_UNAVAILABLE, self._identity.problem)
-            elif isinstance(verdict, TunnelPermit):
-                return verdict if self._record_tunnel(call, verdict, principal.subject) else None
-            elif verdict.tls and not intercepts:
-                refusal = Deny(
-                    codes.TUNNEL_NOT_INTERCEPTED, "settings have no interception", verdict
-                )
-            else:
-                return verdict
-        call.inbound.close_after = True  # what follows was meant for a tunnel
-        self._deny(call, refusal)
-        return None
-
-    def _record_tunnel(self, call: Call, permit: TunnelPermit, workload: str) -> bool:
-        try:
-            call.decision_seq = self._recorder.tunnel(call, permit, workload)
-        except AuditError as error:
-            self._recorder.unrecorded(went_on=False)
-            self._log.error("audit_unavailable", reason=error.reason)
-            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
-            return False
-        if not self._spool.keep():  # at once: what a tunnel carries passes by the outbox
-            call.answer_problem(codes.AUDIT_UNAVAILABLE, "denied")
-            return False
-        return True
-
-    def tunnel_opened(self, kind: str) -> None:
-        """Count a tunnel: ``intercepted`` or ``opaque``."""
-        counts = self._metrics.tunnels
-        counts[kind] = counts.get(kind, 0) + 1
-
-    def relay(
-        self,
-        call: Call,
-        permit: TunnelPermit,
-        workload: asyncio.Transport,
-        target: asyncio.Transport,
-    ) -> Relay:
-        """The relay of an opaque tunnel: takes the permit, and there is none but core's."""
-        relay = Relay(
-            workload,
-            target,
-            idle=self.timeouts.stream,
-            stall=self.timeouts.stall,
-            ended=lambda relay: self._tunnel_ended(call, relay),
-        )
-        self._relays[relay] = permit
-        self.tunnel_opened("opaque")
-        return relay
-
-    def switched(self, call: Call, connection: TargetConnection, early: bytes) -> Relay:
-        """The target has switched protocols: both connections are a tunnel, to their end.
-
-        ``early`` is what came from the target behind its 101. What the workload sent before it
-        knew of that was held back until now.
-        """
-        permit, inbound = call.permit, call.inbound
-        assert permit is not None
-
-        def ended(relay: Relay) -> None:
-            del self._switched[relay]
-            connection.open = False
-            connection.pool.lost(connection)
-            call.switched_ended(relay)
-            self._closed_one()
-
-        relay = Relay(
-            inbound.transport,
-            connection.transport,
-            idle=permit.route.stream,
-            stall=permit.route.stall,
-            ended=ended,
-        )
-        self._switched[relay] = call
-        held, workload_ended = inbound.rest()
-        inbound.take_over()
-        relay.workload.full = inbound.write_paused
-        relay.target.full = connection.congested
-        connection.borrower = None
-        relay.start(early, said=held, said_all=workload_ended)
-        return relay
-
-    def tunnel_refused(self, call: Call, target: Target, code: Code, reason: str) -> None:
-        """The tunnel was there, and what came through it is not what it is for."""
-        self._record_denial(call, Deny(code, reason, target))
-        call.ended = time.monotonic()
-        self._record_outcome(call, "denied", code, 0.0)
-
-    def _tunnel_ended(self, call: Call, relay: Relay) -> None:
-        self._relays.pop(relay, None)
-        call.ended = time.monotonic()
-        call.sent, call.received = relay.sent, relay.received
-        call.status = 200
-        self._record_outcome(call, relay.outcome, relay.code, 0.0)
-        self._requests.add(None, "allowed", call.status)
-        self._closed_one()
-
     # --- ends ---------------------------------------------------------------------------------
 
     def refused(self, call: Call, code: Code, reason: str) -> None:
@@ -763,7 +631,7 @@ class EnforcementPoint:
                 deny = Deny(code, reason, needs.route.target, needs.route, needs.path)
             elif asked is not None:
                 deny = Deny(code, reason, asked.target, path=asked.path)
-            self._deny(call, deny)
+            self.deny(call, deny)
             return
         self._log.info("call_failed", code=code.name, reason=reason)
         outcome = {"target": "target_failed", "request": "caller_failed"}.get(code.family, "denied")
@@ -778,7 +646,7 @@ class EnforcementPoint:
             else 0.0
         )
         if call.decision_seq:
-            self._record_outcome(call, outcome, code, added)
+            self.record_outcome(call, outcome, code, added)
         if call.kind:
             self._metrics.streams[call.kind] -= 1
         if permit is not None:
@@ -796,7 +664,7 @@ class EnforcementPoint:
         """Count tools that were taken out of lists."""
         self._metrics.hidden_tools += count
 
-    def _record_outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
+    def record_outcome(self, call: Call, outcome: str, code: Code | None, added: float) -> None:
         try:
             self._recorder.outcome(call, outcome, code, added)
         except AuditError as error:
@@ -828,11 +696,8 @@ class EnforcementPoint:
                     connection.expired(now)
                 if not count % _SWEEP_AT_ONCE:
                     await asyncio.sleep(0)  # others have their turn between
-            for relay in (*self._relays, *self._switched):
-                code = relay.overdue(now)
-                if code is not None:
-                    relay.cut("cut", code)
-            for count, call in enumerate(list(self._switched.values()), 1):
+            self.tunnels.sweep(now)
+            for count, call in enumerate(list(self.tunnels.calls()), 1):
                 if now >= call.recheck_at:
                     self.streams.look(call, now)
                 if not count % _SWEEP_AT_ONCE:
@@ -868,8 +733,7 @@ class EnforcementPoint:
         await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.transport.abort()
-        for relay in list(self._relays):
-            relay.cut("cut", codes.PROXY_DRAINING)
+        self.tunnels.cut(codes.PROXY_DRAINING)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -346,7 +346,7 @@ class Call:
         self.inbound.write(answer + b"\r\n")
         self.t_reply = _monotonic()
         self._becomes(upgrade.protocol)
-        self.relay = self.pep.switched(self, outbound, rest)
+        self.relay = self.pep.tunnels.switched(self, outbound, rest)
 
     def switched_ended(self, relay: Relay) -> None:
         """The tunnel that it became is over."""

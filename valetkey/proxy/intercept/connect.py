@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError, ValetkeyError
-from valetkey.proxy.core.decision import TunnelPermit
+from valetkey.proxy.core.decision import Deny, TunnelPermit
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.inbound import WorkloadConnection
@@ -40,7 +40,7 @@ class ConnectTunnels:
 
     def open(self, call: Call) -> None:
         """Decide on a CONNECT, answer it, and take its connection over."""
-        verdict = self._pep.tunnel(call, intercepts=self._authority is not None)
+        verdict = self._pep.tunnels.decide(call, intercepts=self._authority is not None)
         if verdict is None:
             return  # refused, and answered
         if isinstance(verdict, TunnelPermit):
@@ -57,23 +57,23 @@ class ConnectTunnels:
         try:
             context = self._authority.context(target.host)
         except ValetkeyError as error:  # `certificates.CannotIssue`
-            self._pep.refuse(call, error.code, error.reason)
+            self._pep.deny(call, Deny(error.code, error.reason))
             return
         # Paused before the answer goes out: the client's hello must meet TLS, not this reader.
         transport = inbound.take_over()
         if not inbound.tls:
             transport.write(_ESTABLISHED)
         greeter = _Greeter()
-        pep.handshakes += 1
+        pep.tunnels.handshakes += 1
         try:
             tls = await serve(transport, greeter, context, within=pep.timeouts.head)
         except OSError as error:
-            pep.tunnel_refused(call, target, *_why(error))
+            pep.tunnels.refused(call, target, *_why(error))
             transport.abort()
             return
         finally:
-            pep.handshakes -= 1
-        pep.tunnel_opened("intercepted")
+            pep.tunnels.handshakes -= 1
+        pep.tunnels.opened("intercepted")
         entry = Entry(origin=target.url, destination=inbound.entry.destination)
         greeter.hand_over(tls, WorkloadConnection(pep, entry, uids=inbound.uids))
 
@@ -83,11 +83,11 @@ class ConnectTunnels:
         if call.phase == Phase.DONE:
             return
         if inbound.unread:
-            pep.refuse(call, codes.TUNNEL_EARLY_DATA, "bytes before the tunnel was there")
+            pep.deny(call, Deny(codes.TUNNEL_EARLY_DATA, "bytes before the tunnel was there"))
             return
         transport = inbound.take_over()
         transport.write(_ESTABLISHED)
-        pep.tunnel_opened("plain")
+        pep.tunnels.opened("plain")
         inner = WorkloadConnection(pep, Entry(origin=target.url), uids=inbound.uids)
         transport.set_protocol(cast("asyncio.Protocol", inner))
         inner.connection_made(transport)
@@ -117,7 +117,7 @@ class ConnectTunnels:
         else:
             begun = _Arrived()
             workload = await _establish(inbound.take_over(), begun)
-            relay = pep.relay(call, permit, workload, target)
+            relay = pep.tunnels.opaque(call, permit, workload, target)
             if begun.transport is None:
                 relay.cut("client_closed")
             elif arrived.transport is None:

@@ -127,7 +127,7 @@ class TransparentServer:
         """
         pep = self._pep
         seen = 0
-        pep.handshakes += 1
+        pep.tunnels.handshakes += 1
         try:
             async with asyncio.timeout(pep.timeouts.idle) as limit:
                 while True:
@@ -155,7 +155,7 @@ class TransparentServer:
                 raise pep.head_timeout() from None
             raise
         finally:
-            pep.handshakes -= 1
+            pep.tunnels.handshakes -= 1
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     async def _readable(self, sock: socket.socket) -> None:

@@ -34,7 +34,7 @@ class Pep:
     """What a server needs of the enforcement point."""
 
     def __init__(self) -> None:
-        self.handshakes = 0
+        self.tunnels = SimpleNamespace(handshakes=0)
         self.capacity = Capacity(LimitHits(), descriptors=1024, in_use=16)
         self.capacity.use(100)
         self.timeouts = SimpleNamespace(idle=5.0, head=5.0)
@@ -92,7 +92,7 @@ class Stand:
 
     async def waiting(self, count: int) -> None:
         async with asyncio.timeout(5):
-            while self.pep.handshakes != count:
+            while self.pep.tunnels.handshakes != count:
                 await asyncio.sleep(0.001)
 
 
@@ -214,7 +214,7 @@ async def test_an_end_within_a_hello(stand: Stand) -> None:
     await stand.waiting(1)
     client.shutdown(socket.SHUT_WR)
     assert await stand.handed() == "tls.hello_malformed"
-    assert stand.pep.handshakes == 0
+    assert stand.pep.tunnels.handshakes == 0
 
 
 async def test_who_leaves_is_forgotten(stand: Stand) -> None:
@@ -239,7 +239,7 @@ async def test_the_end_lets_go_of_all_that_wait(stand: Stand) -> None:
     stand.server.close()
     for client in clients:
         assert await stand.ended(client)
-    assert (stand.pep.handshakes, stand.pep.capacity.open) == (0, 0)
+    assert (stand.pep.tunnels.handshakes, stand.pep.capacity.open) == (0, 0)
 
 
 async def test_elsewhere_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,4 +257,4 @@ async def test_a_defect_closes_the_connection(
     monkeypatch.setattr(transparent, "read_client_hello", broken)
     assert await stand.ended(stand.client(HELLO))
     assert [record.getMessage() for record in caplog.records] == ["connection_broke"]
-    assert stand.pep.handshakes == 0
+    assert stand.pep.tunnels.handshakes == 0
