@@ -45,21 +45,30 @@ class Segment:
     What was stored is in memory until `flush` hands it to the kernel, all of it in one call.
     """
 
-    __slots__ = ("_fd", "_flushed", "_named", "_stored", "end", "path", "size")
+    __slots__ = ("_directory", "_fd", "_flushed", "_stored", "end", "path", "size")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
         self.end = 0
-        self._named = False
         self._stored: list[bytes] = []
         self._flushed = 0
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Open until the file's name is on disk (fsync(2): it is once its directory is). Everything
+        # is opened now: a descriptor that can't be had is an error here, before any call depends
+        # on it, and none of bringing a record to the disk.
+        self._directory: int | None = os.open(
+            path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        )
         try:
-            # Blocks are taken now: a full disk is an error here, before any call depends on it.
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            os.close(self._directory)
+            raise
+        try:
+            # Blocks are taken now, too, for the same reason.
             os.posix_fallocate(self._fd, 0, size)
         except OSError:
-            os.close(self._fd)
+            self.close()
             path.unlink(missing_ok=True)
             raise
 
@@ -92,18 +101,18 @@ class Segment:
     def sync(self) -> None:
         """Bring what was flushed to the disk. Blocking, without the GIL."""
         os.fdatasync(self._fd)
-        if not self._named:
-            # A new file is on disk once its directory is (fsync(2)).
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-            self._named = True
+        directory = self._directory
+        if directory is not None:
+            os.fsync(directory)
+            self._directory = None
+            os.close(directory)
 
     def close(self) -> None:
         """Close; the file stays."""
         os.close(self._fd)
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
 
 
 class SpoolRecord(NamedTuple):

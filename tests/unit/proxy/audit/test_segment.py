@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,10 @@ from valetkey.proxy.audit.segment import (
 )
 
 BOOT = "00000000000000a1"
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def event(seq: int, size: int = 200) -> bytes:
@@ -203,3 +209,45 @@ HEADERS = {
 @pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
 def test_what_is_no_header(content):
     assert read_header(content) is None
+
+
+def test_a_record_is_brought_to_disk_without_opening_anything(tmp_path, monkeypatch):
+    """A descriptor that can't be had then would leave nobody knowing what is on disk."""
+    made = Segment(tmp_path / "a", 4096)
+    made.begin(BOOT, 1, bytes(32))
+    before = open_files()
+
+    def refuse(*_args, **_more):
+        raise OSError(errno.EMFILE, "no descriptor")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segment.os, "open", refuse)
+        made.flush()
+        made.sync()
+        made.sync()
+    assert open_files() == before - 1  # the directory's is not needed again
+    made.close()
+    assert open_files() == before - 2
+
+
+@pytest.mark.parametrize("step", ["directory", "file", "room"])
+def test_a_segment_that_can_not_be_made_leaves_nothing(step, tmp_path, monkeypatch):
+    before = open_files()
+    real, calls = os.open, iter(["directory", "file"])
+
+    def limited(*args, **more):
+        if next(calls) == step:
+            raise OSError(errno.EMFILE, "no descriptor")
+        return real(*args, **more)
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segment.os, "open", limited)
+        if step == "room":
+            patched.setattr(segment.os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"no (descriptor|room)"):
+            Segment(tmp_path / "a", 4096)
+    assert open_files() == before
+    assert list(tmp_path.iterdir()) == []
