@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sqlite3
 import sys
 from contextlib import closing
@@ -130,6 +131,8 @@ async def test_the_console_script(bench, chains):
             SCRIPT, "audit", "tail", "--collector", url, "--token-file", bench.reader_token_file(),
             "--limit", "1", "--follow", "--json",
             stdout=asyncio.subprocess.PIPE,
+            # A suite that runs in the background was told to ignore it, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
             async with asyncio.timeout(20):
@@ -141,7 +144,7 @@ async def test_the_console_script(bench, chains):
                     assert line["event"]["id"] == f"00000000000000b2-{seq}"
                     assert line["outcome"]["id"] == f"00000000000000b2-{seq + 1}"
         finally:
-            follower.send_signal(2)
+            follower.send_signal(signal.SIGINT)
         await follower.stdout.read()
         assert await follower.wait() == 0
         verifier = await asyncio.create_subprocess_exec(
