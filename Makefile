@@ -3,13 +3,14 @@
 
 PYTHON ?= python3
 UV ?= uv
+MINUTES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format compiled bench chaos lock generate clean
+.PHONY: help demo test lint format compiled bench chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -47,6 +48,9 @@ bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results 
 
 chaos: $(VENV)/.dev ## Kill the sidecar under load, 50 times in a loop
 	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py --kills 50
+
+fuzz: $(VENV)/.dev ## Play new inputs to the sidecar and to other readers of HTTP for MINUTES=10
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 generate: $(VENV)/.dev ## Write schemas, reference pages and the README's tables anew
 	@$(BIN)/python -m valetkey.cli.reference

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.nginx import NGINX
 from tests.support.recording import Recording
 from tests.support.sidecar import Sidecar, World, free_port, target
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 BODY = bytes(range(256)) * 4096  # 1 MiB

@@ -632,13 +632,26 @@ class Call:
             return
         # A connection that was kept open may have been closed before our request reached it: a
         # request that may be repeated is, once, on a new connection (RFC 9112 §9.3.1).
-        stale = outbound.used and not self.t_answer and not self._retried_stale
+        repeatable = self.head.method in _IDEMPOTENT or not outbound.asked
+        if self.t_answer or not repeatable or not self._again(outbound):
+            self.drop_target()
+            self.fail(codes.TARGET_CLOSED, "closed before the response head")
+
+    def target_unasked(self) -> None:
+        """Bytes came before anything of the request was sent: they answer something else."""
+        outbound = self.outbound
+        if outbound is not None and not self._again(outbound):
+            self.drop_target()
+            self.fail(codes.TARGET_BAD_RESPONSE, "an answer before the request")
+
+    def _again(self, outbound: TargetConnection) -> bool:
+        """Repeat the request on a new connection, if it was an old one that let us down."""
+        if not outbound.used or self._retried_stale or not self.replayable:
+            return False
+        self._retried_stale = True
         self.drop_target()
-        if stale and self.replayable and self.head.method in _IDEMPOTENT:
-            self._retried_stale = True
-            self.pep.send_again(self)
-            return
-        self.fail(codes.TARGET_CLOSED, "closed before the response head")
+        self.pep.send_again(self)
+        return True
 
     def target_write_paused(self) -> None:
         self.inbound.hold_reading()

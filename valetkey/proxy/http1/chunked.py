@@ -1,7 +1,8 @@
 """The chunked transfer coding (RFC 9112 §7.1), read strictly, without I/O.
 
 Sizes are hexadecimal digits and nothing else, lines end in CRLF, extensions are checked and
-dropped (§7.1.1), trailer fields are checked and dropped (§7.1.2: they are not relayed unasked).
+dropped (§7.1.1; without the white space that history allows in them, as llhttp and h11 do), trailer
+fields are checked and dropped (§7.1.2: they are not relayed unasked).
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"'
 # 16 digits is a 64-bit size; more can only be an attempt to overflow somebody behind us.
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e]*)?)")
-_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_SIZE_LINE: Final = re.compile(
+    rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED)
+)
+_TRAILER: Final = re.compile(rb"%b:[\t\x20-\x7e\x80-\xff]*" % _TOKEN)
 # Precedent: llhttp and nginx both stop at a few KiB of chunk line.
 _MAX_LINE: Final = 4096
 _MAX_TRAILERS: Final = 16_384

@@ -52,7 +52,7 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # The first byte of a request is the method's; anything else is another protocol (TLS, HTTP/2).
 _METHOD_START: Final = frozenset(
-    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&'*+-.^_`|~"
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~"
 )
 
 # RFC 9110 §7.6.3: a proxy adds itself to each message that it forwards, with the version that the

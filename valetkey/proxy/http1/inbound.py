@@ -248,16 +248,19 @@ class WorkloadConnection:
         self.minor = head.version
         block = head.block
         self.close_after = (
-            (self._ended and not rest)
-            or block.close
-            or (head.version == 0 and not block.keep_alive)
-            or self.pep.draining
+            block.close or (head.version == 0 and not block.keep_alive) or self.pep.draining
         )
         call = self.call = Call(self, head, self.pep)
         if rest and call.body_open:
             rest = call.body_received(rest)
         if rest:
             self._keep(rest)
+        elif self._ended and self.call is call:
+            # The workload had sent all that it will: this is its last call, or a part of one.
+            self.close_after = True
+            if call.body_open:
+                call.workload_lost()
+                return
         if self.call is call and call.phase == Phase.DECIDING:
             try:
                 self.pep.begin(call)
@@ -373,6 +376,9 @@ class WorkloadConnection:
         reset(self.transport)
 
     def _say_goodbye(self) -> None:
+        if self._ended:
+            self.end()
+            return
         self._lingering = True
         self._buffer = b""
         self.deadline = time.monotonic() + _LINGER

@@ -1,7 +1,9 @@
 """One connection to a target: bytes in, bytes out, and who they belong to.
 
 A connection is lent to one call at a time. Idle, it must be silent: a byte or an end that arrives
-then closes it, since it could otherwise be taken for the answer to the next call.
+then closes it, since it could otherwise be taken for the answer to the next call. The same goes
+for what arrives after it was lent again and before anything of the next request was sent: it was
+on its way already, and answers nothing (response queue poisoning).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ class Borrower(Protocol):
     """The call that a connection is lent to."""
 
     def target_received(self, data: bytes) -> None: ...
+    def target_unasked(self) -> None: ...
     def target_ended(self) -> None: ...
     def target_lost(self) -> None: ...
     def target_write_paused(self) -> None: ...
@@ -43,6 +46,7 @@ class TargetConnection:
 
     __slots__ = (
         "_out",
+        "asked",
         "borrower",
         "congested",
         "idle_since",
@@ -60,6 +64,8 @@ class TargetConnection:
         self.open = False
         self.congested = False
         """Whether the target does not take what was sent."""
+        self.asked = False
+        """Whether anything of its borrower's request was sent."""
         self.used = False
         """Whether it has carried a call before: only then can it be stale."""
         self.idle_since = 0.0
@@ -73,8 +79,10 @@ class TargetConnection:
     def data_received(self, data: bytes) -> None:
         if self.borrower is None:
             self.close()
-        else:
+        elif self.asked:
             self.borrower.target_received(data)
+        else:
+            self.borrower.target_unasked()
 
     def eof_received(self) -> bool | None:
         if self.borrower is None:
@@ -112,6 +120,7 @@ class TargetConnection:
         """Send now what was written."""
         out, self._out = self._out, []
         if out and self.open and self.pool.outbox.kept():
+            self.asked = True
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def discard(self) -> None:

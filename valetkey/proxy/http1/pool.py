@@ -123,6 +123,7 @@ class Pool:
         if not connection.open or connection.transport.is_closing():
             return  # `lost` has counted it
         connection.used = True
+        connection.asked = False
         waiter = self._next_waiter()
         if waiter is not None:
             waiter.set_result(connection)  # it stays lent
