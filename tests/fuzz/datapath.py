@@ -39,6 +39,7 @@ from valetkey.proxy.http1.head import HeadReader
 from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.intercept.connect import ConnectTunnels
+from valetkey.proxy.settings_file import SettingsFile
 
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PORT: Final = 65000
@@ -378,7 +379,7 @@ class DataPath:
             "log_level": "error",
         }  # fmt: skip
         (directory / "proxy.yaml").write_text(json.dumps(settings))
-        self._sidecar = Sidecar(directory / "proxy.yaml", self.loop)
+        self._sidecar = Sidecar(SettingsFile(directory / "proxy.yaml"), self.loop)
         pep = self._pep = self._sidecar.pep
         pep._exchange = Exchanges()
         for way in pep._ways.values():

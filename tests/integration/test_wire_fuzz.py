@@ -168,7 +168,8 @@ def test_what_was_on_its_way_before_a_call_is_not_its_answer(path: DataPath, met
 
     second = raw("/2", "Content-Length: 5", method=method, body="hello")
     play = path.play([raw("/1") + second], answer=answer)
-    assert play.said == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok" * 2
+    assert b"poison" not in play.said
+    assert play.said.count(b"HTTP/1.1 200 OK\r\n") == 2
     assert [read.target for read in play.reads] == ["/1", "/2"]  # never sent where it was poisoned
     assert len(play.upstreams) == 2
 
