@@ -53,6 +53,7 @@ MODULES: Final = (
     "valetkey/proxy/http1/relay.py",
     "valetkey/proxy/http1/reset.py",
     "valetkey/proxy/http1/respond.py",
+    "valetkey/proxy/http1/unsent.py",
     "valetkey/proxy/http1/upgrade.py",
     "valetkey/proxy/identity/file.py",
     "valetkey/proxy/pep.py",

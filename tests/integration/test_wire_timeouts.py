@@ -136,23 +136,23 @@ def test_a_body_that_moves_may_take_longer_than_any_limit(
 
     def slow(wire: Wire) -> None:
         wire.request()
-        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 800\r\n\r\n")
         for _ in range(8):
             pause.wait(0.25)
-            wire.send(b"x")
+            wire.send(b"x" * 100)
 
     upstream.script(slow)
-    assert sidecar.ask(get(f"{lane}/")).body == b"x" * 8
+    assert sidecar.ask(get(f"{lane}/")).body == b"x" * 800
 
 
 def test_a_request_body_that_moves_may_take_longer_too(
     sidecar: Sidecar, upstream: Recording, lane: str
 ) -> None:
     with sidecar.open() as client:
-        client.send(post(f"{lane}/", "Content-Length: 5"))
+        client.send(post(f"{lane}/", "Content-Length: 500"))
         for _ in range(5):
             time.sleep(0.25)  # the rate of the sender is what is tested
-            client.send(b"x")
+            client.send(b"x" * 100)
         assert client.answer().body == b"ok"
 
 

@@ -122,7 +122,7 @@ class EnforcementPoint:
         self._recorder = recorder
         self._metrics = metrics
         self._requests = metrics.requests
-        self._limit_hits = metrics.limit_hits
+        self.limit_hit = metrics.limit_hits.hit
         self._log = Log("pep")
         self._connections: set[WorkloadConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,6 +151,7 @@ class EnforcementPoint:
         self.snapshot = snapshot
         self.dialler.use_nat64(snapshot.nat64)
         self.timeouts = settings.timeouts
+        self.pace = snapshot.pace
         self.capacity.use(settings.limits.connections)
         self.max_messages: int = settings.limits.messages
         self.heads = HeadReader(
@@ -228,9 +229,9 @@ class EnforcementPoint:
         """A head that is no request: nothing was asked, so there is no decision to record."""
         self._count_refused_head(error.code)
         if error.code is codes.REQUEST_TIMEOUT:
-            self._limit_hits.hit("timeouts.head")
+            self.limit_hit("timeouts.head")
         elif error.code in _LIMITED:
-            self._limit_hits.hit(f"limits.{_LIMITED[error.code]}")
+            self.limit_hit(f"limits.{_LIMITED[error.code]}")
         if connection.entry.origin or connection.entry.transparent:
             # In a tunnel that was opened up, and from who knows of no proxy, what is no HTTP is on
             # record nevertheless.
@@ -337,7 +338,7 @@ class EnforcementPoint:
                 body_size=max(block.length or 0, call.sent),
             )
         except CallerError as error:
-            self._limit_hits.hit(f"routes[].limits.{_LIMITED[error.code]}")
+            self.limit_hit(f"routes[].limits.{_LIMITED[error.code]}")
             self.deny(
                 call,
                 Deny(error.code, error.reason, needs.route.target, needs.route, needs.path),
@@ -348,7 +349,7 @@ class EnforcementPoint:
 
     def too_large(self, call: Call) -> None:
         """A body of unknown length turned out to be more than its route takes."""
-        self._limit_hits.hit("routes[].limits.body_size")
+        self.limit_hit("routes[].limits.body_size")
         call.fail(codes.REQUEST_BODY_TOO_LARGE, "more than the route's body_size")
 
     def _ask_for_message(self, call: Call, asked: NeedsMessage) -> None:

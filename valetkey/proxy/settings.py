@@ -243,12 +243,13 @@ class RouteLimitSettings(Settings, frozen=True, kw_only=True):
 
     ``head_size`` and ``headers`` are of the request's head, ``body_size`` is of its body (unset: of
     any size). A body of unknown length is cut off where it exceeds that, so that the target sees
-    that it is not whole.
+    that it is not whole. ``body_rate`` stands for ``limits.body_rate``; ``0B`` for none.
     """
 
     head_size: Size | None = None
     headers: Annotated[int, Meta(ge=1, le=1000)] | None = None
     body_size: Size | None = None
+    body_rate: Size | None = None
 
 
 class RouteSettings(Settings, frozen=True, kw_only=True):
@@ -297,7 +298,13 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     is held back to look for lists of tools (a larger one passes if it can't hold a list);
     ``messages`` bounds all of them that are held at once.
 
-    Defaults follow common servers: nginx allows 4 × 8 KiB of head, Apache 100 header fields.
+    ``body_rate`` is in bytes per second: by more than ``timeouts.stall`` a body may not fall
+    behind it, so that one that trickles holds nothing for ever. It is asked of request bodies until
+    the answer begins, of answers that announce their length, and of who reads answers or request
+    bodies; not of streams. ``0B``: any progress is enough.
+
+    Defaults follow common servers: nginx allows 4 × 8 KiB of head, Apache 100 header fields, and
+    its mod_reqtimeout asks for 500 bytes per second.
     """
 
     head_size: Size = size(32 << 10)
@@ -306,6 +313,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     credentials: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     message: Size = size(1 << 20)
     messages: Size = size(64 << 20)
+    body_rate: Size = size(100)
 
 
 class TimeoutSettings(Settings, frozen=True, kw_only=True):

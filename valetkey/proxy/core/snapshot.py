@@ -126,11 +126,17 @@ class Route:
 
     __slots__ = (
         "bounds", "details", "durable", "first_byte", "headers", "id", "messages", "methods",
-        "pattern", "per_request", "record_gap", "scope", "scopes", "scrubs", "stall", "stream",
-        "target", "upgrade",
+        "pace", "pattern", "per_request", "record_gap", "scope", "scopes", "scrubs", "stall",
+        "stream", "target", "upgrade",
     )  # fmt: skip
 
-    def __init__(self, settings: RouteSettings, target: Target, timeouts: TimeoutSettings) -> None:
+    def __init__(
+        self,
+        settings: RouteSettings,
+        target: Target,
+        timeouts: TimeoutSettings,
+        limits: LimitSettings,
+    ) -> None:
         self.id = settings.id
         self.target = target
         mcp = settings.match.mcp
@@ -151,6 +157,8 @@ class Route:
         self.first_byte = _seconds(own.first_byte, timeouts.first_byte)
         self.stall = _seconds(own.stall, timeouts.stall)
         self.stream = _seconds(own.stream, timeouts.stream)
+        rate = settings.limits.body_rate
+        self.pace = _pace(limits.body_rate if rate is None else rate)
         self.bounds = _bounds(settings.limits)
         """What it takes of a call; None: whatever the sidecar takes."""
         self.scrubs = settings.scrub_answers
@@ -212,8 +220,8 @@ class Snapshot:
     """Everything that a decision depends on besides the request, the principal and the time."""
 
     __slots__ = (
-        "_hosts", "_passthrough", "_prefixes", "diagnosis", "nat64", "origins", "policy_digest",
-        "routes", "settings", "targets",
+        "_hosts", "_passthrough", "_prefixes", "diagnosis", "nat64", "origins", "pace",
+        "policy_digest", "routes", "settings", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -223,6 +231,8 @@ class Snapshot:
         self.targets = targets
         self.routes = routes
         self.policy_digest = _digest(settings)
+        self.pace = _pace(settings.limits.body_rate)
+        """Seconds that each byte of a body is worth, until there is a route."""
         self.nat64 = _nat64(settings.network)
         """NAT64 prefixes that the settings state; None where they are to be found out."""
         self._prefixes: dict[str, Target] = {}
@@ -411,7 +421,7 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         if "websocket" in item.upgrade and "GET" not in item.match.methods:
             raise ConfigError(f"{where}.upgrade: websocket needs the method GET (RFC 6455 §4.1)")
         try:
-            route = Route(item, target, settings.timeouts)
+            route = Route(item, target, settings.timeouts, settings.limits)
             if item.match.mcp is None:
                 target.routes.add(route.methods, route.pattern, route)
             else:
@@ -424,6 +434,11 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
             )
         routes.append(route)
     return routes
+
+
+def _pace(rate: int) -> float:
+    """Seconds that a byte is worth at a rate in bytes per second; at none, all of them."""
+    return 1 / rate if rate else float("inf")
 
 
 def _bounds(limits: RouteLimitSettings) -> Bounds | None:

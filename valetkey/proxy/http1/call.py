@@ -22,6 +22,7 @@ from valetkey.proxy.core.scrub import Scrubber
 from valetkey.proxy.core.tool_lists import AnswerFilter, answer_filter
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
+from valetkey.proxy.http1.unsent import unsent
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.decision import NeedsCredential, NeedsMessage, Permit
@@ -66,12 +67,12 @@ class Call:
 
     __slots__ = (
         "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
-        "_in_memory", "_interim", "_left", "_rechunk", "_retried_stale", "_reuse", "_scrubber",
-        "actor", "asked", "attempts", "body_limit", "body_open", "deadline", "decision_seq",
-        "ended", "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "patience",
-        "pending", "pep", "permit", "phase", "received", "recheck_at", "relay", "replay",
-        "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started", "status",
-        "t_answer", "t_forward", "t_reply", "upgrade", "watch",
+        "_in_memory", "_interim", "_left", "_moved_at", "_rechunk", "_retried_stale", "_reuse",
+        "_scrubber", "actor", "asked", "attempts", "body_limit", "body_open", "deadline",
+        "decision_seq", "ended", "first_byte", "head", "inbound", "kind", "lines", "needs",
+        "outbound", "pace", "patience", "pending", "pep", "permit", "phase", "received",
+        "recheck_at", "relay", "replay", "retried_credential", "retried_nonce", "scrubbed", "sent",
+        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +135,9 @@ class Call:
         self.first_byte = 0.0
         self.patience: float = pep.timeouts.stall
         """How long a body may make no progress: ``stall``, or ``stream`` of an event stream."""
+        self.pace: float = pep.pace
+        """Seconds that each byte of a body buys, if it has used up some of that time."""
+        self._moved_at = 0.0
         self.upgrade: Upgrade | None = None
         """The switch to another protocol that it asks for."""
         self.relay: Relay | None = None
@@ -151,12 +155,15 @@ class Call:
         route = permit.route
         self.first_byte = route.first_byte
         self.patience = route.stall
+        self.pace = route.pace
 
     # --- the request's body -------------------------------------------------------------------
 
     def body_received(self, data: bytes) -> bytes:
         """Take the body's part of ``data``; what is behind its end is returned."""
-        self.deadline = _monotonic() + self.patience
+        before, sent = self.deadline, self.sent
+        self._moved_at = _monotonic()
+        self.deadline = self._moved_at + self.patience
         if self._decoder is None:
             rest = b""
             if len(data) > self._left:
@@ -164,6 +171,8 @@ class Call:
             self._left -= len(data)
             self.sent += len(data)
             self.body_open = self._left > 0
+            if self.body_open and before:
+                self._keep_pace(before, self.sent - sent)
             if self._collected is not None:
                 self._collect(data)
                 return rest
@@ -179,6 +188,8 @@ class Call:
                 self.pep.too_large(self)
                 return b""
             self.body_open = not self._decoder.done
+            if self.body_open and before:
+                self._keep_pace(before, self.sent - sent)
             rest = self._decoder.rest
             if self._collected is not None:
                 self._collect(b"".join(pieces))
@@ -191,6 +202,14 @@ class Call:
         if not self.body_open and self.phase == Phase.WAITING:
             self.deadline = _monotonic() + self.first_byte
         return rest
+
+    def _keep_pace(self, before: float, size: int) -> None:
+        """A body that trickles uses its time up: ``size`` bytes buy no more than they are worth.
+
+        ``before`` is the deadline that was in force. Once an answer has begun, it is a stream.
+        """
+        if self.phase <= Phase.WAITING:
+            self.deadline = min(self.deadline, before + size * self.pace)
 
     def _pass_on(self, wire: bytes) -> None:
         if self.outbound is not None and self.phase >= Phase.WAITING:
@@ -227,6 +246,7 @@ class Call:
         assert self.asked is not None
         self._collected += payload
         if self.body_open and len(self._collected) > self.asked.endpoint.limit:
+            self.pep.limit_hit("limits.message")
             self.fail(codes.REQUEST_BODY_TOO_LARGE, "more than limits.message")
         elif self.body_open:  # whole, it is judged by `EnforcementPoint.message_came`
             self.holds(len(self._collected))
@@ -241,6 +261,7 @@ class Call:
         self._in_memory = size
         if pep.messages <= pep.max_messages:
             return True
+        pep.limit_hit("limits.messages")
         self.fail(codes.PROXY_OVERLOADED, "more than limits.messages in memory")
         return False
 
@@ -261,6 +282,7 @@ class Call:
         """Send the request (its head is rendered) over a connection; the body follows."""
         self.outbound = connection
         connection.borrower = self
+        connection.unsent = -1
         self.phase = Phase.WAITING
         self.attempts += 1
         self._answer = b""
@@ -287,7 +309,12 @@ class Call:
     def target_received(self, data: bytes) -> None:
         """Bytes of the response (or of an interim one before it)."""
         if self.phase >= Phase.HOLDING:
-            self.deadline = _monotonic() + self.patience
+            before = self.deadline
+            self._moved_at = _monotonic()
+            self.deadline = self._moved_at + self.patience
+            if self._answer_left is not None and not self.kind:
+                # Of unknown length it may be a stream, which takes its time.
+                self.deadline = min(self.deadline, before + len(data) * self.pace)
             self._answer_body(data, b"")
             return
         permit = self.permit
@@ -654,6 +681,8 @@ class Call:
         return True
 
     def target_write_paused(self) -> None:
+        if self.outbound is not None:
+            self.outbound.unsent = unsent(self.outbound.transport)
         self.inbound.hold_reading()
 
     def target_write_resumed(self) -> None:
@@ -661,6 +690,7 @@ class Call:
         self.inbound.release_reading()
 
     def workload_write_paused(self) -> None:
+        self.inbound.unsent = unsent(self.inbound.transport)
         if self.kind:  # silence is the stream's own, but not to take what is there
             permit = self.permit
             assert permit is not None
@@ -687,22 +717,61 @@ class Call:
 
     def expired(self) -> None:
         """The deadline passed: whose turn it was decides what that means."""
-        if self.phase == Phase.ANSWERING:
-            if self.inbound.write_paused:
-                code = codes.REQUEST_TIMEOUT
+        phase, inbound = self.phase, self.inbound
+        if phase == Phase.ANSWERING:
+            if inbound.write_paused:
+                if self._taken(inbound):
+                    return
+                self.pep.limit_hit("timeouts.stall")
+                self._cut(b"", codes.REQUEST_TIMEOUT)
+            elif self.kind:
+                self.pep.limit_hit("timeouts.stream")
+                self._cut(b"", codes.STREAM_IDLE)
             else:
-                code = codes.STREAM_IDLE if self.kind else codes.TARGET_TIMEOUT
-            self._cut(b"", code)
-        elif self.phase == Phase.COLLECTING:
-            self.fail(codes.REQUEST_TIMEOUT, "the request body stalled")
-        elif self.phase == Phase.HOLDING:
-            self.fail(codes.TARGET_TIMEOUT, "the answer stalled")
-        elif self.phase == Phase.WAITING:
+                self._too_slow()
+                self._cut(b"", codes.TARGET_TIMEOUT)
+        elif phase == Phase.COLLECTING:
+            self.fail(codes.REQUEST_TIMEOUT, f"the request body {self._too_slow()}")
+        elif phase == Phase.HOLDING:
+            self.fail(codes.TARGET_TIMEOUT, f"the answer {self._too_slow()}")
+        elif phase == Phase.WAITING:
             # Deciding and connecting have time limits of their own.
-            if self.body_open and not self.inbound.held:
-                self.fail(codes.REQUEST_TIMEOUT, "the request body stalled")
+            outbound = self.outbound
+            if self.body_open and not inbound.held:
+                self.fail(codes.REQUEST_TIMEOUT, f"the request body {self._too_slow()}")
+            elif outbound is not None and self._taken(outbound):
+                if not self.body_open and not outbound.unsent:
+                    self.deadline = _monotonic() + self.first_byte  # it has the request only now
+            elif self.body_open:
+                self.pep.limit_hit("timeouts.stall")
+                self.fail(codes.TARGET_TIMEOUT, "the target does not take the request body")
             else:
+                self.pep.limit_hit("timeouts.first_byte")
                 self.fail(codes.TARGET_TIMEOUT, "no response head in time")
+
+    def _taken(self, connection: WorkloadConnection | TargetConnection) -> bool:
+        """Whether a peer that seemed to take nothing only takes its time; it gets more then."""
+        before, left = connection.unsent, unsent(connection.transport)
+        connection.unsent = left
+        if before < 0:  # nobody has looked yet
+            taken, start = left, _monotonic()
+        else:
+            taken, start = before - left, self.deadline
+        if taken <= 0:
+            return False
+        permit = self.permit
+        assert permit is not None
+        now = _monotonic()
+        self.deadline = min(now + permit.route.stall, start + taken * self.pace)
+        return self.deadline > now
+
+    def _too_slow(self) -> str:
+        """What ended a body's time, for the record: count it."""
+        if _monotonic() < self._moved_at + self.patience:
+            self.pep.limit_hit("limits.body_rate")
+            return "came too slowly"
+        self.pep.limit_hit("timeouts.stall")
+        return "stalled"
 
     def fail(self, code: Code, reason: str) -> None:
         """End the call with an error: an answer if none has begun, else a cut connection."""

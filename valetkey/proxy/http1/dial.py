@@ -35,6 +35,7 @@ from valetkey.proxy.core.addresses import (
     refusal,
 )
 from valetkey.proxy.http1.resolver import Address, ResolveError, Resolver
+from valetkey.proxy.http1.unsent import bound
 from valetkey.proxy.limits import DESCRIPTORS, NO_DESCRIPTOR, Capacity
 
 # RFC 8305 §8: Connection Attempt Delay, First Address Family Count.
@@ -55,6 +56,7 @@ class Dialler:
     def __init__(self, resolver: Resolver, capacity: Capacity) -> None:
         self._resolver = resolver
         self._capacity = capacity
+        self.limit_hit = capacity.hits.hit
         self._log = Log("dial")
         self._translation = NO_TRANSLATION
         self._translation_known = False
@@ -103,6 +105,7 @@ class Dialler:
                 step = "connecting"
                 return await self._open(factory, host, port, addresses, context)
         except TimeoutError as error:
+            self.limit_hit("timeouts.connect")
             raise TargetError(codes.TARGET_UNREACHABLE, f"{step} took too long") from error
 
     async def _open(
@@ -134,7 +137,7 @@ class Dialler:
                     break
                 patience -= 1
                 if not patience or not self._capacity.make_room():
-                    self._capacity.hits.hit(DESCRIPTORS)
+                    self.limit_hit(DESCRIPTORS)
                     raise TargetError(codes.PROXY_OVERLOADED, "no descriptor to spare") from error
                 await asyncio.sleep(0)  # the loop closes what was given up
                 continue
@@ -224,6 +227,7 @@ class _Sockets:
             sock.close()
             self.short = True
             raise OSError(errno.EMFILE, "the rest is a reserve")
+        bound(sock)
         self.made[sock] = info
         return sock
 

@@ -22,6 +22,7 @@ from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.outbox import LARGE
 from valetkey.proxy.http1.reset import reset
 from valetkey.proxy.http1.respond import problem_answer, tls_alert
+from valetkey.proxy.http1.unsent import unsent
 
 if TYPE_CHECKING:
     from valetkey.proxy.http1.head import RequestHead
@@ -52,7 +53,7 @@ class WorkloadConnection:
     __slots__ = (
         "_buffer", "_ended", "_in_head", "_lingering", "_looping", "_lost", "_out", "call",
         "close_after", "deadline", "endpoints", "entry", "held", "minor", "peer", "pep",
-        "reset_after", "source", "tls", "transport", "tunnels", "uids", "write_paused",
+        "reset_after", "source", "tls", "transport", "tunnels", "uids", "unsent", "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,8 @@ class WorkloadConnection:
         self.close_after = False
         self.reset_after = False
         self.write_paused = False
+        self.unsent = -1
+        """What the workload had not taken when it was looked at last; -1: nobody looked yet."""
         self.minor = 1
         self.deadline = 0.0
         self._buffer = b""
@@ -201,10 +204,21 @@ class WorkloadConnection:
         if self.call is not None:
             if self.call.deadline and now >= self.call.deadline:
                 self.call.expired()
+        elif self._takes_its_time():
+            self.deadline = now + self.pep.timeouts.stall
         elif self._lingering or not self._buffer or self.write_paused:
             self.transport.abort()
         else:
             self.refuse_head(self.pep.head_timeout())
+
+    def _takes_its_time(self) -> bool:
+        """Whether the last answer is written, but not taken, and a little more of it than before.
+
+        Its call is over by then: what was written is out of the sidecar's hands.
+        """
+        left = unsent(self.transport)
+        before, self.unsent = self.unsent, left
+        return left > 0 and (before < 0 or left < before)
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -340,6 +354,7 @@ class WorkloadConnection:
             else:
                 self.end()
         else:
+            self.unsent = -1
             self.deadline = call.ended + self.pep.timeouts.idle
             self.release_reading()
             if self._buffer and not self.write_paused:
@@ -365,6 +380,7 @@ class WorkloadConnection:
     def end(self) -> None:
         """Close once what was written is out; the sweep ends it if that takes too long."""
         self._buffer = b""
+        self.unsent = -1
         self.deadline = time.monotonic() + self.pep.timeouts.stall
         self.flush()
         self.transport.close()

@@ -54,6 +54,7 @@ class TargetConnection:
         "place",
         "pool",
         "transport",
+        "unsent",
         "used",
     )
 
@@ -68,6 +69,8 @@ class TargetConnection:
         """Whether anything of its borrower's request was sent."""
         self.used = False
         """Whether it has carried a call before: only then can it be stale."""
+        self.unsent = -1
+        """What it had not taken when it was looked at last (`http1.unsent`); -1: nobody looked."""
         self.idle_since = 0.0
         self.place = Place.DIALLED
         self._out: list[bytes] = []

@@ -83,6 +83,7 @@ class Pool:
                 while connection is not None and connection.place is not Place.LENT:
                     connection = await self._turn()  # it closed while it was handed over
         except TimeoutError as error:
+            self._dialler.limit_hit("targets.NAME.pool.size")
             raise TargetError(
                 codes.TARGET_UNREACHABLE,
                 f"no connection came free in time (targets.{self._target.name}.pool.size)",

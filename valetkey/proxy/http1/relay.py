@@ -14,6 +14,7 @@ from typing import Final, cast
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.proxy.http1.reset import reset
+from valetkey.proxy.http1.unsent import unsent
 
 _NEVER: Final = float("inf")
 
@@ -68,7 +69,7 @@ class Relay:
             self.workload.eof_received()
         for side in (self.workload, self.target):
             if side.other.full:
-                side.other.stuck_at = self.deadline - self._idle + self.stall
+                side.other.stuck(self.deadline - self._idle)
             else:
                 side.read_on()
 
@@ -92,9 +93,9 @@ class Relay:
 
     def overdue(self, now: float) -> Code | None:
         """What it is to be cut for, if nothing moved for too long. ``now`` is monotonic."""
-        if now >= self.workload.stuck_at:
+        if self.workload.is_stuck(now):
             return codes.REQUEST_TIMEOUT
-        if now >= self.target.stuck_at:
+        if self.target.is_stuck(now):
             return codes.TARGET_TIMEOUT
         return codes.STREAM_IDLE if now >= self.deadline else None
 
@@ -116,7 +117,7 @@ class Relay:
 class Side:
     """One of the two: an `asyncio.Protocol` by its methods."""
 
-    __slots__ = ("count", "ended", "full", "other", "relay", "stuck_at", "transport")
+    __slots__ = ("_unsent", "count", "ended", "full", "other", "relay", "stuck_at", "transport")
 
     other: Side
 
@@ -129,6 +130,7 @@ class Side:
         """Whether it does not take what was written; set beforehand if that is so at the start."""
         self.stuck_at = _NEVER
         """Until when it may go on not taking it."""
+        self._unsent = 0
 
     def read_on(self) -> None:
         """Read again, if there is something to come."""
@@ -158,9 +160,22 @@ class Side:
         self.relay.half_closed()
         return True
 
+    def stuck(self, now: float) -> None:
+        """It does not take more, since ``now`` (monotonic)."""
+        self.stuck_at = now + self.relay.stall
+        self._unsent = unsent(self.transport)
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it took nothing at all for too long; see `http1.unsent`."""
+        if now < self.stuck_at:
+            return False
+        before = self._unsent
+        self.stuck(now)
+        return self._unsent >= before
+
     def pause_writing(self) -> None:
         self.full = True
-        self.stuck_at = time.monotonic() + self.relay.stall
+        self.stuck(time.monotonic())
         if not self.other.transport.is_closing():
             self.other.transport.pause_reading()
 

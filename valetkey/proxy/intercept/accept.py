@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, cast
 from valetkey.contracts import codes
 from valetkey.contracts.logs import Log, place_of
 from valetkey.proxy.http1.respond import problem_answer
+from valetkey.proxy.http1.unsent import bound
 from valetkey.proxy.limits import DESCRIPTORS, LISTENER_CONNECTIONS, NO_DESCRIPTOR, LimitHits
 
 # accept(2): it was this one connection that failed.
@@ -216,6 +217,7 @@ class Acceptor:
             return
         self.open += 1
         self._gate.open += 1
+        bound(sock)
         self._take(Accepted.of(sock, self._closed_one))
 
     def _closed_one(self) -> None:

@@ -201,6 +201,27 @@ def test_bounds_of_a_route() -> None:
     assert few.bounds.fields == 100
 
 
+@pytest.mark.parametrize(
+    ("general", "own", "pace"),
+    [
+        (None, None, 0.01),
+        ("1KiB", None, 1 / 1024),
+        ("1KiB", "500B", 0.002),
+        ("0B", None, float("inf")),
+        ("1KiB", "0B", float("inf")),
+    ],
+)
+def test_what_a_byte_of_a_body_is_worth(general: str | None, own: str | None, pace: float) -> None:
+    made = compiled(
+        tree(
+            limits={"body_rate": general} if general else {},
+            routes=[route("a", "/a", limits={"body_rate": own} if own else {})],
+        )
+    )
+    assert made.routes[0].pace == pace
+    assert made.routes[0].bounds is None
+
+
 def test_a_route_that_scrubs_asks_for_answers_that_can_be_read() -> None:
     made = compiled(tree(routes=[route("a", "/a"), route("b", "/b", scrub_answers=True)]))
     plain, scrubs = made.routes

@@ -24,6 +24,14 @@ class Transport:
         self.closed = self.aborted = False
         self.lingers = True
         """False: the end is a reset."""
+        self.waiting = 0
+        """Bytes that the peer has not taken."""
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def fileno(self) -> int:
+        return -1  # there is no kernel behind it
 
     def get_extra_info(self, _name: str) -> Any:
         return self
@@ -178,6 +186,20 @@ def test_how_long_nothing_may_move(
     if ended:
         stand.workload.protocol.eof_received()
     assert stand.relay.overdue(time.monotonic() + seconds) is code, name
+
+
+def test_a_side_that_takes_a_little_has_its_whole_time_again() -> None:
+    stand = Stand()
+    stand.relay.start()
+    stand.workload.waiting = 100
+    stand.workload.protocol.pause_writing()
+    now = time.monotonic()
+    stand.workload.waiting = 99
+    assert stand.relay.overdue(now + 6) is None
+    assert stand.relay.overdue(now + 10) is None
+    stand.workload.waiting = 98
+    assert stand.relay.overdue(now + 12) is None
+    assert stand.relay.overdue(now + 18) is codes.REQUEST_TIMEOUT
 
 
 @pytest.mark.parametrize(
