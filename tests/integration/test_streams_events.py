@@ -154,7 +154,7 @@ async def test_streams_and_waiting_calls_get_the_time_to_drain_and_are_then_cut(
             fleet.sidecar.terminate()
 
             async def draining():
-                return (await fleet.readyz())[1]["reason"] == "draining"
+                return (await fleet.readyz())[1].get("reason") == "draining"
 
             await fleet.until(draining, "the sidecar takes its leave")
             source.send("/api/streams", b"data: 2\n\n")

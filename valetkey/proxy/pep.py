@@ -359,7 +359,7 @@ class EnforcementPoint:
             check_media_type(block.value("content-type"), block.value("content-encoding"))
             check_size(block.length or 0, asked.endpoint.limit)
         except CallerError as error:
-            self.deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            self._deny_message(call, asked, error)
             return
         call.collect(asked)
         if not call.body_open:
@@ -379,9 +379,14 @@ class EnforcementPoint:
             asked.facts.message = message
             check_mirrors(message, block.value("mcp-method"), block.value("mcp-name"))
         except CallerError as error:
-            self.deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
+            self._deny_message(call, asked, error)
             return
         self._decide(call, asked.facts)
+
+    def _deny_message(self, call: Call, asked: NeedsMessage, error: CallerError) -> None:
+        if error.code is codes.REQUEST_BODY_TOO_LARGE:
+            self.limit_hit("limits.message")
+        self.deny(call, Deny(error.code, error.reason, asked.target, path=asked.path))
 
     @staticmethod
     def _admit(call: Call) -> Deny | None:

@@ -367,6 +367,7 @@ def test_a_resolver_that_hangs_ends_with_the_time_limit(run: Run) -> None:
                 "resolving the name took too long",
                 dialler.dial(Arrived, "a.example", 9, allowed=LOOPBACK, seconds=0.05),
             )
+            assert dialler._capacity.hits.counts == {"timeouts.connect": 1}
         finally:
             release.set()
 

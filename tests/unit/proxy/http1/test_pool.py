@@ -48,9 +48,13 @@ class Network:
 
     def __init__(self) -> None:
         self.dialled: list[tuple[str, int, Any]] = []
+        self.hits: list[str] = []
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+
+    def limit_hit(self, limit: str) -> None:
+        self.hits.append(limit)
 
     async def dial(
         self, factory: Any, host: str, port: int, *, allowed: Any, seconds: float, context: Any
@@ -197,6 +201,7 @@ async def test_a_full_pool_is_not_waited_for_for_ever(network: Network) -> None:
         await made.connect()
     assert error.value.code is codes.TARGET_UNREACHABLE
     assert made.lent == 1
+    assert network.hits == ["targets.NAME.pool.size"]
 
 
 async def test_a_dial_that_fails_leaves_its_place(network: Network) -> None:
