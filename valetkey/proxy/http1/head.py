@@ -325,10 +325,10 @@ class HeadReader:
     def _read_request_block(self, raw: bytes) -> HeaderBlock:
         try:
             fields = _fields(raw, httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n", self._names)
-        except _FramingRefused as error:
-            raise CallerError(codes.REQUEST_AMBIGUOUS_FRAMING, str(error)) from error
         except _Refused as error:
-            raise CallerError(codes.REQUEST_MALFORMED, str(error)) from error
+            framing = isinstance(error, _FramingRefused)
+            code = codes.REQUEST_AMBIGUOUS_FRAMING if framing else codes.REQUEST_MALFORMED
+            raise CallerError(code, str(error)) from error
         if len(fields) > self._max_fields:
             raise CallerError(codes.REQUEST_TOO_MANY_HEADERS, "more than limits.headers")
         block = HeaderBlock(fields)

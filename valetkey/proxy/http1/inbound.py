@@ -269,13 +269,13 @@ class WorkloadConnection:
             rest = call.body_received(rest)
         if rest:
             self._keep(rest)
-        elif self._ended and self.call is call:
+        elif self._ended and call.phase != Phase.DONE:
             # The workload had sent all that it will: this is its last call, or a part of one.
             self.close_after = True
             if call.body_open:
                 call.workload_lost()
                 return
-        if self.call is call and call.phase == Phase.DECIDING:
+        if call.phase == Phase.DECIDING:
             try:
                 self.pep.begin(call)
             except Exception as error:  # noqa: BLE001 - a defect of ours must end in a refusal
