@@ -260,6 +260,8 @@ class DataPath:
         self.loop = HandLoop()
         self._directory = Path(tempfile.mkdtemp(prefix="datapath-"))
         self.current: Play
+        self._unread = False
+        """Whether a play that failed has left something on record."""
 
     def __enter__(self) -> Self:
         with self._running():
@@ -313,7 +315,9 @@ class DataPath:
     ) -> Play:
         self.current = play
         self._offer_connections()
-        self._recorded()  # what a play that failed has left
+        if self._unread:
+            self._recorded()
+        self._unread = True
         connection = WorkloadConnection(
             self._pep, self._entries[entry], self._tunnels if entry == "forward" else None
         )
@@ -334,6 +338,7 @@ class DataPath:
             self.loop.run()
         play.reset = transport.reset
         play.decisions = self._recorded()
+        self._unread = False
         return play
 
     def _deliver(self, transport: HandTransport, piece: bytes) -> None:
@@ -361,7 +366,9 @@ class DataPath:
         settings = {
             "workload": {"identity": {"file": str(directory / "token")}},
             "broker": {"url": "http://127.0.0.1:1"},
-            "spool": {"dir": str(directory / "spool"), "max_size": "1GiB"},
+            "spool": {
+                "dir": str(directory / "spool"), "segment_size": "64KiB", "max_size": "1GiB",
+            },
             "listeners": [
                 {"bind": "127.0.0.1:0", "target": "up"},
                 {"bind": "127.0.0.1:0", "mode": "forward"},
@@ -443,6 +450,8 @@ class DataPath:
                 tail = SegmentTail.open(paths[paths.index(self._tail.path) + 1])
                 assert tail is not None
                 self._tail = tail
+                while spool._retired:  # no committer runs that would
+                    spool._retired.popleft().close()
             for record in records:
                 event = json.loads(record.raw)
                 data = event["data"]

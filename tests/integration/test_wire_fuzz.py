@@ -60,7 +60,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
 def test_what_a_workload_sends_is_read_alike_or_refused(path: DataPath) -> None:
     tally = Tally()
 
-    @bounded(500)
+    @bounded(700)
     @given(STREAMS, cuts())
     def run(stream: tuple[str, bytes], marks: list[int]) -> None:
         check_stream(path, stream[1], marks, stream[0], tally)
@@ -74,7 +74,7 @@ def test_what_a_workload_sends_is_read_alike_or_refused(path: DataPath) -> None:
 def test_what_a_target_answers_is_passed_on_as_it_is_or_not_at_all(path: DataPath) -> None:
     tally = AnswerTally()
 
-    @bounded(350)
+    @bounded(400)
     @given(st.sampled_from(STARTS), answers(), cuts())
     def run(start: str, answer: tuple[bytes, bool], marks: list[int]) -> None:
         check_answers(path, start, *answer, marks, tally)
