@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -264,6 +265,8 @@ class DataPath:
         """Whether a play that failed has left something on record."""
 
     def __enter__(self) -> Self:
+        root = logging.getLogger()  # a sidecar sets it up for its process, and we are none
+        self._logging = root.level, root.handlers[:]
         with self._running():
             self._open()
         return self
@@ -275,6 +278,9 @@ class DataPath:
         trace: TracebackType | None,
     ) -> None:
         self._close()
+        root = logging.getLogger()
+        root.setLevel(self._logging[0])
+        root.handlers[:] = self._logging[1]
         shutil.rmtree(self._directory)
 
     @contextlib.contextmanager
