@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format compiled bench chaos fuzz lock generate clean
+.PHONY: help demo test lint format compiled bench soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -45,6 +45,9 @@ compiled: $(VENV)/.dev ## Compile the data path and run the sidecar's tests on i
 
 bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results go to bench/results/
 	@.venv-bench/bin/python -m bench
+
+soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
+	@.venv-bench/bin/python -m bench.soak
 
 chaos: $(VENV)/.dev ## Kill the sidecar under load, 50 times in a loop
 	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py --kills 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bench.aims import judge
 from bench.measurements import Measurements, ThroughputRound
@@ -184,16 +184,21 @@ def _aims(measured: Measurements) -> str:
     return "### Aims\n\n" + _table(["", "aim", "least", "measured", "verdict"], rows)
 
 
-def _method(measured: Measurements) -> str:
-    machine, method = measured.machine, measured.method
+def measured_on(date: str, machine: dict[str, Any]) -> str:
+    """When, and on what: see `bench.machine.describe`."""
     versions = ", ".join(f"{name} {text}" for name, text in machine["versions"].items())
-    machine_line = (
-        f"Measured {measured.date} at commit {machine['commit']}: {machine['cpu']}, "
+    return (
+        f"Measured {date} at commit {machine['commit']}: {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
         f"spool on {machine['spool_file_system']}, TCP "
         f"{machine['tcp_congestion_control']}, load average before the start "
         f"{machine['load_average']}; {versions}."
     )
+
+
+def _method(measured: Measurements) -> str:
+    method = measured.method
+    machine_line = measured_on(measured.date, measured.machine)
     rounds = (
         f"Rounds: {method['rounds']} of {method['seconds']:g} s per row, interleaved over all rows "
         "and run in alternating order, each after a warm-up; figures are medians of the rounds."
