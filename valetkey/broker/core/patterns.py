@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -65,11 +66,28 @@ class WorkloadPattern:
         if not subject.startswith(self.prefix) or not subject.endswith(self.suffix):
             return False
         middle = subject[len(self.prefix) : len(subject) - len(self.suffix)]
-        return (
-            len(self.prefix) + len(self.suffix) < len(subject)
-            and _ID_SEGMENT.fullmatch(middle) is not None
-            and middle not in {".", ".."}
-        )
+        return len(self.prefix) + len(self.suffix) < len(subject) and _is_variable(middle)
+
+
+def patterns_of(subject: str) -> Iterator[str]:
+    """The text of every workload pattern that matches ``subject``, the exact one first.
+
+    `WorkloadPattern.matches` says the same of each: one segment that a ``*`` may stand for, the
+    first one excepted. A subject that has a ``*`` itself is meant by none.
+    """
+    if "*" in subject:
+        return
+    yield subject
+    begin = 0
+    for separator in (*_ID_SEPARATORS.finditer(subject), None):
+        end = len(subject) if separator is None else separator.start()
+        if begin and _is_variable(subject[begin:end]):
+            yield f"{subject[:begin]}*{subject[end:]}"
+        begin = end + 1
+
+
+def _is_variable(segment: str) -> bool:
+    return _ID_SEGMENT.fullmatch(segment) is not None and segment not in {".", ".."}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadPattern
+from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadPattern, patterns_of
 
 BOT = "spiffe://demo.example/ns/*/sa/bot"
 
@@ -53,6 +53,27 @@ def test_workload(name: str, pattern: str, subject: str, expected: bool) -> None
 def test_no_workload_pattern(text: str) -> None:
     with pytest.raises(PatternInvalid):
         WorkloadPattern.parse(text)
+
+
+_NEAR = st.text(alphabet="ab/:.*", max_size=6)
+
+
+@given(subject=_NEAR, pattern=_NEAR)
+def test_the_patterns_of_a_subject_are_those_that_match_it(subject: str, pattern: str) -> None:
+    try:
+        matches = WorkloadPattern.parse(pattern).matches(subject)
+    except PatternInvalid:
+        matches = False
+    patterns = list(patterns_of(subject))
+    assert (pattern in patterns) is (matches or (pattern == subject and "*" not in subject))
+    assert len(set(patterns)) == len(patterns)
+
+
+@given(st.from_regex(r"[a/:.]{1,3}(a|b|\.){1,2}[/:ab.]{0,6}", fullmatch=True))
+def test_every_pattern_of_a_subject_matches_it(subject: str) -> None:
+    first, *wild = patterns_of(subject)
+    assert first == subject
+    assert all(WorkloadPattern.parse(pattern).matches(subject) for pattern in wild)
 
 
 @given(st.text(alphabet="ab/:.*", max_size=12))

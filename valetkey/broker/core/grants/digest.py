@@ -1,0 +1,57 @@
+"""The digest that names a policy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from valetkey.broker.core.grants.compiled import Target
+from valetkey.broker.core.grants.form import ConditionSettings, GrantsFile
+from valetkey.contracts.jose import b64url
+from valetkey.contracts.mcp import ANY
+
+
+def policy_digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
+    """base64url SHA-256 over the canonical policy: sets sorted, so that order says nothing."""
+    canonical = {
+        "grants": sorted(
+            (
+                {
+                    "id": grant.id,
+                    "workload": grant.workload,
+                    "issuer": grant.issuer,
+                    "target": grant.target,
+                    "scopes": sorted(set(grant.scopes)),
+                    "on_behalf_of": grant.on_behalf_of,
+                    "conditions": None
+                    if grant.conditions is None
+                    else sorted(_canonical(condition) for condition in grant.conditions),
+                    "ttl": None if grant.ttl is None else float(grant.ttl),
+                }
+                for grant in file.grants
+            ),
+            key=lambda grant: str(grant["id"]),
+        ),
+        "targets": {
+            target.name: {
+                "audience": target.audience,
+                "resource": target.resource,
+                "credential": target.credential,
+                "ttl": float(target.ttl),
+            }
+            for target in targets.values()
+        },
+    }
+    encoded = msgspec.json.encode(canonical, order="deterministic")
+    return b64url(hashlib.sha256(encoded).digest())
+
+
+def _canonical(condition: ConditionSettings) -> list[Any]:
+    """A condition in one form; one without `mcp` keeps the form that it always had."""
+    form: list[Any] = [sorted(set(condition.methods)), condition.path]
+    if condition.mcp is not None:
+        form += [sorted(set(condition.mcp.methods)), sorted(set(condition.mcp.tools or (ANY,)))]
+    return form
