@@ -78,6 +78,8 @@ def prepare(root: Path, url: str) -> tuple[Path, str]:
             }
         ],
         "targets": {"tickets": {"audience": TICKETS, "credential": "bearer"}},
+        # One workload is the whole load.
+        "limits": {"exchanges": {"rate": 1_000_000, "burst": 1_000_000}},
     }
     config = root / "broker.yaml"
     config.write_text(yaml.safe_dump(settings))

@@ -28,6 +28,7 @@ from valetkey.contracts.jose import b64url
 
 IDP = "https://idp.demo.example"  # projected tokens: reusable
 USERS = "https://users.demo.example"
+OPERATIONS = "https://operations.demo.example"  # administrators
 BOT = "spiffe://demo.example/ns/agents/sa/bot"
 SELF_SIGNED = "spiffe://demo.example/ns/batch/sa/report"
 READER = "spiffe://demo.example/ns/api/sa/tickets"
@@ -143,13 +144,19 @@ class World:
     idp: Issuer = field(default_factory=lambda: Issuer(IDP))
     users: Issuer = field(default_factory=lambda: Issuer(USERS))
     own: Issuer = field(default_factory=lambda: Issuer(SELF_SIGNED))
+    operations: Issuer = field(default_factory=lambda: Issuer(OPERATIONS))
     overrides: dict[str, Any] = field(default_factory=dict)
     proof_key: ProofKey = field(default_factory=ProofKey)
 
     def write(self) -> Path:
         """Write all files; gives the settings file."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for name, issuer in (("idp", self.idp), ("users", self.users), ("own", self.own)):
+        for name, issuer in (
+            ("idp", self.idp),
+            ("users", self.users),
+            ("own", self.own),
+            ("operations", self.operations),
+        ):
             (self.root / f"{name}.json").write_text(json.dumps(issuer.jwks()))
         master = self.root / "master.key"
         if not master.exists():
@@ -207,6 +214,20 @@ class World:
                     "resource": "https://files.example.com/v1",
                 },
             },
+            "admin": {
+                "issuers": [
+                    {
+                        "issuer": OPERATIONS,
+                        "audience": self.url,
+                        "use": "admin",
+                        "jwks_file": str(self.root / "operations.json"),
+                    }
+                ],
+                "roles": [
+                    {"role": role, "issuer": OPERATIONS, "claims": {"groups": [f"{role}s"]}}
+                    for role in ("viewer", "approver", "operator", "admin", "provisioner")
+                ],
+            },
             "resource_servers": [{"issuer": IDP, "subject": READER, "audiences": [TICKETS]}],
             "log_level": "warning",
             **self.overrides,
@@ -225,6 +246,13 @@ class World:
 
     def user(self, subject: str = "alice", **more: Any) -> str:
         return self.users.token(subject, more.pop("aud", self.url), now=self.clock(), **more)
+
+    def admin(self, subject: str = "olga", *, role: str = "operator", **more: Any) -> str:
+        """A token of an administrator with one role; ``groups`` gives others."""
+        claims = {"groups": [f"{role}s"], **more}
+        return self.operations.token(
+            subject, claims.pop("aud", self.url), now=self.clock(), **claims
+        )
 
     def proof(self, *, nonce: str = "", path: str = "/token", **more: Any) -> str:
         values: dict[str, Any] = {
@@ -318,6 +346,19 @@ class Served:
         """Post with a fresh proof that carries the current nonce."""
         proof = self.world.proof(nonce=await self.nonce(), path=path)
         return await self.post(form, path=path, proofs=[proof])
+
+    async def manage(
+        self, method: str, path: str, document: Any = None, *, token: str = "", **more: Any
+    ) -> tuple[int, Any, Any]:
+        """A call of the admin API with ``token`` (default: an operator's)."""
+        headers = {"Authorization": f"Bearer {token or self.world.admin()}"}
+        if document is not None:
+            more["json"] = document
+        async with self.client.request(
+            method, self.where + path, headers=headers | more.pop("headers", {}), **more
+        ) as response:
+            body = await response.read()
+            return response.status, json.loads(body) if body else None, response.headers
 
     async def get(self, path: str) -> tuple[int, Any, Any]:
         async with self.client.get(self.where + path) as response:

@@ -42,13 +42,13 @@ async def test_a_new_grant_counts_and_a_removed_one_does_not(tmp_path: Path) -> 
     world = World(tmp_path, free_url())
     async with serving(world) as broker:
         assert await code(broker, "tickets:delete") == "grant.scope"
-        before = broker.broker.policies.current.digest
+        before = broker.broker.base.policies.current.digest
         world.write_grants(WIDER)
-        await broker.broker.policies.reload()
+        await broker.broker.base.policies.reload()
         assert await code(broker, "tickets:delete") == "issued"
-        assert broker.broker.policies.current.digest != before
+        assert broker.broker.base.policies.current.digest != before
         world.write_grants(GRANTS[1:])
-        await broker.broker.policies.reload()
+        await broker.broker.base.policies.reload()
         assert await code(broker, "tickets:read") == "grant.missing"
         assert await metric(broker, 'valetkey_broker_grants_reload_total{result="ok"}') == 2
         assert await metric(broker, "valetkey_broker_grants") == len(GRANTS) - 1
@@ -82,10 +82,10 @@ async def test_the_file_is_watched(tmp_path: Path) -> None:
 async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path, name: str, text: str) -> None:
     world = World(tmp_path, free_url())
     async with serving(world) as broker:
-        digest = broker.broker.policies.current.digest
+        digest = broker.broker.base.policies.current.digest
         (tmp_path / "grants.yaml").write_text(text)
-        await broker.broker.policies.reload(force=True)
-        assert broker.broker.policies.current.digest == digest, name
+        await broker.broker.base.policies.reload(force=True)
+        assert broker.broker.base.policies.current.digest == digest, name
         assert await code(broker, "tickets:read") == "issued"
         status, raw, _ = await broker.get("/readyz")
         assert status == 200, "the last good grants are in force: traffic may come"
@@ -93,7 +93,7 @@ async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path, name: str, tex
         assert await metric(broker, "valetkey_broker_grants_reload_failing") == 1
         assert await metric(broker, 'valetkey_broker_grants_reload_total{result="failed"}') == 1
         world.write_grants(WIDER)
-        await broker.broker.policies.reload()
+        await broker.broker.base.policies.reload()
         assert json.loads((await broker.get("/readyz"))[1])["grants"] == "ok"
         assert await metric(broker, "valetkey_broker_grants_reload_failing") == 0
 
@@ -102,15 +102,15 @@ async def test_a_vanished_file_keeps_the_last_good_one(tmp_path: Path) -> None:
     world = World(tmp_path, free_url())
     async with serving(world) as broker:
         (tmp_path / "grants.yaml").unlink()
-        await broker.broker.policies.reload()
-        assert broker.broker.policies.error
+        await broker.broker.base.policies.reload()
+        assert broker.broker.base.policies.error
         assert await code(broker, "tickets:read") == "issued"
         # Looked at again and again, the same bad state is counted once.
-        await broker.broker.policies.reload()
+        await broker.broker.base.policies.reload()
         assert await metric(broker, 'valetkey_broker_grants_reload_total{result="failed"}') == 1
         world.write_grants(GRANTS)
-        await broker.broker.policies.reload()
-        assert not broker.broker.policies.error
+        await broker.broker.base.policies.reload()
+        assert not broker.broker.base.policies.error
 
 
 async def test_a_bad_file_at_the_start_stops_it(tmp_path: Path) -> None:

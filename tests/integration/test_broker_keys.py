@@ -42,7 +42,7 @@ async def holds(broker: Served, token: str) -> bool:
 async def at(broker: Served, seconds: float, begin: float) -> None:
     """Move the clock to ``begin + seconds`` and let the schedule run."""
     broker.world.clock.now = begin + seconds
-    await broker.broker.ring.rotate()
+    await broker.broker.base.ring.rotate()
 
 
 async def test_rotation_with_overlap(tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ async def test_private_keys_are_nowhere_on_disk(tmp_path: Path) -> None:
 
     world = World(tmp_path, free_url())
     async with serving(world) as broker:
-        private = broker.broker.ring.signer().private
+        private = broker.broker.base.ring.signer().private
         scalar = private.private_numbers().private_value.to_bytes(32)
         encoded = private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
         for path in tmp_path.rglob("broker.db*"):
             content = path.read_bytes()
             assert scalar not in content
             assert encoded not in content
-        assert scalar.hex() not in repr(broker.broker.ring.signer())
+        assert scalar.hex() not in repr(broker.broker.base.ring.signer())

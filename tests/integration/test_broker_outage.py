@@ -13,7 +13,7 @@ from valetkey.contracts import oauth
 
 
 async def drop(broker: Served, table: str) -> None:
-    async with broker.broker._database.write() as connection:
+    async with broker.broker.base.database.write() as connection:
         await connection.execute(text(f"DROP TABLE {table}"))
 
 

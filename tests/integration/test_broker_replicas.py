@@ -70,14 +70,14 @@ async def test_a_nudge_that_is_missed_costs_half_a_second(
 ) -> None:
     world = shared(tmp_path, postgres)
     async with replicas(world) as (one, other):
-        other.broker.changes._nudge = lambda *_: None  # type: ignore[method-assign]
+        other.broker.base.changes._nudge = lambda *_: None  # type: ignore[method-assign]
         _, issued, _ = await one.exchange(world.form(world.workload()))
         own = jwt.decode(issued["access_token"], options={"verify_signature": False})
         form = presented(world, issued["access_token"])
         assert (await one.exchange(form, path="/revoke"))[0] == 200
 
         async def known() -> bool:
-            return other.broker.revocations.is_revoked(own["jti"], own["txn"])
+            return other.broker.base.revocations.is_revoked(own["jti"], own["txn"])
 
         await within(WITHIN, known)
 
@@ -91,7 +91,7 @@ async def test_both_start_with_the_same_key_and_rotate_to_the_same(
         assert await kids(one) == await kids(other)
         assert len(await kids(one)) == 1
         world.clock.advance(3300)
-        await asyncio.gather(one.broker.ring.rotate(), other.broker.ring.rotate())
+        await asyncio.gather(one.broker.base.ring.rotate(), other.broker.base.ring.rotate())
 
         async def same() -> bool:
             return await kids(one) == await kids(other) and len(await kids(one)) == 2

@@ -176,7 +176,7 @@ async def test_unknown_tokens_are_revoked_without_complaint(tmp_path: Path) -> N
         for token in ("nonsense", world.workload(), world.user()):
             form = asking(token, world.workload())
             assert (await broker.exchange(form, path="/revoke"))[0] == 200
-        assert len(broker.broker.revocations) == 0
+        assert len(broker.broker.base.revocations) == 0
 
 
 async def test_only_its_client_revokes_a_token(tmp_path: Path) -> None:
@@ -239,9 +239,9 @@ async def test_what_has_expired_is_swept(tmp_path: Path) -> None:
         token = (await issue(broker))["access_token"]
         form = asking(token, world.workload())
         assert (await broker.exchange(form, path="/revoke"))[0] == 200
-        assert len(broker.broker.revocations) == 2
+        assert len(broker.broker.base.revocations) == 2
         await broker.broker.sweep()
-        assert len(broker.broker.revocations) == 2
+        assert len(broker.broker.base.revocations) == 2
         world.clock.advance(3601)
         await broker.broker.sweep()
-        assert len(broker.broker.revocations) == 0
+        assert len(broker.broker.base.revocations) == 0

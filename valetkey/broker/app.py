@@ -15,7 +15,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.api.admin import AdminApi, told_why
 from valetkey.broker.api.wire import MAX_BODY
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
@@ -23,14 +23,19 @@ from valetkey.broker.core.rotation import Schedule
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
+from valetkey.broker.part import Foundation, Part
+from valetkey.broker.parts.administration import AdministrationPart
+from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.settings import BrokerSettings, longest_ttl
+from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import TokenVerifier
@@ -46,82 +51,25 @@ _TICK: Final = 1.0
 _TICKS_PER_SWEEP: Final = 60
 
 
+def _parts(base: Foundation) -> list[Part]:
+    """All parts of a broker, in the order in which they load."""
+    return [OAuthPart(base), AdministrationPart(base)]
+
+
 class Broker:
     """All parts of one broker. Made by `open`, ended by `close`; in between, `app` is served."""
 
-    def __init__(
-        self,
-        config: BrokerSettings,
-        database: Database,
-        changes: Changes,
-        ring: KeyRing,
-        policies: PolicyFile,
-        metrics: Metrics,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
-        self._database = database
-        self.changes = changes
-        self._metrics = metrics
+    def __init__(self, base: Foundation) -> None:
+        self.base = base
+        self.parts = _parts(base)
         self._tasks: list[asyncio.Task[None]] = []
         self._log = Log("broker")
-        self.ring = ring
-        self.policies = policies
-        self.revocations = Revocations(database, changes, clock=clock)
-        self._assertions = UsedAssertions(database, clock=clock)
-        proofs = ReplayMemory(config.limits.replay_proofs)
-        metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
-        tokens = TokenVerifier(
-            TrustedIssuers(config.issuers), clock=clock, capacity=config.limits.verified_tokens
+        self.app = web.Application(
+            client_max_size=MAX_BODY, middlewares=[service.problems, told_why]
         )
-        self._clock = clock
-        self._clients = ClientAuthenticator(
-            tokens, self._assertions, proofs, Nonces(secrets.token_bytes(32)), clock=clock
-        )
-        self._parties = PartyResolver(tokens, self.revocations, issuer=config.issuer)
-        self._issuer = JwtIssuer(
-            ring, issuer=config.issuer, clock=clock, random_id=lambda: secrets.token_urlsafe(16)
-        )
-        self.app = web.Application(client_max_size=MAX_BODY, middlewares=[service.problems])
-        self._add_oauth_routes(config)
-        self.app.router.add_get(
-            jwks.PATH, jwks.JwksEndpoint(ring, publish_before=config.keys.publish_before).handle
-        )
-        self.app.router.add_get(
-            metadata.PATH,
-            metadata.MetadataEndpoint(issuer=config.issuer, issuers=config.issuers).handle,
-        )
-        service.add_probes(self.app, metrics.registry, self._ready, details=self._details)
-
-    def _add_oauth_routes(self, config: BrokerSettings) -> None:
-        """The endpoints that authenticate their callers, each by its own URL."""
-        exchange = token.TokenEndpoint(
-            self._clients,
-            self._parties,
-            self.policies,
-            self._issuer,
-            self._metrics,
-            url=config.issuer + token.PATH,
-            clock=self._clock,
-        )
-        introspection = introspect.IntrospectEndpoint(
-            self._clients,
-            self._issuer,
-            self.revocations,
-            config.resource_servers,
-            url=config.issuer + introspect.PATH,
-        )
-        revocation = revoke.RevokeEndpoint(
-            self._clients,
-            self._issuer,
-            self.revocations,
-            self._metrics,
-            url=config.issuer + revoke.PATH,
-            clock=self._clock,
-        )
-        self.app.router.add_post(token.PATH, exchange.handle)
-        self.app.router.add_post(introspect.PATH, introspection.handle)
-        self.app.router.add_post(revoke.PATH, revocation.handle)
+        for part in self.parts:
+            part.add_routes(self.app.router)
+        service.add_probes(self.app, base.metrics.registry, self._ready, details=self._details)
 
     @classmethod
     async def open(cls, config: BrokerSettings, *, clock: Callable[[], float]) -> Broker:
@@ -131,50 +79,46 @@ class Broker:
         """
         metrics = Metrics()
         sealer = await asyncio.to_thread(Sealer.from_file, config.master_key_file)
-        targets = config.compiled_targets()
         policies = PolicyFile(
-            config.grants_file, targets, issuers=config.workload_issuers(), metrics=metrics
+            config.grants_file,
+            config.compiled_targets(),
+            issuers=config.workload_issuers(),
+            metrics=metrics,
         )
         await policies.load()
         database = await Database.open(config.database)
-        changes = Changes(database)
         try:
-            await changes.load()  # first of all: what is read from now on may be newer, never older
-            ring = KeyRing(
-                SigningKeyStore(database, changes),
-                sealer,
-                Schedule(
-                    rotate_every=config.keys.rotate_every,
-                    publish_before=config.keys.publish_before,
-                    overlap=config.keys.overlap,
-                ),
-                longest_ttl=longest_ttl(targets),
-                clock=clock,
-            )
-            await ring.load()
-            broker = cls(config, database, changes, ring, policies, metrics, clock=clock)
-            await broker.revocations.load()
+            base = _foundation(config, database, sealer, policies, metrics, clock)
+            # First of all: what is read from now on may be newer, never older.
+            await base.changes.load()
+            await base.ring.load()
+            await base.revocations.load()
+            broker = cls(base)
+            for part in broker.parts:
+                await part.load()
         except BaseException:
             await database.close()
             raise
-        broker._tasks = [
-            asyncio.create_task(broker._keep_house(), name="housekeeping"),
-            asyncio.create_task(changes.run(), name="changes"),
-        ]
+        broker._start()
         return broker
+
+    def _start(self) -> None:
+        work = [("housekeeping", self._keep_house()), ("changes", self.base.changes.run())]
+        work += [(part.name, part.run()) for part in self.parts if part.runs]
+        self._tasks = [asyncio.create_task(task, name=name) for name, task in work]
 
     async def close(self) -> None:
         """End the background work and the database."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._database.close()
+        await self.base.database.close()
 
     async def sweep(self) -> None:
-        """Forget what has expired: revocations, assertions, changes that all have seen."""
-        await self.revocations.sweep()
-        await self._assertions.sweep()
-        await self.changes.sweep()
+        """Forget what has expired, and changes that all replicas have seen."""
+        for part in self.parts:
+            await part.sweep()
+        await self.base.changes.sweep()
 
     async def _keep_house(self) -> None:
         ticks = 0
@@ -184,9 +128,9 @@ class Broker:
             await self._tick(sweep=ticks % _TICKS_PER_SWEEP == 0)
 
     async def _tick(self, *, sweep: bool) -> None:
-        await self.policies.reload()
+        await self.base.policies.reload()
         try:
-            await self.ring.rotate()
+            await self.base.ring.rotate()
             if sweep:
                 await self.sweep()
         except StoreError as error:
@@ -197,14 +141,74 @@ class Broker:
         for task in self._tasks:
             if task.done():
                 return f"the task {task.get_name()} has ended"
-        return "" if await self._database.answers() else "the database does not answer"
+        return "" if await self.base.database.answers() else "the database does not answer"
 
     def _details(self) -> dict[str, str]:
-        stale = "stale: the file is bad, the last good one is in force (the log says why)"
-        return {
-            "grants": stale if self.policies.error else "ok",
-            "policy": self.policies.current.digest,
-        }
+        return {name: value for part in self.parts for name, value in part.details().items()}
+
+
+def _foundation(
+    config: BrokerSettings,
+    database: Database,
+    sealer: Sealer,
+    policies: PolicyFile,
+    metrics: Metrics,
+    clock: Callable[[], float],
+) -> Foundation:
+    """What the parts stand on; nothing is read from the database yet."""
+    changes = Changes(database)
+    ring = KeyRing(
+        SigningKeyStore(database, changes),
+        sealer,
+        Schedule(
+            rotate_every=config.keys.rotate_every,
+            publish_before=config.keys.publish_before,
+            overlap=config.keys.overlap,
+        ),
+        longest_ttl=longest_ttl(config.compiled_targets()),
+        clock=clock,
+    )
+    revocations = Revocations(database, changes, clock=clock)
+    assertions = UsedAssertions(database, clock=clock)
+    proofs = ReplayMemory(config.limits.replay_proofs)
+    metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
+    tokens = TokenVerifier(
+        TrustedIssuers(config.issuers), clock=clock, capacity=config.limits.verified_tokens
+    )
+    nonces = Nonces(secrets.token_bytes(32))
+    return Foundation(
+        config=config,
+        clock=clock,
+        metrics=metrics,
+        database=database,
+        changes=changes,
+        sealer=sealer,
+        ring=ring,
+        policies=policies,
+        revocations=revocations,
+        assertions=assertions,
+        actions=AdminActions(database, clock=clock),
+        tokens=tokens,
+        clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
+        parties=PartyResolver(tokens, revocations, issuer=config.issuer),
+        issuer=JwtIssuer(
+            ring, issuer=config.issuer, clock=clock, random_id=lambda: secrets.token_urlsafe(16)
+        ),
+        admin=AdminApi(
+            _admins(config, clock),
+            config.limits.admin.of_callers(config.limits.callers),
+            clock=clock,
+        ),
+    )
+
+
+def _admins(config: BrokerSettings, clock: Callable[[], float]) -> Admins:
+    if config.admin is None:
+        return Admins(None, ())
+    tokens = TokenVerifier(
+        TrustedIssuers(config.admin.issuers), clock=clock, capacity=config.limits.verified_tokens
+    )
+    return Admins(tokens, (rule.compiled() for rule in config.admin.roles))
 
 
 def run(config: Path) -> None:
@@ -222,7 +226,7 @@ async def _serve(config: BrokerSettings) -> None:
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        task = asyncio.create_task(broker.policies.reload(force=True))
+        task = asyncio.create_task(broker.base.policies.reload(force=True))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 

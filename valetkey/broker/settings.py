@@ -5,12 +5,13 @@ Invariants, checked while loading:
 - Plain HTTP is served on loopback only, or behind a terminator that the settings name as such.
 - No two targets share an audience, and none has the broker's own issuer identifier as audience:
   its tokens would be client assertions here.
+- Issuers of administrators are a list of their own; the broker's own tokens never administer it.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -18,7 +19,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from valetkey.broker.core.grants import Target
+from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
+from valetkey.broker.core.roles import Role, RoleRule
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
@@ -81,14 +84,92 @@ class ResourceServerSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("issuer, subject and audiences must not be empty")
 
 
+class RoleSettings(Settings, frozen=True, kw_only=True):
+    """Gives ``role`` to administrators of ``issuer``: these ``subjects``, or whose ``claims`` hold.
+
+    Where both are given, both must hold. Each claim must have one of the values listed, or be a
+    list that contains one. Roles: ``viewer`` reads, ``approver`` decides on approvals (and reads),
+    ``operator`` grants, revokes and opens incidents (and reads), ``admin`` does all of that except
+    approving, ``provisioner`` writes users and groups.
+    """
+
+    role: Role
+    issuer: str
+    subjects: tuple[str, ...] | None = None
+    claims: dict[str, tuple[str, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.subjects and not self.claims:
+            raise ValueError("give subjects or claims, not empty: a rule must not hold for all")
+        if self.subjects is not None and not all(self.subjects):
+            raise ValueError("subjects must be a non-empty list of non-empty texts")
+        if self.claims is not None and not all(
+            name and values and all(values) for name, values in self.claims.items()
+        ):
+            raise ValueError("claims must name claims, each with a non-empty list of values")
+
+    def compiled(self) -> RoleRule:
+        claims: Mapping[str, tuple[str, ...]] = self.claims or {}
+        return RoleRule(
+            role=self.role,
+            issuer=self.issuer,
+            subjects=None if self.subjects is None else frozenset(self.subjects),
+            claims={name: frozenset(values) for name, values in claims.items()},
+        )
+
+
+class AdminSettings(Settings, frozen=True, kw_only=True):
+    """Who administers: ``issuers`` (``use: admin``) whose tokens count, ``roles`` for whom.
+
+    Left out, the admin API refuses everybody.
+    """
+
+    issuers: tuple[IssuerSettings, ...]
+    roles: tuple[RoleSettings, ...]
+
+    def __post_init__(self) -> None:
+        if not self.issuers or not self.roles:
+            raise ValueError("issuers and roles must not be empty: leave admin out for no access")
+        if any(issuer.use != "admin" for issuer in self.issuers):
+            raise ValueError("issuers: each must have use: admin")
+        names = [issuer.issuer for issuer in self.issuers]
+        if len(set(names)) != len(names):
+            raise ValueError("issuers: one is listed twice")
+        for rule in self.roles:
+            if rule.issuer not in names:
+                raise ValueError(f"roles: {rule.issuer} is not among the admin issuers")
+
+
+class RateSettings(Settings, frozen=True, kw_only=True):
+    """``rate`` requests a second for each caller, ``burst`` at once."""
+
+    rate: int
+    burst: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rate <= 1_000_000 or not 1 <= self.burst <= 1_000_000:
+            raise ValueError("rate and burst must be positive")
+
+    def of_callers(self, callers: int) -> RateLimit:
+        """The limit, for at most so many callers at a time."""
+        return RateLimit(rate=self.rate, burst=self.burst, callers=callers)
+
+
 class LimitSettings(Settings, frozen=True, kw_only=True):
-    """Bounds on memory. A full replay memory refuses exchanges; it never forgets a proof."""
+    """Bounds on memory and on what one caller may ask for.
+
+    A full replay memory refuses exchanges; it never forgets a proof. ``exchanges`` is for each
+    workload, ``admin`` for each administrator, ``callers`` how many of either are counted at once.
+    """
 
     replay_proofs: int = 500_000
     verified_tokens: int = 10_000
+    callers: int = 100_000
+    exchanges: RateSettings = RateSettings(rate=500, burst=2000)
+    admin: RateSettings = RateSettings(rate=20, burst=100)
 
     def __post_init__(self) -> None:
-        if self.replay_proofs < 1 or self.verified_tokens < 1:
+        if self.replay_proofs < 1 or self.verified_tokens < 1 or self.callers < 1:
             raise ValueError("limits must be positive")
 
 
@@ -112,6 +193,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     token_ttl: Duration = duration(120)
     keys: KeySettings = msgspec.field(default_factory=KeySettings)
     resource_servers: tuple[ResourceServerSettings, ...] = ()
+    admin: AdminSettings | None = None
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -133,7 +215,11 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("a target has the broker's own issuer identifier as audience")
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so nobody could authenticate")
+        if self.admin and any(issuer.issuer == self.issuer for issuer in self.admin.issuers):
+            raise ValueError("admin.issuers: the broker's own tokens never administer it")
         for issuer in self.issuers:
+            if issuer.use == "admin":
+                raise ValueError(f"issuer {issuer.issuer}: use: admin belongs in admin.issuers")
             if issuer.use == "workload" and issuer.issuer == self.issuer:
                 # What we mint is for targets: it must never authenticate a client here.
                 raise ValueError("issuers: the broker is no issuer of workload tokens to itself")

@@ -18,6 +18,7 @@ from typing import Final
 import click
 
 from valetkey import __version__
+from valetkey.cli.admin import admin
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
@@ -51,6 +52,7 @@ def _program(name: str, help_: str) -> click.Command:
 main.add_command(_program("proxy", "Run the sidecar."))
 main.add_command(_program("broker", "Run the broker."))
 main.add_command(_program("collector", "Run the collector."))
+main.add_command(admin)
 main.add_command(audit)
 main.add_command(doctor)
 

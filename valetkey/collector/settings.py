@@ -49,6 +49,8 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
+        if any(issuer.use == "admin" for issuer in self.issuers):
+            raise ValueError("issuers: use: admin is the broker's; name who may read in readers")
         try:
             host, _ = address(self.bind)
         except ConfigError as error:

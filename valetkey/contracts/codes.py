@@ -442,6 +442,13 @@ SERVICE_MEDIA_TYPE: Final = _code(
     "service.media_type", 415, "The request body is not of the media type of this endpoint."
 )
 SERVICE_TOO_LARGE: Final = _code("service.too_large", 413, "The request body is too large.")
+SERVICE_RATE_LIMITED: Final = _code(
+    "service.rate_limited",
+    429,
+    "The caller sends more requests than it may; wait and try again.",
+    oauth="temporarily_unavailable",
+    retry_after=1,
+)
 SERVICE_INTERNAL: Final = _code(
     "service.internal",
     500,

@@ -30,13 +30,15 @@ _FETCH_TIMEOUT: Final = 5.0
 _MAX_JWKS: Final = 256 * 1024
 
 Algorithm = Literal["ES256", "ES384", "RS256", "PS256", "EdDSA"]
+Use = Literal["workload", "user", "admin"]
 
 
 class IssuerSettings(Settings, frozen=True, kw_only=True):
     """One trusted issuer.
 
     ``use`` says for what its tokens count: ``workload`` (they authenticate a workload), ``user``
-    (a workload may act for their subject). Exactly one of ``jwks_file`` and ``jwks_url`` is given.
+    (a workload may act for their subject), ``admin`` (their subject administers the broker).
+    Exactly one of ``jwks_file`` and ``jwks_url`` is given.
     ``audience_list`` accepts a one-element list as ``aud`` (Kubernetes writes that).
     ``reusable`` accepts the same token more than once and for longer than 60 s as a client
     assertion: projected token files need it, self-signed assertions must not have it.
@@ -44,7 +46,7 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
 
     issuer: str
     audience: str
-    use: Literal["workload", "user"]
+    use: Use
     jwks_file: Path | None = None
     jwks_url: str | None = None
     jwks_ca_file: Path | None = None
@@ -155,7 +157,7 @@ class TrustedIssuers:
         return issuer
 
     async def verify(
-        self, compact: str, *, use: Literal["workload", "user"], now: float
+        self, compact: str, *, use: Use, now: float
     ) -> tuple[VerifiedClaims, IssuerSettings]:
         """Verify a token of an issuer that is trusted for ``use``. Raises `TokenInvalid`."""
         token = jose.parse(compact)

@@ -18,10 +18,11 @@ CONTENT_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "/docs/codes#"
 
 
-def render(code: Code, *, instance: str = "") -> bytes:
+def render(code: Code, *, instance: str = "", reason: str = "") -> bytes:
     """The ``application/problem+json`` body for ``code``.
 
     ``instance`` identifies the occurrence (RFC 9457 §3.1.5): the id of its decision event.
+    ``reason`` is for administrators only: what is wrong with what they sent.
     """
     document: dict[str, object] = {
         "type": _TYPE_PREFIX + code.name,
@@ -32,4 +33,6 @@ def render(code: Code, *, instance: str = "") -> bytes:
     }
     if instance:
         document["instance"] = instance
+    if reason:
+        document["reason"] = reason
     return msgspec.json.encode(document)

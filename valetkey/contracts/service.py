@@ -58,9 +58,10 @@ def address(bind: str) -> tuple[str, int]:
 
 def problem_response(code: Code, *, headers: dict[str, str] | None = None) -> web.Response:
     """The problem+json answer for a code, never cached."""
-    all_headers = {"Cache-Control": "no-store", **(headers or {})}
+    all_headers = {"Cache-Control": "no-store"}
     if code.retry_after is not None:
         all_headers["Retry-After"] = str(code.retry_after)
+    all_headers |= headers or {}
     return web.Response(
         status=code.status,
         body=problem.render(code),

@@ -24,7 +24,11 @@ from valetkey.contracts.errors import ConfigError
 T = TypeVar("T")
 
 # Variables that are not settings of one program: the file to load, and the tests' strictness.
-_RESERVED: Final = frozenset({"VALETKEY_CONFIG", "VALETKEY_REQUIRE"})
+_RESERVED: Final = frozenset({
+    "VALETKEY_CONFIG", "VALETKEY_REQUIRE",
+    # How the command line reaches a broker (valetkey/cli/remote.py).
+    "VALETKEY_BROKER_URL", "VALETKEY_TOKEN_FILE", "VALETKEY_CA_FILE",
+})  # fmt: skip
 _PROGRAMS: Final = ("PROXY", "BROKER", "COLLECTOR")
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")

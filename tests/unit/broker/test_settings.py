@@ -130,3 +130,51 @@ def test_a_schema_can_be_made() -> None:
     text = msgspec.json.encode(schema(BrokerSettings)).decode()
     assert '"terminated"' in text
     assert "rotate_every" in text
+
+
+ADMINS = {"issuer": "https://login", "audience": URL, "use": "admin", "jwks_file": "/l.json"}
+RULE = {"role": "viewer", "issuer": "https://login", "subjects": ["olga"]}
+
+
+def test_administrators() -> None:
+    admin = load(admin={"issuers": [ADMINS], "roles": [RULE]}).admin
+    assert admin is not None
+    assert admin.roles[0].compiled().holds("https://login", "olga", {})
+    assert load().admin is None
+
+
+@pytest.mark.parametrize(
+    ("admin", "message"),
+    [
+        ({"issuers": [], "roles": [RULE]}, "must not be empty"),
+        ({"issuers": [ADMINS], "roles": []}, "must not be empty"),
+        ({"issuers": [ADMINS, ADMINS], "roles": [RULE]}, "listed twice"),
+        ({"issuers": [{**ADMINS, "use": "user"}], "roles": [RULE]}, "must have use: admin"),
+        ({"issuers": [ADMINS], "roles": [{**RULE, "issuer": "https://x"}]}, "not among"),
+        ({"issuers": [ADMINS], "roles": [{**RULE, "subjects": []}]}, "give subjects or claims"),
+        ({"issuers": [ADMINS], "roles": [{**RULE, "subjects": [""]}]}, "non-empty"),
+        ({"issuers": [ADMINS], "roles": [{**RULE, "claims": {"groups": []}}]}, "non-empty"),
+        ({"issuers": [ADMINS], "roles": [{**RULE, "role": "root"}]}, "Invalid enum"),
+        (
+            {
+                "issuers": [{**ADMINS, "issuer": URL}],
+                "roles": [{**RULE, "issuer": URL}],
+            },
+            "never administer",
+        ),
+    ],
+)
+def test_administrators_that_are_refused(admin: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(admin=admin)
+
+
+def test_an_issuer_of_administrators_is_not_one_of_workloads() -> None:
+    with pytest.raises(ConfigError, match="belongs in"):
+        load(issuers=[ISSUER, ADMINS])
+
+
+@pytest.mark.parametrize("rate", [{"rate": 0, "burst": 1}, {"rate": 1, "burst": 0}])
+def test_limits_that_are_refused(rate: Any) -> None:
+    with pytest.raises(ConfigError, match="positive"):
+        load(limits={"exchanges": rate})

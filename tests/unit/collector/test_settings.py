@@ -35,6 +35,10 @@ REFUSED = {
     "nobody could write": ({"issuers": [ISSUER | {"use": "user"}]}, "none has use: workload"),
     "plain HTTP on every address": (LEAST | {"bind": "0.0.0.0:7090"}, "is not loopback"),
     "plain HTTP on a name": (LEAST | {"bind": "collector:7090"}, "is not loopback"),
+    "an issuer of the broker's administrators": (
+        LEAST | {"issuers": [{**LEAST["issuers"][0], "use": "admin"}]},
+        "use: admin is the broker's",
+    ),
     "no port": (LEAST | {"bind": "127.0.0.1"}, "not host:port"),
     "a reader of an issuer that is not trusted": (
         LEAST | {"readers": [{"issuer": "https://x", "subject": "s"}]},

@@ -11,13 +11,15 @@ from aiohttp import web
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
 from valetkey.broker.core.exchange import ExchangeFacts, Issue, Refuse, decide
 from valetkey.broker.core.form import Form
+from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.request import parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
-from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import Clock
+from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import TokenResponse
@@ -26,7 +28,10 @@ PATH: Final = "/token"
 
 
 class TokenEndpoint:
-    """Authenticates, resolves the parties, asks the policy, mints. ``url`` is its own URL."""
+    """Authenticates, resolves the parties, asks the policy, mints.
+
+    ``url`` is its own URL, ``limit`` says how often each client may ask.
+    """
 
     def __init__(
         self,
@@ -35,10 +40,12 @@ class TokenEndpoint:
         policies: PolicyFile,
         issuer: JwtIssuer,
         metrics: Metrics,
+        limit: RateLimit,
         *,
         url: str,
         clock: Clock,
     ) -> None:
+        self._limit = limit
         self._clients = clients
         self._parties = parties
         self._policies = policies
@@ -63,6 +70,7 @@ class TokenEndpoint:
     async def _exchange(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
         asked = parse_exchange(form)
         client = await self._clients.authenticate(form, proofs, url=self._url)
+        self._count(client)
         acting, user = await self._parties.resolve(asked, client)
         facts = ExchangeFacts(asked, acting, user, client.proof)
         decision = decide(facts, self._policies.current, now=self._clock())
@@ -72,6 +80,13 @@ class TokenEndpoint:
                 decision.code, f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
             )
         return self._answer(decision, asked.issued_token_type)
+
+    def _count(self, client: Client) -> None:
+        claims = client.assertion.claims
+        if self._limit.take((claims.issuer, claims.subject), self._clock()):
+            raise CallerError(
+                codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
+            )
 
     def _answer(self, issue: Issue, issued_token_type: str) -> TokenResponse:
         token = self._issuer.mint(issue)

@@ -49,12 +49,13 @@ def json_answer(document: object, *, nonce: str = "", status: int = 200) -> web.
 def error_answer(code: Code, *, nonce: str = "") -> web.Response:
     """RFC 6749 §5.2: 400, or 401 for a client that did not authenticate.
 
-    What is no fault of the request (too large for us, not ready) keeps its HTTP status.
+    What is no fault of the request (too large or too many for us, not ready) keeps its HTTP
+    status.
     """
     error = code.oauth or "invalid_request"
     if error == "invalid_client":
         status = 401
-    elif code.status in {413, 500, 503}:
+    elif code.status in {413, 429, 500, 503}:
         status = code.status
     else:
         status = 400

@@ -32,7 +32,6 @@ SWEEP: Final = 0.5
 # How long a change stays to be read: much longer than any replica can be cut off and live on.
 KEPT: Final = 86_400.0
 _CHANNEL: Final = "valetkey_changes"
-_ORDER_LOCK: Final = 0x76616C66
 _BATCH: Final = 1000
 
 
@@ -61,9 +60,7 @@ class Changes:
 
     async def publish(self, connection: AsyncConnection, topic: str, key: str) -> None:
         """Announce a change from inside the transaction that makes it."""
-        if self._database.postgres:
-            lock = text("SELECT pg_advisory_xact_lock(:lock)")
-            await connection.execute(lock, {"lock": _ORDER_LOCK})
+        await self._database.take_turn(connection)
         await connection.execute(insert(CHANGES).values(topic=topic, key=key, at=time.time()))
         if self._database.postgres:
             await connection.execute(text(f"NOTIFY {_CHANNEL}"))

@@ -32,6 +32,8 @@ _READ: Final = "valetkey_read"
 _POSTGRES: Final = "postgresql+asyncpg"
 # Any number that is ours: who holds it migrates, the others wait (PostgreSQL §13.3.5).
 _MIGRATION_LOCK: Final = 0x76616C65
+# Who holds this one writes to what is in one order for all replicas.
+_ORDER_LOCK: Final = 0x76616C66
 
 
 class StoreError(ValetkeyError):
@@ -86,6 +88,16 @@ class Database:
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(error) from error
+
+    async def take_turn(self, connection: AsyncConnection) -> None:
+        """Wait until no other transaction is writing what has one order, and be the one that does.
+
+        It lasts to the end of the transaction, so that what is read after it (the number or hash
+        before ours) is what will stand before ours. SQLite has one writer at a time anyway.
+        """
+        if self.postgres:
+            lock = text("SELECT pg_advisory_xact_lock(:lock)")
+            await connection.execute(lock, {"lock": _ORDER_LOCK})
 
     async def answers(self) -> bool:
         """Whether the database is there now."""

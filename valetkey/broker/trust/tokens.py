@@ -11,19 +11,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from cachetools import TLRUCache
 
 from valetkey.contracts import jose
-from valetkey.contracts.issuer import IssuerSettings, TrustedIssuers
+from valetkey.contracts.issuer import IssuerSettings, TrustedIssuers, Use
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 
 Clock = Callable[[], float]
 
 REMEMBERED: Final = 60.0
-
-Use = Literal["workload", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class TokenVerifier:
         token = self._verified.get(digest)
         if token is None:
             token = await self._verify(compact, use)
-            if token.issuer.reusable or token.issuer.use == "user":
+            if token.issuer.reusable or token.issuer.use != "workload":
                 self._verified[digest] = token
         elif use is not None and token.issuer.use != use:
             raise TokenInvalid(f"issuer is not trusted for {use} tokens")

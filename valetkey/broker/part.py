@@ -1,0 +1,81 @@
+"""A part of the broker: its endpoints, what it loads, what it does in the background.
+
+`Foundation` is what all parts stand on; a part takes from it what it needs. To add a feature, write
+one part under ``broker/parts/`` and list it in ``app.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from valetkey.broker.api.admin import AdminApi
+from valetkey.broker.issuers.jwt import JwtIssuer
+from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.metrics import Metrics
+from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.settings import BrokerSettings
+from valetkey.broker.store.admin_actions import AdminActions
+from valetkey.broker.store.assertions import UsedAssertions
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database
+from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.tokens import TokenVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """Settings, clock, state and identity: what more than one part needs.
+
+    ``clock`` gives seconds since the epoch. ``tokens`` verifies what workloads and users present;
+    administrators come through ``admin`` only.
+    """
+
+    config: BrokerSettings
+    clock: Callable[[], float]
+    metrics: Metrics
+    database: Database
+    changes: Changes
+    sealer: Sealer
+    ring: KeyRing
+    policies: PolicyFile
+    revocations: Revocations
+    assertions: UsedAssertions
+    actions: AdminActions
+    tokens: TokenVerifier
+    clients: ClientAuthenticator
+    parties: PartyResolver
+    issuer: JwtIssuer
+    admin: AdminApi
+
+
+class Part:
+    """The base of all parts; what a part does not have, it leaves out."""
+
+    name: str = "part"
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Add the part's endpoints."""
+
+    async def load(self) -> None:
+        """Read state, before the first request. Raises `ConfigError` or `StoreError`."""
+
+    async def run(self) -> None:
+        """Work in the background until cancelled. The broker is unready once this has ended."""
+
+    async def sweep(self) -> None:
+        """Forget what has expired; called once a minute. Raises `StoreError`."""
+
+    def details(self) -> dict[str, str]:
+        """Members for ``/readyz``."""
+        return {}
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is background work."""
+        return type(self).run is not Part.run

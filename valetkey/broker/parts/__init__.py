@@ -1,0 +1,1 @@
+"""One file per part of the broker: which endpoints it has, and what it does in the background."""

@@ -1,0 +1,64 @@
+"""OAuth: the endpoints that workloads call, the keys and the metadata that go with them."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.part import Foundation, Part
+
+
+class OAuthPart(Part):
+    """Exchange, introspection, revocation, JWK Set, metadata."""
+
+    name = "oauth"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        base, config = self._base, self._base.config
+        exchange = token.TokenEndpoint(
+            base.clients,
+            base.parties,
+            base.policies,
+            base.issuer,
+            base.metrics,
+            config.limits.exchanges.of_callers(config.limits.callers),
+            url=config.issuer + token.PATH,
+            clock=base.clock,
+        )
+        introspection = introspect.IntrospectEndpoint(
+            base.clients,
+            base.issuer,
+            base.revocations,
+            config.resource_servers,
+            url=config.issuer + introspect.PATH,
+        )
+        revocation = revoke.RevokeEndpoint(
+            base.clients,
+            base.issuer,
+            base.revocations,
+            base.metrics,
+            url=config.issuer + revoke.PATH,
+            clock=base.clock,
+        )
+        keys = jwks.JwksEndpoint(base.ring, publish_before=config.keys.publish_before)
+        about = metadata.MetadataEndpoint(issuer=config.issuer, issuers=config.issuers)
+        router.add_post(token.PATH, exchange.handle)
+        router.add_post(introspect.PATH, introspection.handle)
+        router.add_post(revoke.PATH, revocation.handle)
+        router.add_get(jwks.PATH, keys.handle)
+        router.add_get(metadata.PATH, about.handle)
+
+    async def sweep(self) -> None:
+        await self._base.revocations.sweep()
+        await self._base.assertions.sweep()
+
+    def details(self) -> dict[str, str]:
+        policies = self._base.policies
+        stale = "stale: the file is bad, the last good one is in force (the log says why)"
+        return {
+            "grants": stale if policies.error else "ok",
+            "policy": policies.current.digest,
+        }

@@ -1,0 +1,155 @@
+"""What commands that talk to the broker's admin API share: options, errors, pages, output.
+
+A command is decorated with `broker_options` and takes a `Remote`:
+
+    @grants.command("list")
+    @broker_options
+    def list_(remote: Remote) -> None:
+        remote.show(remote.pages("/v1/grants"), ("id", "workload", "state"))
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from valetkey.cli.audit.text import plain
+from valetkey.cli.service import Service, ServiceError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Document = dict[str, Any]
+
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_MAX_PAGE: Final = 500
+
+
+class Remote:
+    """The broker's admin API. A refusal ends the command: one line on stderr, status 1.
+
+    A broker that can't be asked ends it with status 2.
+    """
+
+    def __init__(self, service: Service, *, as_json: bool) -> None:
+        self._service = service
+        self._as_json = as_json
+
+    def get(self, path: str, **query: Any) -> Document:
+        return self._ask("GET", path, query=query)
+
+    def post(self, path: str, document: Mapping[str, Any]) -> Document:
+        return self._ask("POST", path, document=document)
+
+    def delete(self, path: str, **query: Any) -> Document:
+        return self._ask("DELETE", path, query=query)
+
+    def pages(self, path: str, *, limit: int | None = None, **query: Any) -> list[Document]:
+        """The items of a list, over as many pages as it has, up to ``limit``. None is left out."""
+        items: list[Document] = []
+        asked = {name: value for name, value in query.items() if value is not None}
+        after = ""
+        while True:
+            room = _MAX_PAGE if limit is None else min(_MAX_PAGE, limit - len(items))
+            page = self.get(path, limit=room, **asked, **({"after": after} if after else {}))
+            items += page["items"]
+            after = page.get("next", "")
+            if not after or (limit is not None and len(items) >= limit):
+                return items
+
+    def show(
+        self, found: Document | Iterable[Document], columns: Sequence[str], *, empty: str = "none"
+    ) -> None:
+        """Print one thing as lines of its ``columns``, or several as a table; or either as JSON."""
+        if self._as_json:
+            click.echo(json.dumps(found if isinstance(found, dict) else list(found), indent=2))
+        elif isinstance(found, dict):
+            width = max(len(name) for name in columns)
+            for name in columns:
+                if name in found:
+                    click.echo(f"{name:<{width}}  {_text(found[name])}")
+        else:
+            _table(list(found), columns, empty)
+
+    def _ask(self, method: str, path: str, **how: Any) -> Document:
+        try:
+            return self._service.ask(dict[str, Any], method, path, **how)
+        except ServiceError as error:
+            fail(str(error), status=1 if error.code else 2)
+
+
+def broker_options(command: F) -> F:
+    """The options that say which broker and as whom; the command gets a `Remote` first."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.option(
+        "--ca-file",
+        type=_FILE,
+        envvar="VALETKEY_CA_FILE",
+        help="CA certificates for the broker (PEM). [env: VALETKEY_CA_FILE]",
+    )
+    @click.option(
+        "--token-file",
+        type=_FILE,
+        envvar="VALETKEY_TOKEN_FILE",
+        required=True,
+        help="File with your token. [env: VALETKEY_TOKEN_FILE]",
+    )
+    @click.option(
+        "--broker",
+        metavar="URL",
+        envvar="VALETKEY_BROKER_URL",
+        required=True,
+        help="The broker. [env: VALETKEY_BROKER_URL]",
+    )
+    @functools.wraps(command)
+    def with_remote(
+        *args: Any,
+        broker: str,
+        token_file: Path,
+        ca_file: Path | None,
+        as_json: bool,
+        **options: Any,
+    ) -> Any:
+        try:
+            service = Service("broker", broker, token_file, ca_file)
+        except ServiceError as error:
+            fail(str(error), status=2)
+        try:
+            return command(Remote(service, as_json=as_json), *args, **options)
+        finally:
+            service.close()
+
+    return with_remote  # type: ignore[return-value]
+
+
+def fail(message: str, *, status: int) -> NoReturn:
+    """One line on stderr, without characters that a terminal would obey."""
+    click.echo(f"valetkey: {plain(message)}", err=True)
+    sys.exit(status)
+
+
+def _text(value: Any) -> str:
+    """A value for a terminal: what others wrote may hold characters that it would obey."""
+    if isinstance(value, str):
+        return plain(value)
+    return plain(json.dumps(value, ensure_ascii=False))
+
+
+def _table(rows: Sequence[Document], columns: Sequence[str], empty: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        click.echo(empty)
+        return
+    table = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*(Text(_text(row[name]) if name in row else "") for name in columns))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
