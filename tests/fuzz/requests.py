@@ -48,7 +48,7 @@ PAYLOADS: Final = [
 ]  # fmt: skip
 EXTENSIONS: Final = [b"", b"", b"", b";a", b';a="b;c"', b";a=b;c"]
 TRAILERS: Final = [
-    b"", b"", b"", b"X-A: b\r\n", b"Content-Length: 5\r\n", b"Authorization: Bearer stolen\r\n",
+    b"", b"", b"", b"X-A: b\r\n", b"X-A: b\r\nx-b:\r\n", b"Authorization: Bearer stolen\r\n",
 ]  # fmt: skip
 
 # What one part is exchanged for, or what is put in.
@@ -127,6 +127,8 @@ ODD_CHUNKS: Final = [
 ODD_ENDS: Final = [
     b"0\r\n", b"0\n\n", b"0 \r\n\r\n", b"-0\r\n\r\n", b"0\r\nGET / HTTP/1.1\r\n\r\n", b"0x0\r\n\r\n", b"0\r\n\n",
     b"0\r\nX-A : b\r\n\r\n", b"0\r\nX-A: b\r\n c\r\n\r\n", b"00\r\nX-A: b\rX\r\n\r\n", b"",
+    b"0\r\nContent-Length: 5\r\n\r\n", b"0\r\nContent-Length:\r\n\r\n", b"0\r\nX-A: b\r\ncontent_length: 0\r\n\r\n",
+    b"0\r\nTransfer-Encoding: x\r\n\r\n", b"0\r\nHost: other\r\n\r\n",
 ]  # fmt: skip
 BYTES: Final = [
     bytes([octet]) for octet in b"\x00\t\n\x0b\x0c\r \x1c\x7f\x80\x85\xa0\xff0:;,_-./%\\?#@[+"

@@ -8,17 +8,21 @@ real processes: sidecar, nginx, and what is behind.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import __main__ as long_run
 from tests.fuzz.answers import POISON, STARTS, answers
 from tests.fuzz.datapath import ENTRIES, OK, DataPath, cut
 from tests.fuzz.nginx import NGINX, Nginx
 from tests.fuzz.properties import (
     AnswerTally,
+    Disagreement,
     Tally,
     check_answers,
     check_sent,
@@ -202,3 +206,42 @@ def test_a_method_may_begin_with_a_digit_in_pieces_too(path: DataPath) -> None:
     pieces = path.play([stream[:1], stream[1:]])
     assert b"route.no_match" in whole.said
     assert b"route.no_match" in pieces.said
+
+
+TRAILED = [
+    b"Content-Length:\r\n", b"X-A: b\r\ncontent_length: 5\r\n", b"Transfer-Encoding: chunked\r\n",
+    b"Host: other\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("trailer", [b"", b"X-A: b\r\n", *TRAILED])
+def test_trailers_are_read_alike_or_refused_wherever_they_are_cut(
+    path: DataPath, trailer: bytes
+) -> None:
+    """An empty length behind the last chunk: dropped by the sidecar, refused by h11."""
+    body = b"0\r\n" + trailer + b"\r\n"
+    head = raw("/1", "Transfer-Encoding: chunked", method="PATCH", body="5\r\nhello\r\n")
+    check_stream(path, head + body, [], "reverse", Tally())
+    marks = range(len(body))
+    for pair in [*itertools.combinations_with_replacement(marks, 2)]:
+        play = path.play([head, *cut(body, pair)])
+        assert (b"request.body_malformed" in play.said) == (trailer in TRAILED)
+        assert all(read.complete for read in play.reads) == (trailer not in TRAILED)
+
+
+def test_a_disagreement_is_told_of_though_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made shorter, it is an input like before: neither passed over nor taken for flaky."""
+    minutes, found = 0.001, []
+
+    def check(_path: object, stream: bytes, *_more: object) -> None:
+        if b"chunked" in stream:
+            if not found:
+                time.sleep(60 * minutes)
+            found.append(stream)
+            raise Disagreement(stream)
+
+    monkeypatch.setattr(long_run, "check_stream", check)
+    monkeypatch.setattr(long_run, "NGINX", None)
+    with pytest.raises(Disagreement) as told:
+        long_run.main(["--seed", "1", "--minutes", str(minutes)])
+    assert told.value.args == (min(found, key=len),)

@@ -161,6 +161,9 @@ FRAMING: list[Row] = [
     ("chunk longer than its size", chunks("4\r\nhello\r\n0\r\n\r\n"), STAYS, BROKEN, "RFC 9112 §7.1"),
     ("chunk with LF", chunks("5\nhello\n0\n\n"), STAYS, BROKEN, "RFC 9112 §2.2"),
     ("an answer for a trailer", chunks("0\r\nHTTP/1.1 200 OK\r\n\r\n"), STAYS, BROKEN, "response splitting"),
+    ("a length as trailer", chunks("5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n"), STAYS, BROKEN, "RFC 9110 §6.5.1"),
+    ("an empty length as trailer", chunks("5\r\nhello\r\n0\r\nContent-Length:\r\n\r\n"), STAYS, BROKEN, "h11 refuses the value"),
+    ("a coding as trailer", chunks("5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n"), STAYS, BROKEN, "RFC 9110 §6.5.1"),
     ("trailer with a space before the colon", chunks("0\r\nX-A : b\r\n\r\n"), STAYS, BROKEN, "RFC 9112 §5.1"),
 ]
 

@@ -2,7 +2,9 @@
 
 Sizes are hexadecimal digits and nothing else, lines end in CRLF, extensions are checked and
 dropped (§7.1.1; without the white space that history allows in them, as llhttp and h11 do), trailer
-fields are checked and dropped (§7.1.2: they are not relayed unasked).
+fields are checked and dropped (§7.1.2: they are not relayed unasked). One that says where a message
+ends, or whom it is for, must not be there at all (RFC 9110 §6.5.1): readers that merge trailers
+into the head, or look at what they say, take the message for another one.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ _SIZE_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED)
 )
 _TRAILER: Final = re.compile(rb"%b:[\t\x20-\x7e\x80-\xff]*" % _TOKEN)
+# Whatever stands for the hyphen, as in heads. Precedent: Go refuses them, h11 a value that is odd.
+_MISPLACED: Final = re.compile(
+    rb"(?:content[^a-z0-9]length|transfer[^a-z0-9]encoding|host):", re.IGNORECASE
+)
 # Precedent: llhttp and nginx both stop at a few KiB of chunk line.
 _MAX_LINE: Final = 4096
 _MAX_TRAILERS: Final = 16_384
@@ -94,6 +100,8 @@ class ChunkedDecoder:
             self._trailers += len(line)
             if self._trailers > _MAX_TRAILERS or _TRAILER.fullmatch(line) is None:
                 raise ChunkedInvalid("not a trailer field")
+            if _MISPLACED.match(line) is not None:
+                raise ChunkedInvalid("a trailer field that belongs into the head")
 
 
 def encode_chunk(piece: bytes) -> bytes:

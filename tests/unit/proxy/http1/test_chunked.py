@@ -30,6 +30,11 @@ GOOD = [
     ("quoted extension", b'5;a="b; \\" c"\r\nhello\r\n0\r\n\r\n', b"hello"),
     ("trailer", b"1\r\nx\r\n0\r\nDigest: abc\r\n\r\n", b"x"),
     ("two trailers", b"1\r\nx\r\n0\r\nA: b\r\nC:d\r\n\r\n", b"x"),
+    (
+        "names that only begin alike",
+        b"1\r\nx\r\n0\r\nHosts: b\r\nContent-Length-2: d\r\n\r\n",
+        b"x",
+    ),
 ]
 
 BAD = [
@@ -71,6 +76,13 @@ BAD = [
     ("bare LF as the end", b"0\r\n\n"),
     ("LF LF as the end", b"0\n\n"),
     ("a request instead of the end", b"0\r\nGET / HTTP/1.1\r\n\r\n"),
+    ("length as trailer", b"0\r\nContent-Length: 5\r\n\r\n"),
+    ("empty length as trailer", b"0\r\nContent-Length:\r\n\r\n"),
+    ("length as second trailer", b"0\r\nA: b\r\ncontent-LENGTH: 0\r\n\r\n"),
+    ("length with _ as trailer", b"0\r\nContent_Length: 5\r\n\r\n"),
+    ("coding as trailer", b"0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    ("coding with . as trailer", b"0\r\ntransfer.encoding: x\r\n\r\n"),
+    ("Host as trailer", b"0\r\nHost: other\r\n\r\n"),
     ("endless trailers", b"0\r\n" + b"A: b\r\n" * 5000),
 ]  # fmt: skip
 
@@ -149,12 +161,13 @@ def h11_reads(wire: bytes) -> bytes | None:
 
 PIECES = st.sampled_from(
     [b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\n", b"\r\n", b"\n", b"\r", b"1", b"a", b";x=y", b" ", b"5;a\r\n",
-     b"hello", b"A: b\r\n", b"-", b"+", b"0x", b"\0", b"3\r\nabc\r\n"]
+     b"hello", b"A: b\r\n", b"Content-Length:", b"Transfer-Encoding: ", b"Host:", b"-", b"+", b"0x", b"\0", b"3\r\nabc\r\n"]
 )  # fmt: skip
 
 
 @given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(1, 9))
 @example(b"5\r\nhello\r\n0\r\nA: b\r\n\r\n", 1)
+@example(b"5\r\nhello\r\n0\r\nContent-Length:\r\n\r\n", 1)
 @settings(max_examples=400, deadline=None)
 def test_never_another_body_than_h11_reads(wire: bytes, step: int) -> None:
     """Whatever we take, a second strict reader takes too, and reads the same bytes."""
