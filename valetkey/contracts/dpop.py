@@ -13,14 +13,9 @@ from typing import Any, Final
 
 import msgspec
 from cachetools import LRUCache
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
-    encode_dss_signature,
-)
 
+from valetkey.contracts import es256
 from valetkey.contracts.jose import (
     MAX_TOKEN_LENGTH,
     TokenInvalid,
@@ -32,7 +27,6 @@ from valetkey.contracts.jose import (
 
 # RFC 9449 §11.1: acceptable only for a relatively brief period.
 PROOF_LIFETIME: Final = 60
-_ECDSA: Final = ec.ECDSA(hashes.SHA256())
 _PRIVATE_MEMBERS: Final = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
 
 
@@ -67,8 +61,7 @@ class ProofKey:
         if nonce:
             claims["nonce"] = nonce
         signing_input = self._header + b64url(msgspec.json.encode(claims)).encode()
-        r, s = decode_dss_signature(self._key.sign(signing_input, _ECDSA))
-        return f"{signing_input.decode()}.{b64url(r.to_bytes(32) + s.to_bytes(32))}"
+        return es256.sign(self._key, signing_input)
 
 
 def token_hash(access_token: str) -> str:
@@ -115,7 +108,7 @@ def verify_proof(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TokenInvalid("proof is not made of JSON objects") from error
     key, jkt = _read_header(parts[0]) if known is None else known.of(parts[0])
-    _check_signature(key, f"{parts[0]}.{parts[1]}".encode(), b64url_decode(parts[2]))
+    es256.check(key, f"{parts[0]}.{parts[1]}".encode(), b64url_decode(parts[2]))
     if claims.get("htm") != method or claims.get("htu") != url:
         raise TokenInvalid("proof is for another method or URL")
     jti, issued_at = claims.get("jti"), claims.get("iat")
@@ -170,32 +163,4 @@ def _read_header(segment: str) -> tuple[ec.EllipticCurvePublicKey, str]:
         raise TokenInvalid("jwk is not a P-256 key")
     if any(member in jwk for member in _PRIVATE_MEMBERS):
         raise TokenInvalid("jwk holds a private key")
-    return _read_key(jwk.get("x"), jwk.get("y")), thumbprint(jwk)
-
-
-def _read_key(x: Any, y: Any) -> ec.EllipticCurvePublicKey:
-    """RFC 7518 §6.2.1: both coordinates in full length; the point must be on the curve."""
-    if not isinstance(x, str) or not isinstance(y, str):
-        raise TokenInvalid("jwk is not a P-256 key")
-    octets = b64url_decode(x), b64url_decode(y)
-    if any(len(coordinate) != 32 for coordinate in octets):
-        raise TokenInvalid("proof can't be checked")
-    numbers = ec.EllipticCurvePublicNumbers(
-        int.from_bytes(octets[0]), int.from_bytes(octets[1]), ec.SECP256R1()
-    )
-    try:
-        return numbers.public_key()
-    except ValueError as error:
-        raise TokenInvalid("proof can't be checked") from error
-
-
-def _check_signature(
-    key: ec.EllipticCurvePublicKey, signing_input: bytes, signature: bytes
-) -> None:
-    if len(signature) != 64:  # RFC 7518 §3.4: R and S, 32 octets each
-        raise TokenInvalid("bad proof signature")
-    encoded = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
-    try:
-        key.verify(encoded, signing_input, _ECDSA)
-    except InvalidSignature as error:
-        raise TokenInvalid("bad proof signature") from error
+    return es256.read_key(jwk.get("x"), jwk.get("y")), thumbprint(jwk)

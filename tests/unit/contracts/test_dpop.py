@@ -120,10 +120,10 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
         lambda: make(header={"jwk": jwk_of(d="AAAA")}),
         "jwk holds a private key",
     ),
-    "jwk that is no point": (lambda: make(header={"jwk": jwk_of(x="AQ")}), "proof can't be checked"),
+    "jwk that is no point": (lambda: make(header={"jwk": jwk_of(x="AQ")}), "jwk is not a P-256 key"),
     "jwk of another key": (
         lambda: make(header={"jwk": jwk_of(ec.generate_private_key(ec.SECP256R1()))}),
-        "bad proof signature",
+        "bad ES256 signature",
     ),
     "another method": (lambda: make({"htm": "GET"}), "proof is for another method or URL"),
     "method in lower case": (lambda: make({"htm": "post"}), "proof is for another method or URL"),

@@ -10,18 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from valetkey.broker.core.exchange import Issue
 from valetkey.broker.issuers.keyring import KeyRing, SigningKey
-from valetkey.contracts import jose
+from valetkey.contracts import es256, jose
 from valetkey.contracts.jose import TokenInvalid, b64url
 from valetkey.contracts.secret import Secret
 
 TYP: Final = "at+jwt"  # RFC 9068 §2.1
-_ECDSA: Final = ec.ECDSA(hashes.SHA256())
 _ALGORITHMS: Final = frozenset({"ES256"})
 
 
@@ -123,8 +119,7 @@ class JwtIssuer:
     def _sign(self, claims: dict[str, Any]) -> str:
         key = self._ring.signer()
         signing_input = self._header_of(key) + b64url(msgspec.json.encode(claims)).encode()
-        r, s = decode_dss_signature(key.private.sign(signing_input, _ECDSA))
-        return f"{signing_input.decode()}.{b64url(r.to_bytes(32) + s.to_bytes(32))}"
+        return es256.sign(key.private, signing_input)
 
     def _header_of(self, key: SigningKey) -> bytes:
         kid, segment = self._header

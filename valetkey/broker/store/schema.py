@@ -96,3 +96,60 @@ ADMIN_ACTIONS: Final = Table(
     Column("hash", String(64), nullable=False),
     sqlite_autoincrement=True,
 )
+
+# What has ended, in the order of the commits: see `store.signals`. `stream` is empty for what
+# concerns everybody; `kind` is one of a Signal, or verification or stream-updated.
+SIGNALS: Final = Table(
+    "signals",
+    METADATA,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("jti", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("value", String(2048), nullable=False),
+    Column("issuer", String(512), nullable=False),
+    Column("txn", String(256), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("published_at", Float, nullable=False),
+    Column("stream", String(64), nullable=False),
+    Index(None, "jti", unique=True),
+    Index(None, "txn"),
+    sqlite_autoincrement=True,
+)
+
+# Who follows the signals, and how far: all up to `position` are acknowledged. `start` is where the
+# stream began, `owner_key` the proof key that it is bound to (empty: none). `push_authorization` is
+# sealed. `lease` says which replica pushes, until when.
+FEED_STREAMS: Final = Table(
+    "feed_streams",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("owner_issuer", String(512), nullable=False),
+    Column("owner_subject", String(1024), nullable=False),
+    Column("owner_key", String(64), nullable=False),
+    Column("description", String(256), nullable=False),
+    Column("events_requested", Text, nullable=False),
+    Column("excluded", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("status_reason", String(256), nullable=False),
+    Column("push_url", String(2048), nullable=False),
+    Column("push_authorization", LargeBinary, nullable=True),
+    Column("start", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("contacted_at", Float, nullable=False),
+    Column("lease", String(64), nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Index(None, "owner_issuer", "owner_subject"),
+    Index(None, "contacted_at"),
+)
+
+# When a stream acknowledged a signal that something waits for (one with a `txn`).
+SIGNAL_ACKS: Final = Table(
+    "signal_acks",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True),
+    Column("stream", String(64), primary_key=True),
+    Column("at", Float, nullable=False),
+)

@@ -1,0 +1,237 @@
+"""Signals and the streams that follow them, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from valetkey.broker.core.feed import Audience, Stream
+from valetkey.broker.store import signals as module
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database
+from valetkey.broker.store.signals import KEPT, Signals
+from valetkey.broker.store.streams import IDLE, FeedStreams
+from valetkey.contracts.signals import Signal, StreamUpdated, Verification
+
+IDP = "https://idp.example"
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def signals(database: Database, changes: Changes, clock: Clock) -> Signals:
+    numbers = itertools.count(1)
+    audience = Audience("https://broker.example", frozenset({IDP}))
+    return Signals(
+        database, changes, audience, clock=clock, random_id=lambda: f"jti-{next(numbers)}"
+    )
+
+
+@pytest.fixture
+def streams(database: Database, changes: Changes, clock: Clock) -> FeedStreams:
+    return FeedStreams(database, changes, clock=clock)
+
+
+def signal(value: str, **more) -> Signal:
+    return Signal(kind="txn", value=value, at=1.5, **more)
+
+
+async def publish(database: Database, signals: Signals, *events: Signal) -> None:
+    async with database.write() as connection:
+        for event in events:
+            await signals.publish(connection, event)
+
+
+async def begin(streams: FeedStreams, name: str, subject: str = "bot", **more) -> Stream:
+    stream = await streams.create(Stream(name, IDP, subject, "", 0, 0, **more), most=10)
+    assert stream is not None
+    return stream
+
+
+async def test_what_was_published_comes_back_in_order(database: Database, signals: Signals) -> None:
+    full = Signal(
+        kind="subject", value="bot", issuer=IDP, at=2.25, txn="inc-1", reason="exposed", epoch=4
+    )
+    await publish(database, signals, signal("a"), full)
+    async with database.write() as connection:
+        await signals.publish_to(connection, Verification("s-1", "state"))
+        await signals.publish_to(connection, StreamUpdated("s-2", "paused", "why"))
+    found = await signals.after(0, limit=10)
+    assert [one.event for one in found] == [
+        signal("a"), full, Verification("s-1", "state"), StreamUpdated("s-2", "paused", "why"),
+    ]  # fmt: skip
+    assert [one.jti for one in found] == ["jti-1", "jti-2", "jti-3", "jti-4"]
+    assert [one.stream for one in found] == ["", "", "s-1", "s-2"]
+    assert [one.seq for one in found] == sorted(one.seq for one in found)
+    assert await signals.after(found[1].seq, limit=1) == found[2:3]
+    assert await signals.newest(2) == found[2:]
+    assert await signals.head() == found[-1].seq
+
+
+async def test_a_transaction_that_fails_has_told_nothing(
+    database: Database, signals: Signals, changes: Changes
+) -> None:
+    heard: list[str] = []
+
+    async def note(jti: str) -> None:
+        heard.append(jti)
+
+    signals.on_publish(note)
+
+    async def fail() -> None:
+        async with database.write() as connection:
+            await signals.publish(connection, signal("a"))
+            raise RuntimeError("the change that it tells of failed")
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    await publish(database, signals, signal("b"))
+    await changes.catch_up()
+    assert heard == ["jti-2"]
+    assert [one.event for one in await signals.after(0, limit=9)] == [signal("b")]
+
+
+async def test_numbers_are_in_the_order_of_the_commits(
+    database: Database, signals: Signals
+) -> None:
+    """Whoever reads up to a number has seen all before it, however many write at once."""
+    seen: list[int] = []
+    done = asyncio.Event()
+
+    async def follow() -> None:
+        while not (done.is_set() and len(seen) == 40):
+            seen.extend(one.seq for one in await signals.after(seen[-1] if seen else 0, limit=9))
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(30):
+        reader = asyncio.ensure_future(follow())
+        for part in range(4):
+            await asyncio.gather(
+                *(publish(database, signals, signal(f"{part}-{n}")) for n in range(10))
+            )
+        done.set()
+        await reader
+    assert len(set(seen)) == 40
+
+
+async def test_a_stream_begins_behind_what_was_published(
+    database: Database, signals: Signals, streams: FeedStreams
+) -> None:
+    await publish(database, signals, signal("a"))
+    stream = await begin(streams, "s-1", description="agent-0")
+    assert stream.start == stream.position == await signals.head()
+    assert await streams.find("s-1") == stream
+    assert await streams.find("s-2") is None
+    assert await streams.owned_by(IDP, "bot") == [stream]
+    assert await streams.owned_by(IDP, "other") == []
+
+
+async def test_an_owner_has_so_many_streams_at_most(streams: FeedStreams) -> None:
+    fresh = [Stream(f"s-{n}", IDP, "bot", "", 0, 0) for n in range(3)]
+    assert await streams.create(fresh[0], most=2)
+    assert await streams.create(fresh[1], most=2)
+    assert await streams.create(fresh[2], most=2) is None
+    await begin(streams, "s-9", subject="other")
+
+
+async def test_a_position_only_grows(streams: FeedStreams) -> None:
+    for name in ("s-1", "s-2"):
+        await begin(streams, name)
+    await streams.advance({"s-1": 7, "s-2": 5})
+    await streams.advance({"s-1": 5, "s-2": 6})
+    found = await streams.owned_by(IDP, "bot")
+    assert {one.id: one.position for one in found} == {"s-1": 7, "s-2": 6}
+
+
+async def test_progress_of_what_an_incident_told(
+    database: Database, signals: Signals, streams: FeedStreams
+) -> None:
+    assert await signals.acknowledged("inc-1") == {}
+    for name in ("s-1", "s-2"):
+        await begin(streams, name, description=f"agent {name}")
+    await publish(
+        database, signals, signal("a", txn="inc-1"), signal("b"), signal("c", txn="inc-1")
+    )
+    await begin(streams, "s-late")
+    first, _, last = await signals.after(0, limit=3)
+    assert await signals.acknowledged("inc-1") == {"s-1": None, "s-2": None}
+    await signals.acknowledge([(first.seq, "s-1", 5.0)])
+    assert await signals.acknowledged("inc-1") == {"s-1": None, "s-2": None}
+    await signals.acknowledge([(last.seq, "s-1", 6.0), (first.seq, "s-1", 9.0)])  # twice: the first
+    assert await signals.acknowledged("inc-1") == {"s-1": 6.0, "s-2": None}
+    assert [one.description for one in await signals.progress("inc-1")] == [
+        "agent s-1",
+        "agent s-2",
+    ]
+
+
+async def test_old_signals_go_and_take_along_who_is_behind_them(
+    database: Database, signals: Signals, streams: FeedStreams, clock: Clock
+) -> None:
+    for name in ("s-behind", "s-current"):
+        await begin(streams, name)
+    await publish(database, signals, signal("old", txn="inc-1"))
+    old = await signals.head()
+    await signals.acknowledge([(old, "s-current", clock.now)])
+    clock.now += KEPT - 10
+    await publish(database, signals, signal("young"))
+    await streams.advance({"s-current": old, "s-behind": 0})
+    assert await signals.sweep() == 0
+    assert await streams.sweep(0) == 0
+    clock.now += 20
+    gone = await signals.sweep()
+    assert gone == old
+    assert await streams.sweep(gone) == 1
+    assert [one.id for one in await streams.owned_by(IDP, "bot")] == ["s-current"]
+    assert [one.event for one in await signals.after(0, limit=9)] == [signal("young")]
+    assert await signals.acknowledged("inc-1") == {}
+
+
+async def test_a_stream_that_nobody_follows_ends_and_replicas_are_told(
+    streams: FeedStreams, changes: Changes, clock: Clock
+) -> None:
+    ended: list[str] = []
+
+    async def note(stream: str) -> None:
+        ended.append(stream)
+
+    streams.on_change(note)
+    for name in ("s-1", "s-2"):
+        await begin(streams, name)
+    await begin(streams, "s-push", push_url="https://siem.example/events")
+    clock.now += IDLE - 1
+    await streams.advance({"s-2": 0})
+    clock.now += 2
+    assert await streams.sweep(0) == 1
+    await changes.catch_up()
+    assert ended == ["s-1"]
+    assert {one.id for one in await streams.owned_by(IDP, "bot")} == {"s-2", "s-push"}
+
+
+async def test_one_replica_pushes_at_a_time(streams: FeedStreams, clock: Clock) -> None:
+    await begin(streams, "s-1", push_url="https://siem.example/events")
+    assert await streams.lease("s-1", "replica-a", seconds=10)
+    assert not await streams.lease("s-1", "replica-b", seconds=10)
+    assert await streams.lease("s-1", "replica-a", seconds=10)
+    clock.now += 11
+    assert await streams.lease("s-1", "replica-b", seconds=10)
+    assert not await streams.lease("s-1", "replica-a", seconds=10)
+    assert [one.id for one in await streams.pushing()] == ["s-1"]
+
+
+async def test_many_acknowledgements_at_once(signals: Signals, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 7)
+    await signals.acknowledge([(1, f"s-{n}", float(n)) for n in range(20)])
+    await signals.acknowledge([])

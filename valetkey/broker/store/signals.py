@@ -1,0 +1,161 @@
+"""Signals in the database: appended in the transaction that they tell of, read in its order.
+
+Invariants:
+
+- A signal is published in the transaction that makes it true: both are there, or neither.
+- Numbers are given in the order of the commits (the lock of `store.changes` is taken first), so a
+  stream that has all up to ``n`` has missed nothing before it.
+- Signals are kept for `KEPT` seconds: longer than a token can live, so that whoever has been away
+  for longer than that holds nothing that one of them ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from valetkey.broker.core.feed import Audience, Progress, Published, progress
+from valetkey.broker.store.changes import Changes, Handler
+from valetkey.broker.store.database import Database
+from valetkey.broker.store.schema import FEED_STREAMS, SIGNAL_ACKS, SIGNALS
+from valetkey.broker.store.streams import stream_of
+from valetkey.contracts.signals import Event, Signal, StreamUpdated, Verification
+
+# Twice the longest life of a token (`settings.MAX_TTL`); streams that are away for as long end.
+KEPT: Final = 7200.0
+_TOPIC: Final = "signals"
+
+
+class Signals:
+    """``clock`` gives seconds since the epoch, ``random_id`` at least 128 bits as URL-safe text."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        audience: Audience,
+        *,
+        clock: Callable[[], float],
+        random_id: Callable[[], str],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._clock = clock
+        self._random_id = random_id
+        self.audience = audience
+
+    def on_publish(self, handler: Handler) -> None:
+        """Have ``handler`` called at every replica once something was published."""
+        self._changes.subscribe(_TOPIC, handler)
+
+    async def publish(self, connection: AsyncConnection, signal: Signal) -> str:
+        """Tell every stream. From inside the transaction that makes it true; gives its ``jti``."""
+        return await self._append(connection, signal, "")
+
+    async def publish_to(
+        self, connection: AsyncConnection, event: Verification | StreamUpdated
+    ) -> str:
+        """Tell one stream of itself."""
+        return await self._append(connection, event, event.stream)
+
+    async def _append(self, connection: AsyncConnection, event: Event, stream: str) -> str:
+        jti = self._random_id()
+        # First of all: it takes the lock that makes the order of numbers that of the commits.
+        await self._changes.publish(connection, _TOPIC, jti)
+        row = {**_columns(event), "jti": jti, "stream": stream, "published_at": self._clock()}
+        await connection.execute(insert(SIGNALS).values(row))
+        return jti
+
+    async def head(self) -> int:
+        """The number of the newest signal; 0 before the first."""
+        async with self._database.read() as connection:
+            return (await connection.execute(select(func.max(SIGNALS.c.seq)))).scalar() or 0
+
+    async def after(self, seq: int, *, limit: int) -> list[Published]:
+        """What was published behind ``seq``, in order."""
+        query = select(SIGNALS).where(SIGNALS.c.seq > seq).order_by(SIGNALS.c.seq).limit(limit)
+        async with self._database.read() as connection:
+            return [_published(row) for row in (await connection.execute(query)).mappings()]
+
+    async def newest(self, limit: int) -> list[Published]:
+        """The last ones, in order."""
+        query = select(SIGNALS).order_by(SIGNALS.c.seq.desc()).limit(limit)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [_published(row) for row in reversed(rows)]
+
+    async def progress(self, txn: str) -> list[Progress]:
+        """How far every stream is with what was published under ``txn``."""
+        told_query = select(SIGNALS).where(SIGNALS.c.txn == txn).order_by(SIGNALS.c.seq)
+        async with self._database.read() as connection:
+            told = [_published(row) for row in (await connection.execute(told_query)).mappings()]
+            if not told:
+                return []
+            seqs = [one.seq for one in told]
+            ack_query = select(SIGNAL_ACKS).where(SIGNAL_ACKS.c.seq.in_(seqs))
+            acks = {(row.seq, row.stream): row.at for row in await connection.execute(ack_query)}
+            stream_query = (
+                select(FEED_STREAMS)
+                .where(FEED_STREAMS.c.start < seqs[-1])
+                .order_by(FEED_STREAMS.c.id)
+            )
+            rows = (await connection.execute(stream_query)).mappings()
+            return progress(told, [stream_of(row) for row in rows], acks, self.audience)
+
+    async def acknowledged(self, txn: str) -> dict[str, float | None]:
+        """By stream, when it acknowledged all of ``txn``; ``None``: not yet."""
+        return {one.stream: one.acknowledged_at for one in await self.progress(txn)}
+
+    async def sweep(self) -> int:
+        """Forget what is older than `KEPT`; gives the highest number that is gone.
+
+        Streams that had not come so far must begin anew (`store.streams`).
+        """
+        old = SIGNALS.c.published_at < self._clock() - KEPT
+        async with self._database.write() as connection:
+            # Up to the newest old one: clocks of replicas differ a little, the order does not.
+            gone = (await connection.execute(select(func.max(SIGNALS.c.seq)).where(old))).scalar()
+            if gone is None:
+                return 0
+            await connection.execute(delete(SIGNALS).where(SIGNALS.c.seq <= gone))
+            await connection.execute(delete(SIGNAL_ACKS).where(SIGNAL_ACKS.c.seq <= gone))
+            return int(gone)
+
+    async def acknowledge(self, acks: Iterable[tuple[int, str, float]]) -> None:
+        """Note when streams acknowledged signals with a ``txn``: (seq, stream, time)."""
+        rows = [{"seq": seq, "stream": stream, "at": at} for seq, stream, at in acks]
+        async with self._database.write() as connection:
+            for begin in range(0, len(rows), _ROWS):
+                noted = self._database.insert(SIGNAL_ACKS).values(rows[begin : begin + _ROWS])
+                await connection.execute(noted.on_conflict_do_nothing())
+
+
+# Each row has three parameters; SQLite takes 32,766 of them, PostgreSQL's protocol 65,535.
+_ROWS: Final = 5000
+
+
+def _columns(event: Event) -> dict[str, Any]:
+    match event:
+        case Signal():
+            return msgspec.structs.asdict(event)
+        case Verification():
+            kind, value, reason = "verification", event.state, ""
+        case StreamUpdated():
+            kind, value, reason = "stream-updated", event.status, event.reason
+    blank: dict[str, Any] = {"issuer": "", "txn": "", "epoch": 0, "at": 0.0}
+    return {"kind": kind, "value": value, "reason": reason, **blank}
+
+
+def _published(row: Any) -> Published:
+    event: Event
+    if row["kind"] == "verification":
+        event = Verification(row["stream"], row["value"])
+    elif row["kind"] == "stream-updated":
+        event = StreamUpdated(row["stream"], row["value"], row["reason"])
+    else:
+        event = msgspec.convert({name: row[name] for name in Signal.__struct_fields__}, Signal)
+    return Published(row["seq"], row["jti"], event, row["published_at"], row["stream"])

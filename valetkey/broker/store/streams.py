@@ -1,0 +1,197 @@
+"""Streams of the feed in the database: whose they are, and how far they have come.
+
+Invariants:
+
+- A position only ever grows, whichever replica moves it.
+- A stream that is not contacted for `IDLE` seconds, or whose position is older than what is kept
+  of the signals, is gone. Its receiver is told so and begins anew; nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from valetkey.broker.core.feed import Stream
+from valetkey.broker.store.changes import Changes, Handler
+from valetkey.broker.store.database import Database
+from valetkey.broker.store.schema import FEED_STREAMS, SIGNALS
+
+# How long a stream outlives its receiver: no shorter than any token that it could still hold.
+IDLE: Final = 7200.0
+_TOPIC: Final = "feed-stream"
+_LISTS: Final = msgspec.json.Decoder(list[str])
+
+
+class FeedStreams:
+    """``clock`` gives seconds since the epoch."""
+
+    def __init__(self, database: Database, changes: Changes, *, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._changes = changes
+        self._clock = clock
+
+    def on_change(self, handler: Handler) -> None:
+        """Have ``handler`` called with the id of a stream that was changed or deleted."""
+        self._changes.subscribe(_TOPIC, handler)
+
+    def write(self) -> Any:
+        """One transaction; see `Database.write`."""
+        return self._database.write()
+
+    async def create(self, stream: Stream, *, most: int) -> Stream | None:
+        """Store a stream that begins behind the newest signal; ``None`` if the owner has ``most``.
+
+        The head is read in the same transaction: what is published later is behind it.
+        """
+        columns = FEED_STREAMS.c
+        owned = select(func.count()).where(
+            columns.owner_issuer == stream.owner_issuer,
+            columns.owner_subject == stream.owner_subject,
+        )
+        async with self._database.write() as connection:
+            if (await connection.execute(owned)).scalar_one() >= most:
+                return None
+            head = (await connection.execute(select(func.max(SIGNALS.c.seq)))).scalar() or 0
+            now = self._clock()
+            row = _row(stream) | {
+                "start": head, "position": head, "created_at": now, "contacted_at": now,
+            }  # fmt: skip
+            await connection.execute(insert(FEED_STREAMS).values(**row, lease="", lease_until=0.0))
+        return stream_of(row)
+
+    async def find(self, stream_id: str) -> Stream | None:
+        async with self._database.read() as connection:
+            return await self.find_in(connection, stream_id)
+
+    @staticmethod
+    async def find_in(connection: AsyncConnection, stream_id: str) -> Stream | None:
+        query = select(FEED_STREAMS).where(FEED_STREAMS.c.id == stream_id)
+        row = (await connection.execute(query)).mappings().first()
+        return None if row is None else stream_of(row)
+
+    async def owned_by(self, issuer: str, subject: str) -> list[Stream]:
+        query = (
+            select(FEED_STREAMS)
+            .where(FEED_STREAMS.c.owner_issuer == issuer, FEED_STREAMS.c.owner_subject == subject)
+            .order_by(FEED_STREAMS.c.created_at, FEED_STREAMS.c.id)
+        )
+        async with self._database.read() as connection:
+            return [stream_of(row) for row in (await connection.execute(query)).mappings()]
+
+    async def update(self, connection: AsyncConnection, stream: Stream) -> None:
+        """Store what the owner changed: not the position, which moves by itself."""
+        row = _row(stream)
+        changed = {
+            name: row[name]
+            for name in (
+                "description", "events_requested", "excluded", "status", "status_reason",
+                "push_url", "push_authorization",
+            )
+        }  # fmt: skip
+        await connection.execute(
+            update(FEED_STREAMS).where(FEED_STREAMS.c.id == stream.id).values(changed)
+        )
+        await self._changes.publish(connection, _TOPIC, stream.id)
+
+    async def delete(self, stream_id: str) -> None:
+        async with self._database.write() as connection:
+            await connection.execute(delete(FEED_STREAMS).where(FEED_STREAMS.c.id == stream_id))
+            await self._changes.publish(connection, _TOPIC, stream_id)
+
+    async def advance(self, positions: Mapping[str, int]) -> None:
+        """Move streams forward, and note that they were heard of."""
+        by_position: dict[int, list[str]] = {}
+        for stream_id, position in positions.items():
+            by_position.setdefault(position, []).append(stream_id)
+        columns, now = FEED_STREAMS.c, self._clock()
+        async with self._database.write() as connection:
+            for position, ids in sorted(by_position.items()):
+                for some in _pieces(sorted(ids)):  # in one order, so that replicas never deadlock
+                    moved = update(FEED_STREAMS).where(columns.id.in_(some))
+                    forward = moved.where(columns.position < position)
+                    await connection.execute(forward.values(position=position))
+                    await connection.execute(moved.values(contacted_at=now))
+
+    async def pushing(self) -> list[Stream]:
+        """The streams whose events are pushed."""
+        query = select(FEED_STREAMS).where(FEED_STREAMS.c.push_url != "")
+        async with self._database.read() as connection:
+            return [stream_of(row) for row in (await connection.execute(query)).mappings()]
+
+    async def lease(self, stream_id: str, holder: str, *, seconds: float) -> bool:
+        """Whether ``holder`` is the one replica that may push this stream for now."""
+        columns, now = FEED_STREAMS.c, self._clock()
+        taken = (
+            update(FEED_STREAMS)
+            .where(
+                columns.id == stream_id,
+                or_(columns.lease == holder, columns.lease_until <= now),
+            )
+            .values(lease=holder, lease_until=now + seconds)
+        )
+        async with self._database.write() as connection:
+            return bool((await connection.execute(taken)).rowcount)
+
+    async def sweep(self, gone: int) -> int:
+        """End streams that nobody follows, and those that are behind ``gone``; says how many."""
+        columns = FEED_STREAMS.c
+        # A receiver that events are pushed to is never heard of; it ends by its position alone.
+        idle = (columns.contacted_at < self._clock() - IDLE) & (columns.push_url == "")
+        over = select(columns.id).where(or_(idle, columns.position < gone))
+        async with self._database.write() as connection:
+            ids = list((await connection.execute(over)).scalars())
+            for some in _pieces(ids):
+                await connection.execute(delete(FEED_STREAMS).where(columns.id.in_(some)))
+            for stream_id in ids:
+                await self._changes.publish(connection, _TOPIC, stream_id)
+        return len(ids)
+
+
+def _pieces(ids: list[str], size: int = 5000) -> Iterable[list[str]]:
+    return (ids[begin : begin + size] for begin in range(0, len(ids), size))
+
+
+def _row(stream: Stream) -> dict[str, Any]:
+    return {
+        "id": stream.id,
+        "owner_issuer": stream.owner_issuer,
+        "owner_subject": stream.owner_subject,
+        "owner_key": stream.owner_key,
+        "description": stream.description,
+        "events_requested": msgspec.json.encode(stream.events_requested).decode(),
+        "excluded": msgspec.json.encode(sorted(stream.excluded)).decode(),
+        "status": stream.status,
+        "status_reason": stream.status_reason,
+        "push_url": stream.push_url,
+        "push_authorization": stream.push_authorization,
+        "start": stream.start,
+        "position": stream.position,
+        "created_at": stream.created_at,
+        "contacted_at": stream.contacted_at,
+    }
+
+
+def stream_of(row: Mapping[Any, Any]) -> Stream:
+    """A row of `FEED_STREAMS`."""
+    return Stream(
+        id=row["id"],
+        owner_issuer=row["owner_issuer"],
+        owner_subject=row["owner_subject"],
+        owner_key=row["owner_key"],
+        start=row["start"],
+        position=row["position"],
+        description=row["description"],
+        events_requested=tuple(_LISTS.decode(row["events_requested"])),
+        excluded=frozenset(_LISTS.decode(row["excluded"])),
+        status=row["status"],
+        status_reason=row["status_reason"],
+        push_url=row["push_url"],
+        push_authorization=row["push_authorization"],
+        created_at=row["created_at"],
+        contacted_at=row["contacted_at"],
+    )
