@@ -17,6 +17,7 @@ from aiohttp import web
 
 from valetkey.broker.api.admin import AdminApi, told_why
 from valetkey.broker.api.wire import MAX_BODY
+from valetkey.broker.core.feed import Audience
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
 from valetkey.broker.core.rotation import Schedule
@@ -35,6 +36,7 @@ from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
@@ -168,6 +170,7 @@ def _foundation(
         longest_ttl=longest_ttl(config.compiled_targets()),
         clock=clock,
     )
+    signals = Signals(database, changes, _audience(config), clock=clock, random_id=_random_id)
     revocations = Revocations(database, changes, clock=clock)
     assertions = UsedAssertions(database, clock=clock)
     proofs = ReplayMemory(config.limits.replay_proofs)
@@ -185,20 +188,31 @@ def _foundation(
         sealer=sealer,
         ring=ring,
         policies=policies,
+        signals=signals,
         revocations=revocations,
         assertions=assertions,
         actions=AdminActions(database, clock=clock),
         tokens=tokens,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
         parties=PartyResolver(tokens, revocations, issuer=config.issuer),
-        issuer=JwtIssuer(
-            ring, issuer=config.issuer, clock=clock, random_id=lambda: secrets.token_urlsafe(16)
-        ),
+        issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
         admin=AdminApi(
             _admins(config, clock),
             config.limits.admin.of_callers(config.limits.callers),
             clock=clock,
         ),
+    )
+
+
+def _random_id() -> str:
+    return secrets.token_urlsafe(16)
+
+
+def _audience(config: BrokerSettings) -> Audience:
+    return Audience(
+        issuer=config.issuer,
+        workload_issuers=config.workload_issuers(),
+        chained=any(trusted.issuer == config.issuer for trusted in config.issuers),
     )
 
 

@@ -23,6 +23,7 @@ from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import TokenVerifier
@@ -33,7 +34,8 @@ class Foundation:
     """Settings, clock, state and identity: what more than one part needs.
 
     ``clock`` gives seconds since the epoch. ``tokens`` verifies what workloads and users present;
-    administrators come through ``admin`` only.
+    administrators come through ``admin`` only. ``signals`` tells all sidecars what has
+    ended: publish in the transaction that ends it.
     """
 
     config: BrokerSettings
@@ -44,6 +46,7 @@ class Foundation:
     sealer: Sealer
     ring: KeyRing
     policies: PolicyFile
+    signals: Signals
     revocations: Revocations
     assertions: UsedAssertions
     actions: AdminActions
