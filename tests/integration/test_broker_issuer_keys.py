@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.broker_support import IDP, Issuer, World, free_url, serving
-from valetkey.broker.trust.tokens import REMEMBERED
-from valetkey.contracts import issuer as trusted
+from valetkey.contracts import keys as trusted
+from valetkey.contracts.issuer import REMEMBERED
 
 
 @pytest.fixture(autouse=True)

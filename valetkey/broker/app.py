@@ -39,6 +39,7 @@ from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.kinds import KINDS
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import logs, service, settings
@@ -176,7 +177,9 @@ def _foundation(
     proofs = ReplayMemory(config.limits.replay_proofs)
     metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
     tokens = TokenVerifier(
-        TrustedIssuers(config.issuers), clock=clock, capacity=config.limits.verified_tokens
+        TrustedIssuers(config.issuers, kinds=KINDS),
+        clock=clock,
+        capacity=config.limits.verified_tokens,
     )
     nonces = Nonces(secrets.token_bytes(32))
     return Foundation(
@@ -220,7 +223,9 @@ def _admins(config: BrokerSettings, clock: Callable[[], float]) -> Admins:
     if config.admin is None:
         return Admins(None, ())
     tokens = TokenVerifier(
-        TrustedIssuers(config.admin.issuers), clock=clock, capacity=config.limits.verified_tokens
+        TrustedIssuers(config.admin.issuers, kinds=KINDS),
+        clock=clock,
+        capacity=config.limits.verified_tokens,
     )
     return Admins(tokens, (rule.compiled() for rule in config.admin.roles))
 

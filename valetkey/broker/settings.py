@@ -223,6 +223,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             if issuer.use == "workload" and issuer.issuer == self.issuer:
                 # What we mint is for targets: it must never authenticate a client here.
                 raise ValueError("issuers: the broker is no issuer of workload tokens to itself")
+            if issuer.kind == "spiffe" and issuer.audience != self.issuer:
+                # draft-ietf-oauth-spiffe-client-auth §3.1: the same of a JWT-SVID, as a list of one
+                raise ValueError(f"issuer {issuer.issuer}: audience must be {self.issuer}")
             if (
                 issuer.use == "workload"
                 and not issuer.reusable

@@ -2,35 +2,55 @@
 
 Broker and collector both authenticate callers by tokens of external issuers; this is the one
 reader of such tokens. An issuer is pinned to its key source in settings: nothing in a token can
-name another place to fetch keys from. Unknown ``kid`` leads to one refetch, at most every
-`REFETCH_COOLDOWN`; a failed or empty answer keeps the old set (RFC 7517 pitfalls). A set is
-fetched again when it is older than `REFRESH_AFTER`, so that withdrawn keys stop counting.
+name another place to fetch keys from. What an issuer's kind adds to that is in a file of its own:
+`contracts.spiffe`, and ``broker/trust/`` for what only the broker does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-import aiohttp
+import msgspec
 
 from valetkey.contracts import jose
+from valetkey.contracts.claims import ClaimTable, check_tables
 from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.fetch import fetch, is_safe_url
 from valetkey.contracts.jose import KeySet, TokenInvalid, UnknownKey, VerifiedClaims
-from valetkey.contracts.logs import Log
-from valetkey.contracts.settings import Settings
-
-REFETCH_COOLDOWN: Final = 10.0
-# A set this old is fetched again: a key that the issuer withdrew must not count until we restart.
-REFRESH_AFTER: Final = 300.0
-_FETCH_TIMEOUT: Final = 5.0
-_MAX_JWKS: Final = 256 * 1024
+from valetkey.contracts.keys import KeySource
+from valetkey.contracts.settings import Duration, Settings, duration
+from valetkey.contracts.spiffe_id import SpiffeId, SpiffeIdInvalid
+from valetkey.contracts.subjects import WorkloadPattern
 
 Algorithm = Literal["ES256", "ES384", "RS256", "PS256", "EdDSA"]
 Use = Literal["workload", "user", "admin"]
+Kind = Literal["oidc", "kubernetes", "spiffe"]
+
+# How long a token that held is taken to hold: a key withdrawn by its issuer stops counting soon.
+REMEMBERED: Final = 60.0
+
+
+class ReviewSettings(Settings, frozen=True, kw_only=True):
+    """Ask a Kubernetes API server about each token (TokenReview) in place of reading its keys.
+
+    ``token_file`` authenticates the broker there (it needs ``create`` on ``tokenreviews``) and is
+    read anew for each question. ``remember`` is how long an answer is used again: for so long a
+    token goes on counting after its pod was deleted.
+    """
+
+    url: str
+    token_file: Path
+    ca_file: Path | None = None
+    remember: Duration = duration(10)
+
+    def __post_init__(self) -> None:
+        if not is_safe_url(self.url):
+            raise ValueError("review.url must be an https URL (http on loopback only)")
+        if not 0 < self.remember <= REMEMBERED:
+            raise ValueError("review.remember is more than 0s and at most 1m")
 
 
 class IssuerSettings(Settings, frozen=True, kw_only=True):
@@ -38,130 +58,191 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
 
     ``use`` says for what its tokens count: ``workload`` (they authenticate a workload), ``user``
     (a workload may act for their subject), ``admin`` (their subject administers the broker).
-    Exactly one of ``jwks_file`` and ``jwks_url`` is given.
-    ``audience_list`` accepts a one-element list as ``aud`` (Kubernetes writes that).
-    ``reusable`` accepts the same token more than once and for longer than 60 s as a client
+    ``audience`` is what they must be for, alone. ``audience_list`` accepts a one-element list as
+    ``aud``. ``reusable`` accepts the same token more than once and for longer than 60 s as a client
     assertion: projected token files need it, self-signed assertions must not have it.
+
+    ``kind`` is how it issues. ``oidc``: JWTs with ``iss``, whose keys are a JWK Set in
+    ``jwks_file``, at ``jwks_url``, or where its OpenID Connect metadata say (``discovery``; broker
+    only). ``kubernetes``: tokens of service accounts, by a JWK Set or by ``review`` (broker only).
+    ``spiffe``: SVIDs of the trust domain ``issuer`` (``spiffe://NAME``), by its bundle, which
+    ``jwks_file`` or ``jwks_url`` holds. The last two imply ``audience_list`` and ``reusable``.
+    ``jwks_ca_file`` has the roots for https, if not the system's.
+
+    ``subjects`` limits the issuer to these: exact, or with one ``*`` for one segment. ``claims``
+    are tables of claims and their accepted values, one of which must hold whole; of Kubernetes
+    tokens the names are ``namespace``, ``service_account``, ``pod``, ``node`` and each with
+    ``_uid`` but the first.
     """
 
     issuer: str
     audience: str
     use: Use
+    kind: Kind = "oidc"
     jwks_file: Path | None = None
     jwks_url: str | None = None
     jwks_ca_file: Path | None = None
+    discovery: bool = False
+    review: ReviewSettings | None = None
     algorithms: tuple[Algorithm, ...] = ("ES256",)
     audience_list: bool = False
     reusable: bool = False
+    subjects: tuple[str, ...] | None = None
+    claims: tuple[ClaimTable, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.issuer or not self.audience:
+            raise ValueError("an issuer needs issuer and audience")
+        if not self.algorithms:
+            raise ValueError("algorithms is empty")
+        sources = (self.jwks_file, self.jwks_url, self.discovery or None, self.review)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(_SOURCES[self.kind])
+        if self.discovery and self.kind != "oidc":
+            raise ValueError("discovery is for kind: oidc")
+        if self.discovery and not is_safe_url(self.issuer):
+            raise ValueError("discovery: issuer must be an https URL (http on loopback only)")
+        if self.review is not None and self.kind != "kubernetes":
+            raise ValueError("review is for kind: kubernetes")
+        if self.jwks_url is not None and not is_safe_url(self.jwks_url):
+            raise ValueError("jwks_url must be an https URL (http on loopback only)")
+        if self.subjects is not None and not self.subjects:
+            raise ValueError("subjects is empty: leave it out, or say who may come")
+        if self.claims is not None and not self.claims:
+            raise ValueError("claims is empty: leave it out, or give a table")
+        for subject in self.subjects or ():
+            WorkloadPattern.parse(subject)
+        if self.kind != "oidc":
+            self._be_of_a_platform()
+
+    def _be_of_a_platform(self) -> None:
+        """Kubernetes and SPIFFE issue to workloads: lists as ``aud``, no ``jti``, until expiry."""
+        if self.use != "workload":
+            raise ValueError(f"kind: {self.kind} is for use: workload")
+        if self.kind == "spiffe":
+            try:
+                names_workload = SpiffeId.parse(self.issuer).path
+            except SpiffeIdInvalid as error:
+                raise ValueError(f"issuer: {error}") from error
+            if names_workload:
+                raise ValueError("issuer: a trust domain has no path")
+            if "EdDSA" in self.algorithms:  # JWT-SVID §2.1
+                raise ValueError("algorithms: a JWT-SVID is never signed with EdDSA")
+        msgspec.structs.force_setattr(self, "audience_list", True)
+        msgspec.structs.force_setattr(self, "reusable", True)
+
+
+_SOURCES: Final[dict[str, str]] = {
+    "oidc": "give one of jwks_file, jwks_url and discovery",
+    "kubernetes": "give one of jwks_file, jwks_url and review",
+    "spiffe": "give one of jwks_file and jwks_url",
+}
 
 
 class TrustedIssuer:
-    """One issuer with its current keys."""
+    """One issuer with its current keys: the base of every kind, and whole for pinned JWK Sets."""
+
+    discovers = False
+    """Whether this kind can find its keys by itself."""
 
     def __init__(self, settings: IssuerSettings) -> None:
-        if (settings.jwks_file is None) == (settings.jwks_url is None):
-            raise ConfigError(f"issuer {settings.issuer}: give one of jwks_file and jwks_url")
-        if not settings.algorithms:
-            raise ConfigError(f"issuer {settings.issuer}: algorithms is empty")
-        if not settings.issuer or not settings.audience:
-            raise ConfigError("an issuer needs issuer and audience")
+        if settings.discovery and not self.discovers:
+            raise ConfigError(f"issuer {settings.issuer}: discovery is for the broker alone")
         self.settings = settings
+        self.remember = REMEMBERED
+        """Seconds for which a token that held may be taken to hold."""
         self._algorithms = frozenset(settings.algorithms)
-        self._checks = {
+        self._checks: dict[str, jose.ClaimCheck] = {
             "iss": jose.equals(settings.issuer),
             "aud": jose.audience_is(settings.audience, allow_list=settings.audience_list),
             "sub": jose.present,
         }
-        self._keys: KeySet | None = None
-        self._fetched_at = float("-inf")
-        self._fresh_until = float("-inf")
-        self._fetching = asyncio.Lock()
-        self._log = Log("issuer")
+        self._subjects = tuple(map(WorkloadPattern.parse, settings.subjects or ()))
+        self._keys = KeySource(settings.issuer, self._read, self._parse)
 
     async def verify(self, token: jose.UnverifiedToken, *, now: float) -> VerifiedClaims:
-        """Verify with this issuer's keys; one refetch for an unknown key."""
-        keys = self._keys
-        if keys is None or time.monotonic() >= self._fresh_until:
-            keys = await self._refetch(keys)
-        if keys is None:
-            raise TokenInvalid("the issuer's keys are not available")
+        """Verify with this issuer's keys; one refetch for an unknown key. Raises `TokenInvalid`."""
+        keys = await self._keys.current()
         try:
-            return self._verify_with(keys, token, now)
+            verified = self._verify_with(keys, token, now)
         except UnknownKey:
-            newer = await self._refetch(keys)
-            if newer is None or newer is keys:
+            newer = await self._keys.newer(keys)
+            if newer is None:
                 raise
-            return self._verify_with(newer, token, now)
+            verified = self._verify_with(newer, token, now)
+        self._admit(verified)
+        return verified
 
     def _verify_with(self, keys: KeySet, token: jose.UnverifiedToken, now: float) -> VerifiedClaims:
         return jose.verify(token, keys, algorithms=self._algorithms, checks=self._checks, now=now)
 
-    async def _refetch(self, seen: KeySet | None) -> KeySet | None:
-        async with self._fetching:
-            if self._keys is not seen:  # somebody else fetched while we waited
-                return self._keys
-            if time.monotonic() - self._fetched_at < REFETCH_COOLDOWN:
-                return self._keys
-            self._fetched_at = time.monotonic()
-            try:
-                document = await self._read()
-                self._keys = KeySet.from_jwks(document, algorithms=self._algorithms)
-                self._fresh_until = time.monotonic() + REFRESH_AFTER
-            except (OSError, aiohttp.ClientError, TimeoutError, TokenInvalid) as error:
-                self._log.warning(
-                    "jwks_unavailable",
-                    issuer=self.settings.issuer,
-                    error_type=type(error).__name__,
-                )
-            return self._keys
+    def _admit(self, verified: VerifiedClaims) -> None:
+        """Whether settings let this subject, with these claims, come in. Raises `TokenInvalid`."""
+        if self.settings.subjects is not None and not any(
+            pattern.matches(verified.subject) for pattern in self._subjects
+        ):
+            raise TokenInvalid("the issuer is not trusted for this subject")
+        if self.settings.claims is not None:
+            check_tables(self._claims_of(verified), self.settings.claims)
+
+    def _claims_of(self, verified: VerifiedClaims) -> Mapping[str, Any]:
+        """What the claim tables are about."""
+        return verified.claims
+
+    def _parse(self, document: bytes) -> KeySet:
+        return KeySet.from_jwks(document, algorithms=self._algorithms)
 
     async def _read(self) -> bytes:
-        if self.settings.jwks_file is not None:
-            return await asyncio.to_thread(self.settings.jwks_file.read_bytes)
-        assert self.settings.jwks_url is not None
-        ca_file = self.settings.jwks_ca_file
-        tls = True if ca_file is None else _context(ca_file)
-        timeout = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT)
-        # Redirects would let the answer come from a place that nobody pinned.
-        async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-            session.get(self.settings.jwks_url, ssl=tls, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
-                raise TokenInvalid(f"JWKS endpoint answered {response.status}")
-            body = await response.content.read(_MAX_JWKS + 1)
-            if len(body) > _MAX_JWKS:
-                raise TokenInvalid("JWK Set is too large")
-            return body
+        return await read_pinned(self.settings)
 
 
-def _context(ca_file: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(ca_file))
+async def read_pinned(settings: IssuerSettings) -> bytes:
+    """The document in ``jwks_file`` or at ``jwks_url``. Raises `OSError`, `FetchFailed`."""
+    if settings.jwks_file is not None:
+        return await asyncio.to_thread(settings.jwks_file.read_bytes)
+    assert settings.jwks_url is not None
+    return await fetch(settings.jwks_url, ca_file=settings.jwks_ca_file)
+
+
+IssuerKinds = Mapping[Kind, Callable[[IssuerSettings], TrustedIssuer]]
+
+PINNED: Final[IssuerKinds] = {"oidc": TrustedIssuer}
 
 
 class TrustedIssuers:
-    """All issuers of a program, by exact ``iss``."""
+    """All issuers of a program, by exact ``iss``; ``kinds`` are those that the program reads."""
 
-    def __init__(self, issuers: tuple[IssuerSettings, ...]) -> None:
+    def __init__(self, issuers: tuple[IssuerSettings, ...], *, kinds: IssuerKinds = PINNED) -> None:
         if not issuers:
             raise ConfigError("issuers is empty: nobody could ever authenticate")
-        self._by_name = {settings.issuer: TrustedIssuer(settings) for settings in issuers}
-        if len(self._by_name) != len(issuers):
-            raise ConfigError("an issuer is listed twice")
+        self._by_name: dict[str, TrustedIssuer] = {}
+        for settings in issuers:
+            if settings.issuer in self._by_name:
+                raise ConfigError("an issuer is listed twice")
+            if settings.kind not in kinds:
+                raise ConfigError(
+                    f"issuer {settings.issuer}: kind {settings.kind} is for the broker alone"
+                )
+            self._by_name[settings.issuer] = kinds[settings.kind](settings)
 
     def find(self, token: jose.UnverifiedToken) -> TrustedIssuer:
-        """The issuer that the token *claims*; nothing is verified yet. Raises `TokenInvalid`."""
+        """The issuer that the token *claims*; nothing is verified yet. Raises `TokenInvalid`.
+
+        A JWT-SVID need not have ``iss``: what it claims is the trust domain of its subject.
+        """
         issuer = self._by_name.get(token.unverified_issuer)
+        if issuer is None:
+            issuer = self._by_name.get(_trust_domain(token.unverified_claims.get("sub")))
+            if issuer is not None and issuer.settings.kind != "spiffe":
+                issuer = None
         if issuer is None:
             raise TokenInvalid("issuer is not trusted")
         return issuer
 
-    async def verify(
-        self, compact: str, *, use: Use, now: float
-    ) -> tuple[VerifiedClaims, IssuerSettings]:
-        """Verify a token of an issuer that is trusted for ``use``. Raises `TokenInvalid`."""
-        token = jose.parse(compact)
-        issuer = self.find(token)
-        if issuer.settings.use != use:
-            raise TokenInvalid(f"issuer is not trusted for {use} tokens")
-        return await issuer.verify(token, now=now), issuer.settings
+
+def _trust_domain(subject: Any) -> str:
+    """``spiffe://NAME`` of a SPIFFE ID, or empty."""
+    try:
+        return SpiffeId.parse(subject).trust_domain if isinstance(subject, str) else ""
+    except SpiffeIdInvalid:
+        return ""

@@ -61,12 +61,18 @@ class UnverifiedToken:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedClaims:
-    """Claims of a token whose signature and claims table held. Only `verify` makes one."""
+    """Claims of a token whose signature and claims table held: `verify` makes them.
+
+    What another proof stands for (a client certificate, a TokenReview) takes the same form, made
+    by the reader of that proof. ``attributes`` are what an issuer of a kind of its own says of the
+    subject, by names that do not depend on how it says it.
+    """
 
     issuer: str
     subject: str
     claims: Mapping[str, Any] = field(repr=False)
     header: Mapping[str, Any] = field(repr=False)
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # A check gets the claim's value (or None) and the time; it raises TokenInvalid.
@@ -82,11 +88,14 @@ class KeySet:
         self._keys = dict(keys)
 
     @classmethod
-    def from_jwks(cls, document: bytes | str, *, algorithms: frozenset[str]) -> KeySet:
+    def from_jwks(
+        cls, document: bytes | str, *, algorithms: frozenset[str], use: str = "sig"
+    ) -> KeySet:
         """Read a JWK Set; keys for other uses or algorithms are passed over, private ones refused.
 
-        A key without ``kid`` gets its RFC 7638 thumbprint as one. Raises `TokenInvalid` when the
-        document is no JWK Set or holds no usable key.
+        A key without ``use`` counts as one for ``sig``, and for nothing else; one without ``kid``
+        gets its RFC 7638 thumbprint as one. Raises `TokenInvalid` when the document is no JWK Set
+        or holds no usable key.
         """
         try:
             parsed = msgspec.json.decode(document)
@@ -99,7 +108,7 @@ class KeySet:
 
         keys: dict[str, jwt.PyJWK] = {}
         for entry in entries:
-            if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+            if not isinstance(entry, dict) or entry.get("use", "sig") != use:
                 continue
             if "d" in entry or entry.get("kty") == "oct":
                 raise TokenInvalid("the JWK Set holds a private or symmetric key")
@@ -170,11 +179,14 @@ def verify(
     algorithms: frozenset[str],
     checks: Mapping[str, ClaimCheck],
     now: float,
+    issuer: str = "",
 ) -> VerifiedClaims:
     """Verify signature, then ``exp``/``nbf``/``iat``, then every check of the table.
 
-    ``now`` is in seconds since the epoch. Raises `TokenInvalid`, `UnknownKey` for a ``kid`` that
-    the set lacks (so that the caller may refetch once).
+    ``issuer`` names whose keys these are where a token need not say so (JWT-SVIDs); otherwise its
+    ``iss`` does, which the table checks. ``now`` is in seconds since the epoch. Raises
+    `TokenInvalid`, `UnknownKey` for a ``kid`` that the set lacks (so that the caller may refetch
+    once).
     """
     if not checks:
         raise TokenInvalid("no claim checks: refusing to accept everything")
@@ -189,13 +201,25 @@ def verify(
         raise TokenInvalid("algorithm does not fit the key")
     _check_signature(token.compact, key, algorithm)
     claims = token.unverified_claims
+    check_claims(claims, checks, now=now)
+    named, subject = issuer or claims.get("iss"), claims.get("sub")
+    if not isinstance(named, str) or not isinstance(subject, str) or not subject:
+        raise TokenInvalid("iss or sub is missing")
+    return VerifiedClaims(named, subject, claims, token.unverified_header)
+
+
+def check_claims(
+    claims: Mapping[str, Any], checks: Mapping[str, ClaimCheck], *, now: float
+) -> None:
+    """The times, then every check of the table; says nothing of a signature.
+
+    Raises `TokenInvalid`.
+    """
+    if not checks:
+        raise TokenInvalid("no claim checks: refusing to accept everything")
     _check_times(claims, now)
     for name, check in checks.items():
         check(claims.get(name), now)
-    issuer, subject = claims.get("iss"), claims.get("sub")
-    if not isinstance(issuer, str) or not isinstance(subject, str) or not subject:
-        raise TokenInvalid("iss or sub is missing")
-    return VerifiedClaims(issuer, subject, claims, token.unverified_header)
 
 
 class UnknownKey(TokenInvalid):

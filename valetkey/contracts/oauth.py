@@ -13,6 +13,8 @@ TOKEN_TYPE_ACCESS: Final = "urn:ietf:params:oauth:token-type:access_token"  # no
 TOKEN_TYPE_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105
 # RFC 7523 §2.2
 ASSERTION_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+# draft-ietf-oauth-spiffe-client-auth §3.1: a JWT-SVID, which has no `iss` and no `jti`
+ASSERTION_JWT_SPIFFE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 
 # The one `type` of RFC 9396 details that the spine speaks: a call that the sidecar is about to
 # make. `locations` is the target's resource, `actions` the HTTP methods, `identifier` the route,

@@ -14,6 +14,8 @@ from valetkey.contracts.settings import parse, schema
 
 URL = "https://broker.example"
 ISSUER = {"issuer": "https://idp", "audience": URL, "use": "workload", "jwks_file": "/idp.json"}
+DOMAIN = {"issuer": "spiffe://a.example", "kind": "spiffe", "audience": URL, "use": "workload",
+          "jwks_file": "/bundle.json"}  # fmt: skip
 USERS = {"issuer": "https://users", "audience": URL, "use": "user", "jwks_file": "/u.json"}
 TICKETS = {"audience": "https://t", "credential": "bearer"}
 
@@ -76,6 +78,8 @@ def test_defaults() -> None:
         ("no audiences", {"resource_servers": [
             {"issuer": "i", "subject": "s", "audiences": []}]}, "must not be empty"),
         ("no memory", {"limits": {"replay_proofs": 0}}, "positive"),
+        ("an SVID for another audience", {"issuers": [{**DOMAIN, "audience": "x"}]},
+         "audience must be"),
         ("unknown key", {"grants": []}, "unknown key"),
     ],
 )  # fmt: skip
@@ -95,10 +99,42 @@ def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
         {"issuer": "http://127.0.0.1:7080", "issuers": [
             {**ISSUER, "audience": "http://127.0.0.1:7080"}]},
         {"issuers": [{**ISSUER, "audience": "x", "reusable": True, "audience_list": True}]},
+        {"issuers": [DOMAIN]},
+        {"issuers": [{**ISSUER, "kind": "kubernetes", "audience": "x"}]},
     ],
 )  # fmt: skip
 def test_accepted(changes: dict[str, Any]) -> None:
     load(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "line"),
+    [
+        ("no tables", "claims: []", 11),
+        ("an empty table", "claims:\n  - {}", 12),
+        ("an empty list", "claims:\n  - repository: [acme/shop]\n    ref: []", 12),
+        ("a value that is no list", "claims:\n  - ref: main", 12),
+        ("no subjects", "subjects: []", 11),
+    ],
+)
+def test_claim_tables_that_could_be_meant_to_let_all_in(name: str, written: str, line: int) -> None:
+    """An empty table, list or set of tables stops the load, with the place."""
+    text = """\
+issuer: https://broker.example
+master_key_file: /master.key
+grants_file: /grants.yaml
+targets: {tickets: {audience: "https://t", credential: bearer}}
+issuers:
+- issuer: https://ci.example
+  audience: https://broker.example
+  use: workload
+  jwks_file: /ci.json
+  reusable: true
+""" + "".join(f"  {each}\n" for each in written.splitlines())
+    with pytest.raises(ConfigError) as refused:
+        parse(BrokerSettings, text, name="broker.yaml", program="broker")
+    place = str(refused.value).split(": ")[0]
+    assert place in {f"broker.yaml:{line}", "broker.yaml:6"}, str(refused.value)
 
 
 def test_targets_have_their_defaults_filled_in() -> None:

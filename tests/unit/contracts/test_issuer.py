@@ -13,9 +13,10 @@ import pytest
 from aiohttp import web
 
 from tests.support.idp import Idp
-from valetkey.contracts import issuer as module
+from valetkey.contracts import jose
+from valetkey.contracts import keys as module
 from valetkey.contracts.errors import ConfigError
-from valetkey.contracts.issuer import IssuerSettings, TrustedIssuers
+from valetkey.contracts.issuer import IssuerSettings, ReviewSettings, TrustedIssuers
 from valetkey.contracts.jose import TokenInvalid, UnknownKey
 
 AUDIENCE = "https://broker.test.example"
@@ -60,9 +61,9 @@ def trust(**changes: Any) -> TrustedIssuers:
     return TrustedIssuers((IssuerSettings(**settings),))
 
 
-async def verify(issuers: TrustedIssuers, token: str, use: Any = "workload") -> str:
-    claims, _ = await issuers.verify(token, use=use, now=time.time())
-    return claims.subject
+async def verify(issuers: TrustedIssuers, token: str) -> str:
+    parsed = jose.parse(token)
+    return (await issuers.find(parsed).verify(parsed, now=time.time())).subject
 
 
 async def test_a_token_verifies_with_keys_fetched_once(server: JwksServer) -> None:
@@ -188,11 +189,9 @@ async def test_keys_over_tls_need_the_pinned_ca(tmp_path: Path) -> None:
     assert jwks.asked == 1
 
 
-async def test_use_and_issuer_are_exact(tmp_path: Path) -> None:
+async def test_the_issuer_is_exact(tmp_path: Path) -> None:
     idp = Idp(tmp_path)
     issuers = trust(jwks_file=idp.jwks_file)
-    with pytest.raises(TokenInvalid, match="not trusted for user tokens"):
-        await verify(issuers, idp.mint("user-7", AUDIENCE), use="user")
     for name in ("https://idp.test.example/", "https://IDP.test.example", "", None):
         with pytest.raises(TokenInvalid, match="issuer is not trusted"):
             await verify(issuers, idp.mint("bot", AUDIENCE, headers={"kid": "k"}, iss=name))
@@ -208,11 +207,48 @@ async def test_a_list_of_one_audience_is_a_setting(tmp_path: Path) -> None:
 
 FILE = Path("/jwks.json")
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "no source of keys": ({}, "give one of jwks_file and jwks_url"),
+    "no source of keys": ({}, "give one of jwks_file, jwks_url and discovery"),
     "two sources of keys": (
         {"jwks_file": FILE, "jwks_url": "https://x.test.example"},
-        "give one of jwks_file and jwks_url",
+        "give one of jwks_file, jwks_url and discovery",
     ),
+    "keys and discovery": (
+        {"jwks_file": FILE, "discovery": True},
+        "give one of jwks_file, jwks_url and discovery",
+    ),
+    "keys from plain http": ({"jwks_url": "http://x.test.example/jwks"}, "https"),
+    "no keys of a cluster": ({"kind": "kubernetes"}, "jwks_file, jwks_url and review"),
+    "discovery of a cluster": ({"kind": "kubernetes", "discovery": True}, "kind: oidc"),
+    "a cluster's users": (
+        {"kind": "kubernetes", "jwks_file": FILE, "use": "user"},
+        "kind: kubernetes is for use: workload",
+    ),
+    "review of others": (
+        {"review": ReviewSettings(url="https://api", token_file=FILE)},
+        "review is for kind: kubernetes",
+    ),
+    "no bundle": ({"kind": "spiffe", "issuer": "spiffe://a.example"}, "jwks_file and jwks_url"),
+    "a trust domain's users": (
+        {"kind": "spiffe", "issuer": "spiffe://a.example", "jwks_file": FILE, "use": "user"},
+        "kind: spiffe is for use: workload",
+    ),
+    "no trust domain": ({"kind": "spiffe", "jwks_file": FILE}, "begins with spiffe://"),
+    "a workload as trust domain": (
+        {"kind": "spiffe", "issuer": "spiffe://a.example/bot", "jwks_file": FILE},
+        "a trust domain has no path",
+    ),
+    "EdDSA of a trust domain": (
+        {
+            "kind": "spiffe",
+            "issuer": "spiffe://a.example",
+            "jwks_file": FILE,
+            "algorithms": ("EdDSA",),
+        },
+        "never signed with EdDSA",
+    ),
+    "no subjects": ({"jwks_file": FILE, "subjects": ()}, "subjects is empty"),
+    "a subject of two stars": ({"jwks_file": FILE, "subjects": ("a/*/*",)}, r"one \*"),
+    "no claim tables": ({"jwks_file": FILE, "claims": ()}, "claims is empty"),
     "no algorithms": ({"jwks_file": FILE, "algorithms": ()}, "algorithms is empty"),
     "no issuer": ({"jwks_file": FILE, "issuer": ""}, "an issuer needs issuer and audience"),
     "no audience": ({"jwks_file": FILE, "audience": ""}, "an issuer needs issuer and audience"),
@@ -221,7 +257,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_settings_that_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         trust(**changes)
 
 
@@ -235,6 +271,50 @@ def test_an_issuer_twice_is_refused() -> None:
     two = IssuerSettings(issuer="i", audience="b", use="user", jwks_file=FILE)
     with pytest.raises(ConfigError, match="an issuer is listed twice"):
         TrustedIssuers((one, two))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discovery": True}, "discovery is for the broker alone"),
+        ({"kind": "kubernetes", "jwks_file": FILE}, "kind kubernetes is for the broker alone"),
+    ],
+)
+def test_what_a_program_does_not_read_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trust(**changes)
+
+
+SUBJECTS = {
+    "one of them": (("bot",), "bot", True),
+    "not one of them": (("bot",), "bot2", False),
+    "a segment": (("repo:acme/*",), "repo:acme/shop", True),
+    "more than a segment": (("repo:acme/*",), "repo:acme/shop:ref", False),
+    "nothing for the star": (("repo:acme/*",), "repo:acme/", False),
+}
+
+
+@pytest.mark.parametrize(("subjects", "subject", "good"), SUBJECTS.values(), ids=SUBJECTS)
+async def test_subjects_are_exact_or_one_segment(
+    tmp_path: Path, subjects: tuple[str, ...], subject: str, good: bool
+) -> None:
+    idp = Idp(tmp_path)
+    issuers = trust(jwks_file=idp.jwks_file, subjects=subjects)
+    token = idp.mint(subject, AUDIENCE)
+    if good:
+        assert await verify(issuers, token) == subject
+    else:
+        with pytest.raises(TokenInvalid, match="not trusted for this subject"):
+            await verify(issuers, token)
+
+
+async def test_a_claim_table_has_to_hold(tmp_path: Path) -> None:
+    idp = Idp(tmp_path)
+    issuers = trust(jwks_file=idp.jwks_file, claims=({"repository": ("acme/shop",)},))
+    assert await verify(issuers, idp.mint("ci", AUDIENCE, repository="acme/shop")) == "ci"
+    for claims in ({}, {"repository": "acme/other"}, {"repository": ["acme/shop"]}):
+        with pytest.raises(TokenInvalid, match="no claim table of the issuer holds"):
+            await verify(issuers, idp.mint("ci", AUDIENCE, **claims))
 
 
 def test_the_jwks_of_this_support_are_public(tmp_path: Path) -> None:

@@ -13,21 +13,21 @@ from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, GRANT_TOKEN_EXCHANGE
 
 PATH: Final = "/.well-known/oauth-authorization-server"
-_AUTHENTICATION: Final = ["private_key_jwt"]
 
 
 class MetadataEndpoint:
     """The document never changes while the process runs, so it is made once."""
 
     def __init__(self, *, issuer: str, issuers: Iterable[IssuerSettings]) -> None:
-        algorithms = sorted(
+        workload = [trusted for trusted in issuers if trusted.use == "workload"]
+        # draft-ietf-oauth-spiffe-client-auth §4 names the first.
+        methods = sorted(
             {
-                algorithm
-                for trusted in issuers
-                if trusted.use == "workload"
-                for algorithm in trusted.algorithms
+                "spiffe_jwt" if trusted.kind == "spiffe" else "private_key_jwt"
+                for trusted in workload
             }
         )
+        algorithms = sorted({algorithm for trusted in workload for algorithm in trusted.algorithms})
         document: dict[str, object] = {
             "issuer": issuer,  # RFC 8414 §3.3: what the client built the URL from
             "token_endpoint": issuer + token.PATH,
@@ -40,7 +40,7 @@ class MetadataEndpoint:
             "authorization_details_types_supported": [DETAILS_HTTP_CALL],  # RFC 9396 §10
         }
         for endpoint in ("token", "introspection", "revocation"):
-            document[f"{endpoint}_endpoint_auth_methods_supported"] = _AUTHENTICATION
+            document[f"{endpoint}_endpoint_auth_methods_supported"] = methods
             document[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = algorithms
         self._body = msgspec.json.encode(document)
 

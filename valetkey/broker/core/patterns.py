@@ -1,9 +1,7 @@
-"""Patterns for workloads and paths, and the one question that policy asks of each.
+"""Patterns for paths, and the one question that policy asks of each.
 
 Invariants:
 
-- A workload pattern is exact, or has one ``*`` that stands for exactly one segment (segments are
-  split at ``/`` and ``:``, so that it fits SPIFFE IDs and ``system:serviceaccount:ns:name``).
 - A path pattern includes another only if it includes *every* path that the other one matches.
   What can't be shown to be included is not included.
 - Paths compare byte by byte, undecoded and case-sensitive. Paths that two servers might read
@@ -13,81 +11,24 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from valetkey.contracts.subjects import PatternInvalid, WorkloadPattern, patterns_of
+
+# Workloads and paths are the two halves of a grant, so both patterns can be had here.
+__all__ = ["MAX_PATH", "PathPattern", "PatternInvalid", "WorkloadPattern", "patterns_of"]
+
 # Linux PATH_MAX is 4096; the sidecar's own request-line limit is larger, a policy path is not.
 MAX_PATH: Final = 2048
 
-# The SPIFFE-ID path segment character set; Kubernetes names are a subset.
-_ID_SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_ID_SEPARATORS: Final = re.compile(r"[/:]")
 # RFC 3986 §3.3 pchar
 _PATH_SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*")
 _VARIABLE: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 _REST: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\*\}")
 # %2f %5c %00 change where a segment ends for some readers, %25XX invites a second decode.
 _ENCODED_TRAP: Final = re.compile(r"%(?:2f|5c|00|25[0-9a-f]{2})", re.IGNORECASE)
-
-
-class PatternInvalid(ValueError):  # noqa: N818 - reads as what it is
-    """Text that is no pattern, or no plain path."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadPattern:
-    """An exact subject, or everything between ``prefix`` and ``suffix`` that is one segment."""
-
-    text: str
-    prefix: str
-    suffix: str
-    exact: bool
-
-    @classmethod
-    def parse(cls, text: str) -> WorkloadPattern:
-        """Raises `PatternInvalid`."""
-        if not text or text.strip() != text:
-            raise PatternInvalid("a workload is a non-empty identifier without outer spaces")
-        if "*" not in text:
-            return cls(text, text, "", exact=True)
-        if text.count("*") > 1 or "*" not in _ID_SEPARATORS.split(text):
-            raise PatternInvalid("only one * is allowed, and it must be a whole segment")
-        prefix, _, suffix = text.partition("*")
-        if not prefix:
-            raise PatternInvalid("the first segment can't be a *")
-        return cls(text, prefix, suffix, exact=False)
-
-    def matches(self, subject: str) -> bool:
-        """Whether ``subject`` is one of the workloads meant."""
-        if self.exact:
-            return subject == self.text
-        if not subject.startswith(self.prefix) or not subject.endswith(self.suffix):
-            return False
-        middle = subject[len(self.prefix) : len(subject) - len(self.suffix)]
-        return len(self.prefix) + len(self.suffix) < len(subject) and _is_variable(middle)
-
-
-def patterns_of(subject: str) -> Iterator[str]:
-    """The text of every workload pattern that matches ``subject``, the exact one first.
-
-    `WorkloadPattern.matches` says the same of each: one segment that a ``*`` may stand for, the
-    first one excepted. A subject that has a ``*`` itself is meant by none.
-    """
-    if "*" in subject:
-        return
-    yield subject
-    begin = 0
-    for separator in (*_ID_SEPARATORS.finditer(subject), None):
-        end = len(subject) if separator is None else separator.start()
-        if begin and _is_variable(subject[begin:end]):
-            yield f"{subject[:begin]}*{subject[end:]}"
-        begin = end + 1
-
-
-def _is_variable(segment: str) -> bool:
-    return _ID_SEGMENT.fullmatch(segment) is not None and segment not in {".", ".."}
 
 
 @dataclass(frozen=True, slots=True)

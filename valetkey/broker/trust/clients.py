@@ -6,6 +6,8 @@ Rules (docs/adr/0004):
   once, also over a restart (the store remembers it).
 - A token of an issuer marked ``reusable`` is presented many times; it counts only with a DPoP
   proof, whose fresh nonce and single-use ``jti`` make each request one of its own.
+- A JWT-SVID comes as ``jwt-spiffe``, any other token as ``jwt-bearer``: the type says by which
+  rules the sender means it, and a token under the other's rules is refused.
 - Nothing is used up before everything that can be checked without using it up held: a client that
   is told ``use_dpop_nonce`` may repeat the request with the same assertion.
 """
@@ -24,11 +26,12 @@ from valetkey.contracts import codes, dpop, jose
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
-from valetkey.contracts.oauth import ASSERTION_JWT_BEARER
+from valetkey.contracts.oauth import ASSERTION_JWT_BEARER, ASSERTION_JWT_SPIFFE
 
 # RFC 7523bis and standards §1
 ASSERTION_LIFETIME: Final = 60
 _MAX_JTI: Final = 256
+ASSERTION_TYPES: Final = frozenset({ASSERTION_JWT_BEARER, ASSERTION_JWT_SPIFFE})
 
 
 class AssertionMemory(Protocol):
@@ -87,12 +90,14 @@ class ClientAuthenticator:
         Raises `CallerError`.
         """
         compact = form.get("client_assertion")
-        if not compact or form.get("client_assertion_type") != ASSERTION_JWT_BEARER:
+        assertion_type = form.get("client_assertion_type")
+        if not compact or assertion_type not in ASSERTION_TYPES:
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, "no client assertion of our type")
         if form.get("client_secret"):  # RFC 6749 §2.3: one method per request
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, "two ways to authenticate at once")
         try:
             assertion = await self._tokens.verify(compact, use="workload")
+            _check_type(assertion, assertion_type)
             jti = "" if assertion.issuer.reusable else self._single_use(assertion)
         except TokenInvalid as error:
             raise CallerError(codes.ACTOR_INVALID, str(error)) from error
@@ -156,3 +161,10 @@ class ClientAuthenticator:
             raise CallerError(codes.DPOP_REPLAYED, "proof replayed")
         if use is Use.NO_ROOM:
             raise CallerError(codes.SERVICE_UNAVAILABLE, "the replay memory is full")
+
+
+def _check_type(assertion: VerifiedToken, stated: str) -> None:
+    """Whether it came as what it is. Raises `TokenInvalid`."""
+    meant = ASSERTION_JWT_SPIFFE if assertion.issuer.kind == "spiffe" else ASSERTION_JWT_BEARER
+    if stated != meant:
+        raise TokenInvalid("client_assertion_type is not the one for this kind of token")

@@ -1,7 +1,7 @@
 """Tokens that come in, verified once and remembered for a short while.
 
 A sidecar presents the same projected token with every exchange, so what was verified is
-remembered by the SHA-256 of the token: never longer than `REMEMBERED` seconds, so that a key
+remembered by the SHA-256 of the token: never longer than its issuer's kind allows, so that a key
 withdrawn by the issuer stops counting soon, and never past the token's own expiry. Tokens of
 issuers without ``reusable`` come once and are not remembered.
 """
@@ -11,17 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from cachetools import TLRUCache
 
 from valetkey.contracts import jose
-from valetkey.contracts.issuer import IssuerSettings, TrustedIssuers, Use
+from valetkey.contracts.issuer import REMEMBERED, IssuerSettings, TrustedIssuers, Use
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 
 Clock = Callable[[], float]
-
-REMEMBERED: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +27,7 @@ class VerifiedToken:
 
     claims: VerifiedClaims
     issuer: IssuerSettings
+    remember: float = REMEMBERED
 
     @property
     def expires(self) -> float:
@@ -51,14 +49,14 @@ class TokenVerifier:
         self._clock = clock
         self._verified: TLRUCache[bytes, VerifiedToken] = TLRUCache(
             maxsize=capacity,
-            ttu=lambda _key, token, now: min(now + REMEMBERED, token.expires),
+            ttu=lambda _key, token, now: min(now + token.remember, token.expires),
             timer=clock,
         )
 
     async def verify(self, compact: str, *, use: Use | None) -> VerifiedToken:
         """Verify a token; without ``use``, by the rules for what its issuer is trusted for.
 
-        Raises `TokenInvalid`.
+        Raises `TokenInvalid`, or `CallerError` when whoever must be asked can't be.
         """
         if len(compact) > jose.MAX_TOKEN_LENGTH:
             raise TokenInvalid("longer than any token we accept")
@@ -73,8 +71,10 @@ class TokenVerifier:
         return token
 
     async def _verify(self, compact: str, use: Use | None) -> VerifiedToken:
-        if use is None:
-            # The issuer that the token claims only chooses the rules to verify it by.
-            use = self._issuers.find(jose.parse(compact)).settings.use
-        claims, issuer = await self._issuers.verify(compact, use=use, now=self._clock())
-        return VerifiedToken(claims, issuer)
+        parsed = jose.parse(compact)
+        # The issuer that the token claims only chooses the rules to verify it by.
+        issuer = self._issuers.find(parsed)
+        if use is not None and issuer.settings.use != use:
+            raise TokenInvalid(f"issuer is not trusted for {use} tokens")
+        claims = await issuer.verify(parsed, now=self._clock())
+        return VerifiedToken(claims, issuer.settings, issuer.remember)

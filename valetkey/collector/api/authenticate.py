@@ -18,10 +18,13 @@ from cachetools import TLRUCache
 from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import codes, jose
 from valetkey.contracts.errors import CallerError, PolicyError
-from valetkey.contracts.issuer import TrustedIssuers
+from valetkey.contracts.issuer import PINNED, IssuerKinds, TrustedIssuers
 from valetkey.contracts.jose import TokenInvalid
+from valetkey.contracts.spiffe import SpiffeIssuer
 
 _SCHEME: Final = "bearer"
+# Sidecars show what they have: tokens of pinned issuers, JWT-SVIDs.
+_KINDS: Final[IssuerKinds] = {**PINNED, "spiffe": SpiffeIssuer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Authenticator:
     def __init__(
         self, settings: CollectorSettings, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._issuers = TrustedIssuers(settings.issuers)
+        self._issuers = TrustedIssuers(settings.issuers, kinds=_KINDS)
         self._readers = frozenset((reader.issuer, reader.subject) for reader in settings.readers)
         self._clock = clock
         self._verified: TLRUCache[bytes, Caller] = TLRUCache(

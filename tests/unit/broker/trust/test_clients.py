@@ -18,7 +18,7 @@ from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.contracts import codes
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import CallerError
-from valetkey.contracts.oauth import ASSERTION_JWT_BEARER
+from valetkey.contracts.oauth import ASSERTION_JWT_BEARER, ASSERTION_JWT_SPIFFE
 
 ENDPOINT = URL + "/token"
 
@@ -97,6 +97,44 @@ async def test_a_self_signed_assertion(door: Door) -> None:
     assert await door.code(token) == "actor.replayed"
     ((_, expires),) = door.assertions.used.items()
     assert expires == door.setup.clock() + 90, "as long as the leeway lets it count"
+
+
+SPIFFE = {"client_assertion_type": ASSERTION_JWT_SPIFFE}
+
+
+async def test_a_jwt_svid(door: Door) -> None:
+    token = door.setup.svid()
+    client = await door.come(token, door.proof(), **SPIFFE)
+    assert (client.assertion.claims.issuer, client.assertion.claims.subject) == (
+        door.setup.domain.name,
+        door.setup.domain.workload(),
+    )
+    assert await door.code(token, door.proof(), **SPIFFE) == "in", "good until it expires"
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "proofs", "form", "code"),
+    [
+        ("its own client_id", lambda d: d.setup.svid(), 1,
+         {**SPIFFE, "client_id": "spiffe://acme.example/ns/agents/sa/bot"}, "in"),
+        ("another client_id", lambda d: d.setup.svid(), 1,
+         {**SPIFFE, "client_id": "spiffe://acme.example/ns/agents/sa/other"}, "actor.invalid"),
+        ("the trust domain as client_id", lambda d: d.setup.svid(), 1,
+         {**SPIFFE, "client_id": "spiffe://acme.example"}, "actor.invalid"),
+        ("no proof", lambda d: d.setup.svid(), 0, SPIFFE, "dpop.missing"),
+        ("an SVID as jwt-bearer", lambda d: d.setup.svid(), 1, {}, "actor.invalid"),
+        ("another token as jwt-spiffe", lambda d: d.setup.token(), 1, SPIFFE, "actor.invalid"),
+        ("an assertion as jwt-spiffe", lambda d: d.assertion(), 1, SPIFFE, "actor.invalid"),
+        ("an expired one", lambda d: d.setup.svid(ttl=-31), 1, SPIFFE, "actor.invalid"),
+        ("of another domain", lambda d: d.setup.svid(sub="spiffe://other.example/x"), 1, SPIFFE,
+         "actor.invalid"),
+    ],
+)  # fmt: skip
+async def test_jwt_svids(
+    door: Door, name: str, token: Any, proofs: int, form: dict[str, str], code: str
+) -> None:
+    given = [door.proof() for _ in range(proofs)]
+    assert await door.code(token(door), *given, **form) == code, name
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.integration.broker_support import BOT, IDP, SELF_SIGNED, USERS, Clock, Issuer
-from valetkey.broker.trust.tokens import REMEMBERED, TokenVerifier
-from valetkey.contracts.issuer import IssuerSettings, TrustedIssuers
+from tests.support.trust_domain import TrustDomain
+from valetkey.broker.trust.kinds import KINDS
+from valetkey.broker.trust.tokens import TokenVerifier
+from valetkey.contracts.issuer import REMEMBERED, IssuerSettings, TrustedIssuers
 from valetkey.contracts.jose import LEEWAY, TokenInvalid
 
 URL = "https://broker.example"
@@ -32,11 +34,22 @@ class Setup:
                 jwks_file=file,
                 reusable=name == IDP,
             )
-        trusted = TrustedIssuers(tuple(self.settings.values()))
+        self.domain = TrustDomain()
+        self.settings[self.domain.name] = IssuerSettings(
+            issuer=self.domain.name,
+            kind="spiffe",
+            audience=URL,
+            use="workload",
+            jwks_file=self.domain.write(root / "bundle.json"),
+        )
+        trusted = TrustedIssuers(tuple(self.settings.values()), kinds=KINDS)
         self.verifier = TokenVerifier(trusted, clock=self.clock, capacity=10)
 
     def token(self, issuer: str = IDP, subject: str = BOT, **more: Any) -> str:
         return self.issuers[issuer].token(subject, URL, now=self.clock(), **more)
+
+    def svid(self, **more: Any) -> str:
+        return self.domain.jwt_svid([URL], now=self.clock(), **more)
 
 
 @pytest.fixture
