@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format compiled bench soak chaos fuzz lock generate clean
+.PHONY: help demo test lint format compiled bench exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -46,6 +46,9 @@ compiled: $(VENV)/.dev ## Compile the data path and run the sidecar's tests on i
 bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results go to bench/results/
 	@.venv-bench/bin/python -m bench
 
+exchanges: .venv-bench/.done ## Exchanges a second of brokers and of Keycloak; bench/results/exchanges.md
+	@.venv-bench/bin/python -m bench.exchanges
+
 soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
 	@.venv-bench/bin/python -m bench.soak
 
@@ -70,7 +73,7 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .keycloak .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

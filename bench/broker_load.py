@@ -22,6 +22,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import jwt
@@ -42,8 +43,14 @@ START_TIMEOUT = 10.0
 PROOFS_PER_SECOND = 5000
 
 
-def prepare(root: Path, url: str) -> tuple[Path, str]:
-    """Write the broker's files; gives its settings file and the workload's token."""
+def prepare(
+    root: Path, url: str, *, database: str = "", issuer: Any = None, grant: str = ""
+) -> tuple[Path, str]:
+    """Write the broker's files; gives its settings file and the workload's token.
+
+    ``database`` is a URL (default: SQLite beside the files), ``issuer`` one more trusted issuer,
+    ``grant`` a workload of its own name's issuer that gets the same as the bot.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
     (root / "idp.json").write_text(json.dumps({"keys": [{**public, "kid": "k1", "alg": "ES256"}]}))
@@ -60,11 +67,13 @@ def prepare(root: Path, url: str) -> tuple[Path, str]:
         }
         for number in range(GRANTS)
     ]
+    if grant:
+        grants.append({**grants[0], "id": "grant-more", "workload": grant, "issuer": grant})
     (root / "grants.yaml").write_text(yaml.safe_dump({"grants": grants}))
     settings = {
         "issuer": url,
         "bind": urlsplit(url).netloc,
-        "database": f"sqlite+aiosqlite:///{root / 'broker.db'}",
+        "database": database or f"sqlite+aiosqlite:///{root / 'broker.db'}",
         "master_key_file": str(root / "master.key"),
         "grants_file": str(root / "grants.yaml"),
         "issuers": [
@@ -75,7 +84,8 @@ def prepare(root: Path, url: str) -> tuple[Path, str]:
                 "jwks_file": str(root / "idp.json"),
                 "audience_list": True,
                 "reusable": True,
-            }
+            },
+            *([issuer] if issuer else []),
         ],
         "targets": {"tickets": {"audience": TICKETS, "credential": "bearer"}},
         # One workload is the whole load.

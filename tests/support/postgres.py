@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests: started once, a database of its own for who asks.
+"""A real PostgreSQL server for tests and benchmarks, with a database of its own for who asks.
 
 Debian: ``apt-get install postgresql``. The server does not run as root, so its files belong to
 the user ``postgres`` there, in a directory that this user can reach.
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,13 @@ def _programs() -> Path | None:
 
 
 class Postgres:
-    """A server on loopback; everybody on this machine may connect."""
+    """A server on loopback; everybody on this machine may connect.
 
-    def __init__(self, programs: Path, directory: Path) -> None:
+    ``durable`` is what a deployment has; tests save the time that fsync takes.
+    """
+
+    def __init__(self, programs: Path, directory: Path, *, durable: bool = False) -> None:
+        self._fsync = "on" if durable else "off"
         self._programs = programs
         self._directory = directory
         self._user = "postgres" if os.geteuid() == 0 else None
@@ -52,7 +57,7 @@ class Postgres:
         self._process = subprocess.Popen(
             [
                 self._programs / "postgres", "-D", data, "-p", str(self.port),
-                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+                "-c", "listen_addresses=127.0.0.1", "-c", f"fsync={self._fsync}",
                 "-c", f"unix_socket_directories={self._directory}", "-c", "max_connections=200",
             ],
             user=self._user,
@@ -91,18 +96,28 @@ class Postgres:
         )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running server; skipped where none is installed."""
+@contextmanager
+def running(*, durable: bool = False) -> Iterator[Postgres | None]:
+    """A running server; ``None`` where none is installed."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        yield None
+        return
     with tempfile.TemporaryDirectory(prefix="valetkey-postgres-") as name:
         directory = Path(name)
         directory.chmod(0o711)
-        server = Postgres(programs, directory)
+        server = Postgres(programs, directory, durable=durable)
         try:
             server.start()
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running server; skipped where none is installed."""
+    with running() as server:
+        if server is None:
+            pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+        yield server

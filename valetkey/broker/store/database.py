@@ -42,6 +42,7 @@ class StoreError(ValetkeyError):
     def __init__(self, error: SQLAlchemyError | OSError) -> None:
         # The database's own message may quote the row; its type says enough.
         super().__init__(codes.SERVICE_UNAVAILABLE, f"database: {type(error).__name__}")
+        self.error = error
 
 
 class Database:
