@@ -33,14 +33,17 @@ from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
+from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
+from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.kinds import KINDS
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import logs, service, settings
 from valetkey.contracts.errors import ConfigError
@@ -96,6 +99,7 @@ class Broker:
             await base.changes.load()
             await base.ring.load()
             await base.revocations.load()
+            await base.epochs.load()
             broker = cls(base)
             for part in broker.parts:
                 await part.load()
@@ -172,7 +176,14 @@ def _foundation(
         clock=clock,
     )
     signals = Signals(database, changes, _audience(config), clock=clock, random_id=_random_id)
-    revocations = Revocations(database, changes, clock=clock)
+    revocations = Revocations(database, changes, signals, clock=clock)
+    epochs = Epochs(database, changes, signals)
+    standings = Standings(
+        revocations,
+        epochs,
+        SeenKeys(database, clock=clock),
+        skew=config.incidents.skew,
+    )
     assertions = UsedAssertions(database, clock=clock)
     proofs = ReplayMemory(config.limits.replay_proofs)
     metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
@@ -193,11 +204,13 @@ def _foundation(
         policies=policies,
         signals=signals,
         revocations=revocations,
+        epochs=epochs,
+        standings=standings,
         assertions=assertions,
         actions=AdminActions(database, clock=clock),
         tokens=tokens,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
-        parties=PartyResolver(tokens, revocations, issuer=config.issuer),
+        parties=PartyResolver(tokens, standings, issuer=config.issuer),
         issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
         admin=AdminApi(
             _admins(config, clock),

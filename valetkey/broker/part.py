@@ -21,11 +21,13 @@ from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
+from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 
 
@@ -48,6 +50,8 @@ class Foundation:
     policies: PolicyFile
     signals: Signals
     revocations: Revocations
+    epochs: Epochs
+    standings: Standings
     assertions: UsedAssertions
     actions: AdminActions
     tokens: TokenVerifier

@@ -22,6 +22,7 @@ from valetkey.broker.core.grants import Target
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.roles import Role, RoleRule
+from valetkey.broker.incident_settings import IncidentSettings
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
@@ -195,6 +196,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     resource_servers: tuple[ResourceServerSettings, ...] = ()
     admin: AdminSettings | None = None
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
+    incidents: IncidentSettings = msgspec.field(default_factory=IncidentSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:

@@ -221,6 +221,14 @@ SUBJECT_INVALID: Final = _code(
 SUBJECT_REVOKED: Final = _code(
     "subject.revoked", 403, "The subject's access was revoked.", oauth="invalid_grant"
 )
+SUBJECT_CONTAINED: Final = _code(
+    "subject.contained",
+    403,
+    "There was an incident about this subject. It gets tokens again once it attests itself anew: "
+    "with an identity token that was issued, and a proof key that was made, after the incident "
+    "(restart the workload).",
+    oauth="invalid_grant",
+)
 ACTOR_INVALID: Final = _code(
     "actor.invalid",
     403,
@@ -235,6 +243,12 @@ ACTOR_NOT_ALLOWED: Final = _code(
     oauth="invalid_request",
 )
 
+ACTOR_KEY_REVOKED: Final = _code(
+    "actor.key_revoked",
+    403,
+    "The key that signed the DPoP proof was revoked: make a new one (restart the sidecar).",
+    oauth="invalid_grant",
+)
 ACTOR_REPLAYED: Final = _code(
     "actor.replayed",
     403,
@@ -309,6 +323,12 @@ DPOP_REPLAYED: Final = _code(
 )
 
 # --- grant: the policy says no ------------------------------------------------------------------
+GRANT_SUSPENDED: Final = _code(
+    "grant.suspended",
+    403,
+    "An incident suspends this target, or the grant for it, for everybody.",
+    oauth="invalid_target",
+)
 GRANT_MISSING: Final = _code(
     "grant.missing", 403, "No grant gives this workload access to the target.", "invalid_target"
 )

@@ -65,6 +65,9 @@ class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     # Ours: who the broker found the subject and the acting workload to be, after verification.
     sub: str = ""
     act: dict[str, Any] = {}
+    # Ours: the epochs of the subject and of the client, that the token counts under.
+    epoch: int = 0
+    client_epoch: int = 0
 
 
 class Introspection(msgspec.Struct, frozen=True):

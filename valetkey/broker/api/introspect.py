@@ -10,8 +10,8 @@ from aiohttp import web
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
 from valetkey.broker.issuers.jwt import JwtIssuer, OwnToken
 from valetkey.broker.settings import ResourceServerSettings
-from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
+from valetkey.broker.trust.standing import Standings
 from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.logs import Log
 
@@ -30,6 +30,7 @@ _ANSWERED: Final = (
     "cnf",
     "txn",
     "authorization_details",
+    "epoch",  # ours
 )
 
 
@@ -40,14 +41,14 @@ class IntrospectEndpoint:
         self,
         clients: ClientAuthenticator,
         issuer: JwtIssuer,
-        revocations: Revocations,
+        standings: Standings,
         resource_servers: Iterable[ResourceServerSettings],
         *,
         url: str,
     ) -> None:
         self._clients = clients
         self._issuer = issuer
-        self._revocations = revocations
+        self._standings = standings
         self._url = url
         self._audiences: dict[tuple[str, str], frozenset[str]] = {}
         for server in resource_servers:
@@ -71,7 +72,7 @@ class IntrospectEndpoint:
         own = self._issuer.recognise(token)
         if (
             own is None
-            or self._revocations.is_revoked(own.jti, own.txn)
+            or not self._standings.token_counts(own, token)
             or not self._concerns(own, client)
         ):
             # RFC 7662 §2.2: nothing else, whatever the reason.

@@ -18,6 +18,7 @@ from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
@@ -41,6 +42,7 @@ class TokenEndpoint:
         issuer: JwtIssuer,
         metrics: Metrics,
         limit: RateLimit,
+        standings: Standings,
         *,
         url: str,
         clock: Clock,
@@ -51,6 +53,7 @@ class TokenEndpoint:
         self._policies = policies
         self._issuer = issuer
         self._metrics = metrics
+        self._standings = standings
         self._url = url
         self._clock = clock
         self._log = Log("broker.token")
@@ -72,7 +75,8 @@ class TokenEndpoint:
         client = await self._clients.authenticate(form, proofs, url=self._url)
         self._count(client)
         acting, user = await self._parties.resolve(asked, client)
-        facts = ExchangeFacts(asked, acting, user, client.proof)
+        incidents = await self._standings.of_exchange(client, user, asked.audience)
+        facts = ExchangeFacts(asked, acting, user, client.proof, incidents)
         decision = decide(facts, self._policies.current, now=self._clock())
         if isinstance(decision, Refuse):
             family = CallerError if decision.code.family != "grant" else PolicyError
@@ -111,4 +115,6 @@ class TokenEndpoint:
             jti=token.jti,
             sub=issue.subject,
             act=dict(issue.act or {}),
+            epoch=issue.epoch,
+            client_epoch=issue.client_epoch,
         )

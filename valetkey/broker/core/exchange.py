@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from valetkey.broker.core.containment import IncidentFacts, refusal
 from valetkey.broker.core.grants import Policy, Target
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.broker.core.resources import resource_belongs
@@ -41,12 +42,19 @@ class Party:
 class User(Party):
     """The user for whom a workload acts. ``may_act`` and ``act`` as the token has them.
 
-    ``txn`` is given where the user's token is one of our own, so that what descends from it shares
-    its transaction and is revoked with it.
+    ``txn`` and ``origin`` are given where the user's token is one of our own: what descends from it
+    shares its transaction and is revoked with it, and its user is known under the issuer of the
+    token that it was made from.
     """
 
     claims: Mapping[str, Any] = field(repr=False)
     txn: str = ""
+    origin: str = ""
+
+    @property
+    def home(self) -> str:
+        """The issuer that the user is known under."""
+        return self.origin or self.issuer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ class ExchangeFacts:
     client: Party
     user: User | None
     proof: str
+    incidents: IncidentFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,10 @@ class Issue:
     txn: str
     policy_digest: str
     grant_ids: tuple[str, ...]
+    subject_issuer: str
+    epoch: int
+    """The subject's (`core.containment`)."""
+    client_epoch: int
 
 
 def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refuse:
@@ -106,6 +119,9 @@ def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refus
         if isinstance(delegated, Refuse):
             return delegated
         act = delegated
+    contained = _contained(facts, now)
+    if contained is not None:
+        return contained
     granted = policy.grant(
         target,
         issuer=client.issuer,
@@ -116,6 +132,9 @@ def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refus
     )
     if isinstance(granted, Code):
         return Refuse(granted, f"policy, target {target.name}")
+    suspended = facts.incidents.ended_grants.intersection(granted.grant_ids)
+    if suspended:
+        return Refuse(codes.GRANT_SUSPENDED, f"grants {', '.join(sorted(suspended))}")
     if target.credential == "dpop" and not facts.proof:
         return Refuse(codes.DPOP_MISSING, f"tokens for target {target.name} are bound to a key")
     expires_in = _lifetime(target, granted.ttl, client, user, now)
@@ -136,7 +155,25 @@ def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refus
         txn=user.txn if user is not None else "",
         policy_digest=policy.digest,
         grant_ids=granted.grant_ids,
+        subject_issuer=client.issuer if user is None else user.home,
+        epoch=(facts.incidents.user or facts.incidents.client).epoch.number,
+        client_epoch=facts.incidents.client.epoch.number,
     )
+
+
+def _contained(facts: ExchangeFacts, now: float) -> Refuse | None:
+    """What incidents have against this exchange: its target, its client, its user."""
+    incidents = facts.incidents
+    if incidents.target_ended:
+        return Refuse(codes.GRANT_SUSPENDED, "the target is suspended")
+    if facts.user is not None and incidents.user is None:
+        return Refuse(codes.SUBJECT_CONTAINED, "nothing is known of the user's standing")
+    for who, standing in (("workload", incidents.client), ("user", incidents.user)):
+        if standing is not None:
+            refused = refusal(standing, now=now, skew=incidents.skew)
+            if refused is not None:
+                return Refuse(refused[0], f"{who}: {refused[1]}")
+    return None
 
 
 def _lifetime(

@@ -5,7 +5,7 @@ The header is the same for every token under one key, so its segment is made onc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import msgspec
 from valetkey.broker.core.exchange import Issue
 from valetkey.broker.issuers.keyring import KeyRing, SigningKey
 from valetkey.contracts import es256, jose
-from valetkey.contracts.jose import TokenInvalid, b64url
+from valetkey.contracts.jose import TokenInvalid, VerifiedClaims, b64url
 from valetkey.contracts.secret import Secret
 
 TYP: Final = "at+jwt"  # RFC 9068 §2.1
@@ -34,15 +34,59 @@ class MintedToken:
 class OwnToken:
     """A token of ours whose signature, issuer, type and times held; revocation is not checked.
 
-    ``client_issuer`` and ``client_id`` are the client that it was issued to.
+    ``client_issuer`` and ``client_id`` are the client that it was issued to, ``subject_issuer``
+    and ``subject`` whom it speaks for, each with its epoch of then. ``kid`` is the key that signed
+    it, ``bound_to`` those that it is bound to. Times are in seconds since the epoch.
     """
 
     client_issuer: str
     client_id: str
+    client_epoch: int
+    subject_issuer: str
+    subject: str
+    epoch: int
     jti: str
     txn: str
+    audience: str
+    grants: tuple[str, ...]
+    kid: str
+    bound_to: tuple[str, ...]
+    issued: float
     expires: float
-    claims: dict[str, Any] = field(repr=False)
+    claims: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, verified: VerifiedClaims) -> OwnToken:
+        """Read what `JwtIssuer.mint` wrote. Raises `TokenInvalid` where something is missing."""
+        claims, issued = verified.claims, verified.claims.get("iat")
+        jti, txn, grants = claims.get("jti"), claims.get("txn"), claims.get("grants", [])
+        cnf, client_epoch = claims.get("cnf", {}), claims.get("client_epoch")
+        if (
+            not isinstance(jti, str)
+            or not isinstance(txn, str)
+            or not jose.is_time(issued)
+            or not isinstance(grants, list)
+            or not isinstance(cnf, dict)
+        ):
+            raise TokenInvalid("not a token as we mint them")
+        client = (str(claims.get("client_iss", "")), str(claims.get("client_id", "")))
+        subject = (str(claims.get("sub_iss", client[0])), verified.subject)
+        epoch = _count(claims.get("epoch"))
+        return cls(
+            *client,
+            epoch if subject == client else _count(client_epoch),
+            *subject,
+            epoch,
+            jti=jti,
+            txn=txn,
+            audience=str(claims.get("aud", "")),
+            grants=tuple(str(grant) for grant in grants),
+            kid=str(verified.header.get("kid", "")),
+            bound_to=tuple(str(thumbprint) for thumbprint in cnf.values()),
+            issued=float(issued),
+            expires=float(claims["exp"]),
+            claims=claims,
+        )
 
 
 class JwtIssuer:
@@ -82,8 +126,16 @@ class JwtIssuer:
             "scope": " ".join(issue.scopes),
             "policy_digest": issue.policy_digest,
         }
+        if issue.grant_ids:
+            claims["grants"] = issue.grant_ids
         if issue.act is not None:
             claims["act"] = issue.act
+            # Ours, too: a user is known by issuer and subject.
+            claims["sub_iss"] = issue.subject_issuer
+            if issue.client_epoch:
+                claims["client_epoch"] = issue.client_epoch
+        if issue.epoch:
+            claims["epoch"] = issue.epoch
         if issue.thumbprint:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
         if issue.details:
@@ -101,20 +153,11 @@ class JwtIssuer:
                 checks=self._checks,
                 now=now,
             )
+            own = OwnToken.of(verified)
         except TokenInvalid:
             return None
-        claims = dict(verified.claims)
         # Our own clock made `exp`: no leeway here.
-        if verified.header.get("typ") != TYP or claims["exp"] <= now:
-            return None
-        return OwnToken(
-            client_issuer=str(claims.get("client_iss", "")),
-            client_id=str(claims.get("client_id", "")),
-            jti=claims["jti"],
-            txn=claims["txn"],
-            expires=float(claims["exp"]),
-            claims=claims,
-        )
+        return own if verified.header.get("typ") == TYP and own.expires > now else None
 
     def _sign(self, claims: dict[str, Any]) -> str:
         key = self._ring.signer()
@@ -128,3 +171,10 @@ class JwtIssuer:
             segment = b64url(msgspec.json.encode(header)).encode() + b"."
             self._header = (key.times.kid, segment)
         return segment
+
+
+def _count(value: Any) -> int:
+    """An epoch as a claim has it; what is none is no epoch that any subject has."""
+    if value is None:
+        return 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1

@@ -25,13 +25,14 @@ class OAuthPart(Part):
             base.issuer,
             base.metrics,
             config.limits.exchanges.of_callers(config.limits.callers),
+            base.standings,
             url=config.issuer + token.PATH,
             clock=base.clock,
         )
         introspection = introspect.IntrospectEndpoint(
             base.clients,
             base.issuer,
-            base.revocations,
+            base.standings,
             config.resource_servers,
             url=config.issuer + introspect.PATH,
         )
@@ -53,6 +54,7 @@ class OAuthPart(Part):
 
     async def sweep(self) -> None:
         await self._base.revocations.sweep()
+        await self._base.standings.sweep()
         await self._base.assertions.sweep()
 
     def details(self) -> dict[str, str]:

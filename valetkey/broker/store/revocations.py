@@ -1,63 +1,140 @@
 """What was revoked: in the database for restarts, in memory for the check on every call.
 
+Kinds, and what their values are:
+
+- ``jti``: one token.  ``txn``: all tokens of one transaction.
+- ``hash``: the token whose SHA-256 is this one, base64url; nobody needs to know which it is.
+- ``grant``: a grant's id.  ``target``: a target's audience.  ``subject``: see `subject_value`.
+- ``key``: the RFC 7638 thumbprint of a key that tokens are bound to or signed with.
+
 Invariants:
 
 - A revocation is in the database before it is acknowledged, and counts in memory from before that
   write: whatever fails in between, the token is refused.
-- It is forgotten only when the token has expired anyway.
+- It is told to sidecars in the transaction that makes it (`store.signals`).
+- It is forgotten only when what it refuses has expired anyway.
+- What was lifted still refuses the tokens from before.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import case, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import REVOCATIONS
+from valetkey.contracts.jose import MAX_TIME, b64url
+from valetkey.contracts.signals import Kind as SignalKind
+from valetkey.contracts.signals import Signal
 
-Kind = Literal["jti", "txn"]
+Kind = Literal["jti", "txn", "hash", "grant", "target", "subject", "key"]
+FOREVER: Final = float(MAX_TIME)
 _TOPIC: Final = "revocation"
-_JTI: Final[Kind] = "jti"
-_TXN: Final[Kind] = "txn"
+# No sidecar knows its tokens by their hash: those are refused where they are shown.
+_SIGNALS: Final[dict[Kind, SignalKind]] = {
+    "jti": "token",
+    "txn": "txn",
+    "grant": "grant",
+    "target": "target",
+    "key": "key",
+}
+_INDEXED: Final = frozenset({"grant", "hash"})
+# What is not committed yet counts in memory for as long at least as any token lives.
+_PROVISIONAL: Final = 3600.0
+
+
+class Publisher(Protocol):
+    """Tells sidecars what has ended."""
+
+    async def publish(self, connection: AsyncConnection, signal: Signal) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Until when it counts, and up to which time of issue (``None``: whenever)."""
+
+    until: float
+    issued_before: float | None
+
+
+def subject_value(issuer: str, subject: str) -> str:
+    """The value that stands for a subject: subjects are unique only within their issuer."""
+    text = f"{len(issuer)}:{issuer}{subject}"  # the length keeps two splits apart
+    return b64url(hashlib.sha256(text.encode()).digest())
+
+
+def token_value(compact: str) -> str:
+    """The value that stands for a token in kind ``hash``."""
+    return b64url(hashlib.sha256(compact.encode()).digest())
 
 
 class Revocations:
     """``clock`` gives seconds since the epoch."""
 
-    def __init__(self, database: Database, changes: Changes, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        signals: Publisher,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
         self._database = database
         self._changes = changes
+        self._signals = signals
         changes.subscribe(_TOPIC, self._changed)
         self._clock = clock
-        self._expiries: dict[tuple[str, str], float] = {}
+        self._endings: dict[tuple[str, str], Ending] = {}
+        self._grants: frozenset[str] = frozenset()
+        self._hashes = 0
 
     def __len__(self) -> int:
-        return len(self._expiries)
+        return len(self._endings)
 
     async def load(self) -> None:
         """Read what an earlier run revoked. Called before the first request."""
         columns = REVOCATIONS.c
-        query = select(columns.kind, columns.value, columns.expires_at)
+        query = select(columns.kind, columns.value, columns.expires_at, columns.issued_before)
         async with self._database.read() as connection:
-            for kind, value, expires in await connection.execute(query):
-                self._expiries[kind, value] = expires
+            for kind, value, until, issued_before in await connection.execute(query):
+                self._endings[kind, value] = Ending(until, issued_before)
+        self._index()
 
-    async def _changed(self, key: str) -> None:
-        """A replica (or this one) revoked something."""
-        kind, _, value = key.partition(":")
-        columns = REVOCATIONS.c
-        query = select(columns.expires_at).where(columns.kind == kind, columns.value == value)
-        async with self._database.read() as connection:
-            expires = (await connection.execute(query)).scalar()
-        if expires is not None:
-            self._expiries[kind, value] = max(expires, self._expiries.get((kind, value), 0.0))
+    # --- what counts --------------------------------------------------------------------------
 
     def is_revoked(self, jti: str, txn: str) -> bool:
         """Whether the token, or the transaction that it belongs to, was revoked."""
-        return (_JTI, jti) in self._expiries or (_TXN, txn) in self._expiries
+        return ("jti", jti) in self._endings or ("txn", txn) in self._endings
+
+    def refuses(self, kind: Kind, value: str, *, issued_at: float) -> bool:
+        """Whether a token that was issued then is refused for this."""
+        ending = self._endings.get((kind, value))
+        return ending is not None and (
+            ending.issued_before is None or issued_at <= ending.issued_before
+        )
+
+    def blocks(self, kind: Kind, value: str) -> bool:
+        """Whether no new token may be had for this."""
+        ending = self._endings.get((kind, value))
+        return ending is not None and ending.issued_before is None
+
+    @property
+    def ended_grants(self) -> frozenset[str]:
+        """The grants under which no new token may be had."""
+        return self._grants
+
+    @property
+    def any_hash(self) -> bool:
+        """Whether tokens are revoked by their hash, so that looking one up makes sense."""
+        return self._hashes > 0
+
+    # --- changes ------------------------------------------------------------------------------
 
     async def revoke(self, *, jti: str, txn: str, expires: float, descendants: float) -> None:
         """Revoke one token and all of its transaction.
@@ -65,32 +142,123 @@ class Revocations:
         ``expires`` is the token's own expiry, ``descendants`` the latest that a token of the same
         transaction can have. Raises `StoreError`; the token is refused all the same.
         """
-        rows = [(_JTI, jti, expires), (_TXN, txn, max(expires, descendants))]
+        self._note("jti", jti, expires)
+        self._note("txn", txn, max(expires, descendants))
+        async with self._database.write() as connection:
+            await self.end(connection, "jti", jti, until=expires)
+            await self.end(connection, "txn", txn, until=max(expires, descendants))
+
+    async def end(
+        self,
+        connection: AsyncConnection,
+        kind: Kind,
+        value: str,
+        *,
+        until: float,
+        txn: str = "",
+        reason: str = "",
+    ) -> None:
+        """Revoke within a transaction of the caller's, up to ``until`` or longer if it was so.
+
+        It counts at once on this replica, also if that transaction fails; the caller lets
+        `Changes.catch_up` run after it. ``txn`` (an incident's id, say) and ``reason`` go with
+        the signal. A subject is ended by `end_subject`.
+        """
+        await self._end(connection, kind, value, until)
+        told = _SIGNALS.get(kind)
+        if told is not None:
+            signal = Signal(kind=told, value=value, at=self._clock(), txn=txn, reason=reason)
+            await self._signals.publish(connection, signal)
+
+    async def end_subject(
+        self,
+        connection: AsyncConnection,
+        issuer: str,
+        subject: str,
+        *,
+        until: float,
+        txn: str = "",
+        reason: str = "",
+    ) -> None:
+        """Have nothing of a subject count, and give it nothing, whatever it attests."""
+        await self._end(connection, "subject", subject_value(issuer, subject), until)
+        signal = Signal(
+            kind="subject",
+            value=subject,
+            issuer=issuer,
+            at=self._clock(),
+            txn=txn,
+            reason=reason,
+        )
+        await self._signals.publish(connection, signal)
+
+    async def _end(self, connection: AsyncConnection, kind: Kind, value: str, until: float) -> None:
         now = self._clock()
-        for kind, value, until in rows:
-            self._expiries[kind, value] = max(until, self._expiries.get((kind, value), 0.0))
-        change = self._database.insert(REVOCATIONS).values(
-            [
-                {"kind": kind, "value": value, "revoked_at": now, "expires_at": until}
-                for kind, value, until in rows
-            ]
+        self._note(kind, value, min(until, now + _PROVISIONAL))
+        row = {"kind": kind, "value": value, "revoked_at": now, "expires_at": until}
+        change = self._database.insert(REVOCATIONS).values(row)
+        columns, new = REVOCATIONS.c, change.excluded
+        later = case(
+            (columns.expires_at < new.expires_at, new.expires_at), else_=columns.expires_at
         )
         change = change.on_conflict_do_update(
-            index_elements=[REVOCATIONS.c.kind, REVOCATIONS.c.value],
-            set_={"expires_at": change.excluded.expires_at},
-            where=REVOCATIONS.c.expires_at < change.excluded.expires_at,
+            index_elements=[columns.kind, columns.value],
+            set_={"expires_at": later, "issued_before": None},
         )
-        async with self._database.write() as connection:
-            await connection.execute(change)
-            for kind, value, _ in rows:
-                await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
+        await connection.execute(change)
+        await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
+
+    async def lift(
+        self, connection: AsyncConnection, kind: Kind, value: str, *, at: float, until: float
+    ) -> None:
+        """Let new tokens be had again; those issued up to ``at`` stay refused, to ``until``.
+
+        It counts once the transaction is committed and not before.
+        """
+        change = (
+            update(REVOCATIONS)
+            .where(REVOCATIONS.c.kind == kind, REVOCATIONS.c.value == value)
+            .values(issued_before=at, expires_at=until)
+        )
+        await connection.execute(change)
+        await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
 
     async def sweep(self) -> int:
-        """Forget what has expired; says how many rows that were."""
+        """Forget what has expired; says how many that were in memory."""
         now = self._clock()
-        expired = [key for key, until in self._expiries.items() if until <= now]
+        expired = [key for key, ending in self._endings.items() if ending.until <= now]
         for key in expired:
-            del self._expiries[key]
+            del self._endings[key]
+        self._index()
         async with self._database.write() as connection:
             await connection.execute(delete(REVOCATIONS).where(REVOCATIONS.c.expires_at <= now))
         return len(expired)
+
+    async def _changed(self, key: str) -> None:
+        """A replica (or this one) changed something: what is stored is what counts."""
+        kind, _, value = key.partition(":")
+        columns = REVOCATIONS.c
+        query = select(columns.expires_at, columns.issued_before).where(
+            columns.kind == kind, columns.value == value
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+        if row is not None:
+            self._endings[kind, value] = Ending(*row)
+            if kind in _INDEXED:
+                self._index()
+
+    def _note(self, kind: Kind, value: str, until: float) -> None:
+        known = self._endings.get((kind, value))
+        latest = until if known is None else max(until, known.until)
+        self._endings[kind, value] = Ending(latest, None)
+        if kind in _INDEXED:
+            self._index()
+
+    def _index(self) -> None:
+        self._hashes = sum(kind == "hash" for kind, _ in self._endings)
+        self._grants = frozenset(
+            value
+            for (kind, value), ending in self._endings.items()
+            if kind == "grant" and ending.issued_before is None
+        )

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 METADATA: Final = MetaData(
@@ -36,14 +37,16 @@ SIGNING_KEYS: Final = Table(
     Column("longest_ttl", Float, nullable=False),
 )
 
-# `kind` is jti or txn: one token, or all that descends from one transaction.
+# What no longer counts, by kind (`store.revocations`). `issued_before` is set where only tokens
+# that were issued up to then are refused, and new ones may be had.
 REVOCATIONS: Final = Table(
     "revocations",
     METADATA,
-    Column("kind", String(3), primary_key=True),
-    Column("value", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("value", String(512), primary_key=True),
     Column("revoked_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    Column("issued_before", Float, nullable=True),
     Index(None, "expires_at"),
 )
 
@@ -79,6 +82,18 @@ EPOCHS: Final = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("bumped_at", Float, nullable=False),
     Column("reason", String(256), nullable=False),
+    # Identity tokens and keys from up to then attest nothing any more; 0 where none is asked for.
+    Column("attest_after", Float, nullable=False, server_default=text("0")),
+)
+
+# Which key a subject showed, and since when: `id` is a digest of issuer, subject and key.
+SEEN_KEYS: Final = Table(
+    "seen_keys",
+    METADATA,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("first_seen", Float, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    Index(None, "last_seen"),
 )
 
 # What administrators did, chained: `hash` covers the row and the hash before it.

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from valetkey.broker.core.exchange import Party, User
 from valetkey.broker.core.request import ExchangeRequest
+from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.tokens import TokenVerifier, VerifiedToken
 from valetkey.contracts import codes
@@ -17,18 +18,18 @@ from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
 
 
-class Revoked(Protocol):
-    """Answers whether one of our own tokens was revoked."""
+class OwnTokens(Protocol):
+    """Answers whether one of our own tokens still counts (`trust.standing`)."""
 
-    def is_revoked(self, jti: str, txn: str) -> bool: ...
+    def token_counts(self, token: OwnToken, compact: str) -> bool: ...
 
 
 class PartyResolver:
     """``issuer`` is the broker's own identifier: only its own tokens can be revoked here."""
 
-    def __init__(self, tokens: TokenVerifier, revoked: Revoked, *, issuer: str) -> None:
+    def __init__(self, tokens: TokenVerifier, own: OwnTokens, *, issuer: str) -> None:
         self._tokens = tokens
-        self._revoked = revoked
+        self._own = own
         self._issuer = issuer
 
     async def resolve(self, request: ExchangeRequest, client: Client) -> tuple[Party, User | None]:
@@ -39,7 +40,7 @@ class PartyResolver:
         if subject.issuer.use == "user":
             expires = await self._check_actor(actor_token, client)
             acting = Party(own.claims.issuer, own.claims.subject, expires)
-            return acting, self._user(subject)
+            return acting, self._user(subject, request.subject_token.reveal())
         if not subject.is_same_party(own):
             raise CallerError(codes.SUBJECT_INVALID, "the subject is another workload")
         if actor_token:
@@ -70,14 +71,21 @@ class PartyResolver:
             raise CallerError(codes.ACTOR_MISMATCH, "the actor is not the client")
         return min(actor.expires, client.assertion.expires)
 
-    def _user(self, token: VerifiedToken) -> User:
+    def _user(self, token: VerifiedToken, compact: str) -> User:
         claims = token.claims
-        txn = ""
-        if claims.issuer == self._issuer:
-            jti = claims.claims.get("jti")
-            txn = claims.claims.get("txn", "")
-            if not isinstance(jti, str) or not isinstance(txn, str):
-                raise CallerError(codes.SUBJECT_INVALID, "jti or txn is missing")
-            if self._revoked.is_revoked(jti, txn):
-                raise CallerError(codes.SUBJECT_REVOKED, "the subject token was revoked")
-        return User(claims.issuer, claims.subject, token.expires, claims.claims, txn)
+        if claims.issuer != self._issuer:
+            return User(claims.issuer, claims.subject, token.expires, claims.claims)
+        try:
+            own = OwnToken.of(claims)
+        except TokenInvalid as error:
+            raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
+        if not self._own.token_counts(own, compact):
+            raise CallerError(codes.SUBJECT_REVOKED, "the subject token no longer counts")
+        return User(
+            claims.issuer,
+            claims.subject,
+            token.expires,
+            claims.claims,
+            txn=own.txn,
+            origin=own.subject_issuer,
+        )

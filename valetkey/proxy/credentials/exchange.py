@@ -182,6 +182,8 @@ class ExchangeClient:
             raise _unusable("more scopes than were asked for")
         if needed - granted:
             raise PolicyError(codes.GRANT_SCOPE, "the broker granted fewer scopes than needed")
+        # Our own, as the broker knows it: after an incident, what was cached before it is void.
+        self._identity.raise_epoch(answer.client_epoch)
         life = lifetime(
             now=time.monotonic(),
             expires_in=answer.expires_in,

@@ -97,6 +97,17 @@ class FileIdentity:
             await asyncio.sleep(_POLL)
             await asyncio.to_thread(self.refresh)
 
+    def raise_epoch(self, epoch: int) -> None:
+        """Count under this epoch from now on, if it is a later one.
+
+        A credential that is cached under an older one is not found any more, and streams are
+        decided on again (`proxy.streams`).
+        """
+        known = self._principal
+        if known is not None and epoch > known.epoch:
+            self._principal = Principal(known.tenant, known.subject, epoch)
+            self._log.info("epoch_raised", workload=known.subject, issuer=known.tenant)
+
     def forget_keys(self) -> None:
         """Make the principal anew, so that it lets go of routes of an older snapshot."""
         if self._principal is not None:

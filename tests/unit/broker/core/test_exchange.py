@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.broker.core.test_grants import BOT, FILES, IDP, TICKETS, grant, policy_of
+from valetkey.broker.core.containment import Attestation, Epoch, IncidentFacts, Standing
 from valetkey.broker.core.exchange import (
     MAX_ACTOR_CHAIN,
     ExchangeFacts,
@@ -35,6 +36,36 @@ def chain(length: int) -> dict[str, Any]:
     return act
 
 
+def standing(**changes: Any) -> Standing:
+    """Nothing is held against this party, or just what is named."""
+    values: dict[str, Any] = {
+        "epoch": Epoch(),
+        "attestation": Attestation(NOW - 60, NOW - 60),
+        "ended": False,
+        "key_ended": False,
+        **changes,
+    }
+    return Standing(**values)
+
+
+def clean(*, user: bool | Standing = True, **changes: Any) -> IncidentFacts:
+    if user is True:
+        user = standing(attestation=Attestation(NOW - 60, None))
+    values: dict[str, Any] = {
+        "client": standing(),
+        "user": user or None,
+        "target_ended": False,
+        "ended_grants": frozenset(),
+        "skew": 1.0,
+        **changes,
+    }
+    return IncidentFacts(**values)
+
+
+CONTAINED = standing(epoch=Epoch(2, NOW - 30))
+ATTESTED = standing(epoch=Epoch(2, NOW - 90))
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -48,6 +79,7 @@ class Case:
     user_expires: float = NOW + 3600
     txn: str = ""
     proof: str = ""
+    incidents: IncidentFacts | None = None
 
 
 CASES = [
@@ -93,6 +125,29 @@ CASES = [
     Case("client has under a second", "actor.invalid", client_expires=NOW + 0.9),
     Case("user has under a second", "subject.invalid", user={}, user_expires=NOW + 0.5),
     Case("client expired within the leeway", "actor.invalid", client_expires=NOW - 10),
+    Case("contained", "subject.contained", incidents=clean(user=False, client=CONTAINED)),
+    Case("attested again", expected={"epoch": 2, "client_epoch": 2},
+         incidents=clean(user=False, client=ATTESTED)),
+    Case("the user is contained", "subject.contained", user={}, incidents=clean(user=CONTAINED)),
+    Case("the workload is contained, not the user", "subject.contained", user={},
+         incidents=clean(client=CONTAINED)),
+    Case("both attested again", expected={"epoch": 2, "client_epoch": 3}, user={},
+         incidents=clean(user=ATTESTED, client=standing(epoch=Epoch(3, NOW - 90)))),
+    Case("a user of whom nothing is known", "subject.contained", user={},
+         incidents=clean(user=False)),
+    Case("the subject was revoked", "subject.revoked",
+         incidents=clean(user=False, client=standing(ended=True))),
+    Case("the user was revoked", "subject.revoked", user={},
+         incidents=clean(user=standing(ended=True))),
+    Case("the proof key was revoked", "actor.key_revoked",
+         incidents=clean(user=False, client=standing(key_ended=True))),
+    Case("the target is suspended", "grant.suspended",
+         incidents=clean(user=False, target_ended=True)),
+    Case("the grant is suspended", "grant.suspended",
+         incidents=clean(user=False, ended_grants=frozenset({"tickets"}))),
+    Case("another grant is suspended", incidents=clean(user=False, ended_grants=frozenset({"x"}))),
+    Case("containment speaks before the policy", "subject.contained", scopes=("write",),
+         incidents=clean(user=False, client=CONTAINED)),
 ]  # fmt: skip
 
 
@@ -113,7 +168,13 @@ def test_decide(case: Case) -> None:
         if case.user is not None
         else None
     )
-    facts = ExchangeFacts(request, Party(IDP, BOT, case.client_expires), user, case.proof)
+    facts = ExchangeFacts(
+        request,
+        Party(IDP, BOT, case.client_expires),
+        user,
+        case.proof,
+        case.incidents or clean(user=user is not None),
+    )
     decision = decide(facts, POLICY, now=NOW)
     if case.code:
         assert isinstance(decision, Refuse)
@@ -132,4 +193,5 @@ def test_facts_do_not_show_what_they_hold() -> None:
         Secret("canary-1"), Secret("canary-2"), TOKEN_TYPE_ACCESS, "a", "", (), (), ()
     )
     user = User("i", "s", 1.0, {"email": "canary-3"})
-    assert "canary" not in repr(ExchangeFacts(request, Party("i", "s", 1.0), user, ""))
+    facts = ExchangeFacts(request, Party("i", "s", 1.0), user, "", clean())
+    assert "canary" not in repr(facts)

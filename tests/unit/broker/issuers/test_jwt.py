@@ -34,6 +34,9 @@ def issue(**changes: Any) -> Issue:
         "txn": "",
         "policy_digest": "digest",
         "grant_ids": ("g",),
+        "subject_issuer": "https://idp",
+        "epoch": 0,
+        "client_epoch": 0,
         **changes,
     }
     return Issue(**values)
@@ -69,7 +72,7 @@ async def test_a_plain_token(keys: KeyRing) -> None:
     assert read(keys, token) == {
         "iss": URL, "sub": "bot", "aud": "https://t", "client_id": "bot",
         "client_iss": "https://idp", "iat": 10_000, "exp": 10_060, "jti": "id-0", "txn": "id-1",
-        "scope": "a b", "policy_digest": "digest",
+        "scope": "a b", "policy_digest": "digest", "grants": ["g"],
     }  # fmt: skip
     assert (minted.jti, minted.txn) == ("id-0", "id-1")
     assert token not in repr(minted)
@@ -78,14 +81,51 @@ async def test_a_plain_token(keys: KeyRing) -> None:
 async def test_everything_that_may_be_there(keys: KeyRing) -> None:
     details = ({"type": "t"},)
     minted = issuer(keys).mint(
-        issue(act={"sub": "bot"}, thumbprint="jkt", details=details, txn="given", subject="alice")
-    )
+        issue(
+            act={"sub": "bot"}, thumbprint="jkt", details=details, txn="given", subject="alice",
+            subject_issuer="https://users", epoch=3, client_epoch=4,
+        )
+    )  # fmt: skip
     claims = read(keys, minted.compact.reveal())
     assert claims["act"] == {"sub": "bot"}
     assert claims["cnf"] == {"jkt": "jkt"}
     assert claims["authorization_details"] == [{"type": "t"}]
     assert claims["txn"] == minted.txn == "given"
     assert (claims["sub"], claims["client_id"]) == ("alice", "bot")
+    assert (claims["sub_iss"], claims["epoch"], claims["client_epoch"]) == ("https://users", 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("https://idp", "bot", 0, 0)),
+        ({"epoch": 2, "client_epoch": 2}, ("https://idp", "bot", 2, 2)),
+        (
+            {"act": {}, "subject": "alice", "subject_issuer": "https://users", "client_epoch": 4},
+            ("https://users", "alice", 0, 4),
+        ),
+        # A user of the same name as the client is somebody else.
+        (
+            {"act": {}, "subject": "bot", "subject_issuer": "https://users", "epoch": 1},
+            ("https://users", "bot", 1, 0),
+        ),
+        # And who acts for itself as a user is one and the same.
+        (
+            {"act": {}, "subject": "bot", "epoch": 5, "client_epoch": 5},
+            ("https://idp", "bot", 5, 5),
+        ),
+    ],
+)
+async def test_whose_it_is_and_under_which_epochs(
+    keys: KeyRing, changes: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    minted = issuer(keys).mint(issue(thumbprint="jkt", **changes))
+    own = issuer(keys).recognise(minted.compact.reveal())
+    assert own is not None
+    assert (own.subject_issuer, own.subject, own.epoch, own.client_epoch) == expected
+    assert (own.client_issuer, own.client_id) == ("https://idp", "bot")
+    assert (own.kid, own.bound_to) == (keys.signer().times.kid, ("jkt",))
+    assert (own.audience, own.grants, own.issued) == ("https://t", ("g",), 10_000)
 
 
 async def test_the_header_follows_the_key(database: Database) -> None:
@@ -108,8 +148,8 @@ async def test_our_own(keys: KeyRing) -> None:
 
 
 def signed(keys: KeyRing, header: dict[str, Any], **claims: Any) -> str:
-    payload = {"iss": URL, "sub": "bot", "jti": "j", "txn": "t", "exp": 10_060, **claims}
-    payload = {name: value for name, value in payload.items() if value is not None}
+    payload = {"iss": URL, "sub": "bot", "jti": "j", "txn": "t", "iat": 10_000, "exp": 10_060}
+    payload = {name: value for name, value in (payload | claims).items() if value is not None}
     full = {"typ": "at+jwt", "kid": keys.signer().times.kid, **header}
     return jwt.encode(payload, keys.signer().private, algorithm="ES256", headers=full)
 
@@ -127,6 +167,9 @@ async def test_what_is_not_ours(keys: KeyRing) -> None:
         ("no jti", signed(keys, {}, jti=None)),
         ("no txn", signed(keys, {}, txn=None)),
         ("no exp", signed(keys, {}, exp=None)),
+        ("no iat", signed(keys, {}, iat=None)),
+        ("grants of another form", signed(keys, {}, grants="g")),
+        ("cnf of another form", signed(keys, {}, cnf=[])),
     ):
         assert issuer(keys).recognise(token) is None, name
 

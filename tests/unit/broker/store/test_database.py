@@ -40,7 +40,7 @@ async def test_up_makes_what_the_schema_says_and_down_removes_it(database: Datab
 async def test_up_is_repeatable_and_keeps_what_is_there(database_url: str) -> None:
     first = await Database.open(database_url)
     async with first.write() as connection:
-        await connection.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)"))
+        await connection.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2, NULL)"))
     await first.close()
     second = await Database.open(database_url)
     async with second.read() as connection:
@@ -58,7 +58,7 @@ async def test_replicas_that_start_together_migrate_once(postgres: Postgres) -> 
 
 
 async def test_a_transaction_that_fails_has_changed_nothing(database: Database) -> None:
-    row = text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)")
+    row = text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2, NULL)")
 
     async def twice() -> None:
         async with database.write() as connection:
@@ -74,7 +74,7 @@ async def test_a_transaction_that_fails_has_changed_nothing(database: Database) 
 
 async def test_who_writes_holds_no_reader_up(database: Database) -> None:
     async with database.write() as writer:
-        await writer.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2)"))
+        await writer.execute(text("INSERT INTO revocations VALUES ('jti', 'a', 1, 2, NULL)"))
         async with database.read() as reader:
             count = (await reader.execute(text("SELECT count(*) FROM revocations"))).scalar_one()
         assert count == 0

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.integration.broker_support import Clock
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
-from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.revocations import FOREVER, Revocations, subject_value
+from valetkey.contracts.signals import Signal
+
+
+class Heard:
+    """What sidecars would be told."""
+
+    def __init__(self) -> None:
+        self.signals: list[Signal] = []
+
+    async def publish(self, connection: AsyncConnection, signal: Signal) -> str:
+        assert connection.in_transaction()
+        self.signals.append(signal)
+        return "jti"
 
 
 async def rows(database: Database) -> int:
@@ -18,7 +32,7 @@ async def rows(database: Database) -> int:
 
 
 async def test_a_token_and_its_transaction(database: Database, changes: Changes) -> None:
-    revocations = Revocations(database, changes, clock=Clock(1000))
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
     await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
     for jti, txn, expected in (
         ("j1", "t1", True),
@@ -32,9 +46,9 @@ async def test_a_token_and_its_transaction(database: Database, changes: Changes)
 
 async def test_loaded_again(database: Database, changes: Changes) -> None:
     clock = Clock(1000)
-    first = Revocations(database, changes, clock=clock)
+    first = Revocations(database, changes, Heard(), clock=clock)
     await first.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
-    second = Revocations(database, changes, clock=clock)
+    second = Revocations(database, changes, Heard(), clock=clock)
     assert not second.is_revoked("j1", "t1")
     await second.load()
     assert second.is_revoked("j1", "x")
@@ -43,21 +57,21 @@ async def test_loaded_again(database: Database, changes: Changes) -> None:
 
 async def test_revoked_twice_keeps_the_later_expiry(database: Database, changes: Changes) -> None:
     clock = Clock(1000)
-    revocations = Revocations(database, changes, clock=clock)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
     await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1500)
     await revocations.revoke(jti="j2", txn="t1", expires=1100, descendants=1200)
     clock.now = 1300
     await revocations.sweep()
     assert revocations.is_revoked("x", "t1")
     assert not revocations.is_revoked("j1", "x")
-    again = Revocations(database, changes, clock=clock)
+    again = Revocations(database, changes, Heard(), clock=clock)
     await again.load()
     assert again.is_revoked("x", "t1")
 
 
 async def test_swept_when_moot(database: Database, changes: Changes) -> None:
     clock = Clock(1000)
-    revocations = Revocations(database, changes, clock=clock)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
     await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
     clock.now = 1099
     assert await revocations.sweep() == 0
@@ -73,10 +87,134 @@ async def test_a_write_that_fails_is_an_error_and_still_counts(
     database: Database, changes: Changes
 ) -> None:
     """The caller is not told 200, and the token is refused all the same."""
-    revocations = Revocations(database, changes, clock=Clock(1000))
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
     async with database.write() as connection:
         await connection.execute(text("DROP TABLE revocations"))
     with pytest.raises(StoreError) as failed:
         await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
     assert revocations.is_revoked("j1", "x")
     assert failed.value.code.name == "service.unavailable"
+
+
+async def end(
+    revocations: Revocations, changes: Changes, database: Database, *what: str, until: float = 5000
+) -> None:
+    async with database.write() as connection:
+        await revocations.end(connection, what[0], what[1], until=until)  # type: ignore[arg-type]
+    await changes.catch_up()
+
+
+class Undone(Exception):  # noqa: N818
+    """Something went wrong behind it in the same transaction."""
+
+
+async def undone(revocations: Revocations, database: Database) -> None:
+    async with database.write() as connection:
+        await revocations.end(connection, "target", "v", until=FOREVER)
+        raise Undone
+
+
+KINDS = ("jti", "txn", "hash", "grant", "target", "subject", "key")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind(database: Database, changes: Changes, kind: str) -> None:
+    clock = Clock(1000)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
+    await end(revocations, changes, database, kind, "v")
+    for other in KINDS:
+        assert revocations.blocks(other, "v") is (other == kind)  # type: ignore[arg-type]
+        assert revocations.refuses(other, "v", issued_at=2000) is (other == kind)  # type: ignore[arg-type]
+    assert not revocations.blocks(kind, "w")  # type: ignore[arg-type]
+    assert revocations.ended_grants == (frozenset({"v"}) if kind == "grant" else frozenset())
+    assert revocations.any_hash is (kind == "hash")
+    again = Revocations(database, changes, Heard(), clock=clock)
+    await again.load()
+    assert again.blocks(kind, "v")  # type: ignore[arg-type]
+    assert again.ended_grants == revocations.ended_grants
+    assert again.any_hash == revocations.any_hash
+
+
+async def test_in_a_transaction_that_fails_it_counts_for_a_while(
+    database: Database, changes: Changes
+) -> None:
+    """Nobody can say whether it was committed: the answer is no, until that is known."""
+    clock = Clock(1000)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
+
+    with pytest.raises(Undone):
+        await undone(revocations, database)
+    await changes.catch_up()
+    assert revocations.blocks("target", "v")
+    assert await rows(database) == 0
+    clock.advance(3601)
+    await revocations.sweep()
+    assert not revocations.blocks("target", "v")
+
+
+async def test_lifted_it_still_refuses_what_is_older(database: Database, changes: Changes) -> None:
+    clock = Clock(1000)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
+    await end(revocations, changes, database, "grant", "g", until=FOREVER)
+    async with database.write() as connection:
+        await revocations.lift(connection, "grant", "g", at=1500, until=5100)
+        assert revocations.blocks("grant", "g"), "not before it is committed"
+    assert revocations.blocks("grant", "g")
+    await changes.catch_up()
+    assert not revocations.blocks("grant", "g")
+    assert revocations.ended_grants == frozenset()
+    assert revocations.refuses("grant", "g", issued_at=1500)
+    assert not revocations.refuses("grant", "g", issued_at=1501)
+    clock.now = 5100
+    await revocations.sweep()
+    assert not revocations.refuses("grant", "g", issued_at=1500)
+    assert await rows(database) == 0
+
+
+async def test_ended_again_it_blocks_again(database: Database, changes: Changes) -> None:
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
+    await end(revocations, changes, database, "grant", "g", until=FOREVER)
+    async with database.write() as connection:
+        await revocations.lift(connection, "grant", "g", at=1500, until=5100)
+    await changes.catch_up()
+    await end(revocations, changes, database, "grant", "g", until=4000)
+    assert revocations.blocks("grant", "g")
+    again = Revocations(database, changes, Heard(), clock=Clock(1000))
+    await again.load()
+    assert again.blocks("grant", "g")
+    async with database.read() as connection:
+        until = (await connection.execute(text("SELECT expires_at FROM revocations"))).scalar_one()
+    assert until == 5100, "never shorter than it was"
+
+
+async def test_lifting_what_was_never_ended_changes_nothing(
+    database: Database, changes: Changes
+) -> None:
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
+    async with database.write() as connection:
+        await revocations.lift(connection, "grant", "g", at=1500, until=5100)
+    await changes.catch_up()
+    assert len(revocations) == 0
+
+
+def test_a_subject_is_known_by_its_issuer_too() -> None:
+    names = [("a", "bc"), ("ab", "c"), ("", "abc"), ("abc", "")]
+    assert len({subject_value(*name) for name in names}) == len(names)
+    assert all(len(subject_value(*name)) == 43 for name in names)
+
+
+async def test_sidecars_are_told(database: Database, changes: Changes) -> None:
+    heard = Heard()
+    revocations = Revocations(database, changes, heard, clock=Clock(1000))
+    async with database.write() as connection:
+        for kind in ("jti", "txn", "hash", "grant", "target", "key"):
+            await revocations.end(connection, kind, "v", until=2000, txn="inc", reason="leaked")  # type: ignore[arg-type]
+        await revocations.end_subject(connection, "https://idp", "bot", until=2000, txn="inc")
+    told = [(signal.kind, signal.issuer, signal.value) for signal in heard.signals]
+    assert told == [
+        *((kind, "", "v") for kind in ("token", "txn", "grant", "target", "key")),
+        ("subject", "https://idp", "bot"),
+    ]
+    assert {(signal.txn, signal.at) for signal in heard.signals} == {("inc", 1000)}
+    await changes.catch_up()
+    assert revocations.blocks("subject", subject_value("https://idp", "bot"))

@@ -13,6 +13,7 @@ from tests.integration.broker_support import BOT, IDP, SELF_SIGNED, USERS, Issue
 from tests.unit.broker.trust.test_tokens import URL, Setup
 from valetkey.broker.core.exchange import Party
 from valetkey.broker.core.request import ExchangeRequest
+from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.tokens import TokenVerifier
@@ -23,13 +24,14 @@ from valetkey.contracts.secret import Secret
 
 
 class Revoked:
-    """The store's question, answered from a set: an adapter boundary."""
+    """The question to `trust.standing`, answered from a set: an adapter boundary."""
 
     def __init__(self, *revoked: str) -> None:
         self.revoked = revoked
 
-    def is_revoked(self, jti: str, txn: str) -> bool:
-        return jti in self.revoked or txn in self.revoked
+    def token_counts(self, token: OwnToken, compact: str) -> bool:
+        assert compact
+        return token.jti not in self.revoked and token.txn not in self.revoked
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""What incidents say of parties and of our own tokens: the one place that asks the stores."""
+
+from __future__ import annotations
+
+from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
+from valetkey.broker.core.exchange import User
+from valetkey.broker.issuers.jwt import OwnToken
+from valetkey.broker.store.epochs import Epochs
+from valetkey.broker.store.revocations import Revocations, subject_value, token_value
+from valetkey.broker.store.seen_keys import SeenKeys
+from valetkey.broker.trust.clients import Client
+from valetkey.contracts import jose
+from valetkey.contracts.jose import VerifiedClaims
+
+
+class Standings:
+    """Every answer is from memory, but for a key that this replica has not seen lately."""
+
+    def __init__(
+        self, revocations: Revocations, epochs: Epochs, keys: SeenKeys, *, skew: float
+    ) -> None:
+        self._revocations = revocations
+        self._epochs = epochs
+        self._keys = keys
+        self._skew = skew
+
+    async def sweep(self) -> None:
+        """Forget keys that nobody has shown for long. Raises `StoreError`."""
+        await self._keys.sweep()
+
+    def token_counts(self, token: OwnToken, compact: str) -> bool:
+        """Whether one of our own tokens is still good, as far as revocations go."""
+        revocations, issued = self._revocations, token.issued
+        if revocations.is_revoked(token.jti, token.txn) or (
+            revocations.any_hash
+            and revocations.refuses("hash", token_value(compact), issued_at=issued)
+        ):
+            return False
+        client = (token.client_issuer, token.client_id)
+        subject = (token.subject_issuer, token.subject)
+        return (
+            counts(token.epoch, self._epochs.of(*subject))
+            and counts(token.client_epoch, self._epochs.of(*client))
+            and not any(
+                revocations.refuses("subject", subject_value(*who), issued_at=issued)
+                for who in {client, subject}
+            )
+            and not revocations.refuses("target", token.audience, issued_at=issued)
+            and not any(
+                revocations.refuses("grant", grant, issued_at=issued) for grant in token.grants
+            )
+            and not any(
+                revocations.refuses("key", key, issued_at=issued)
+                for key in (token.kid, *token.bound_to)
+            )
+        )
+
+    async def of_exchange(self, client: Client, user: User | None, audience: str) -> IncidentFacts:
+        """The facts of one exchange. Notes the keys that the client shows. Raises `StoreError`."""
+        return IncidentFacts(
+            client=await self._of_client(client),
+            user=None if user is None else self._of_user(user),
+            target_ended=self._revocations.blocks("target", audience),
+            ended_grants=self._revocations.ended_grants,
+            skew=self._skew,
+        )
+
+    async def _of_client(self, client: Client) -> Standing:
+        claims = client.assertion.claims
+        who = (claims.issuer, claims.subject)
+        shown = [client.proof] if client.proof else []
+        if claims.issuer == claims.subject:
+            # Self-signed: with the key that leaked, anybody makes assertions of any date.
+            shown.append(f"kid:{claims.header.get('kid', '')}")
+        since = [await self._keys.since(*who, key) for key in shown]
+        return Standing(
+            epoch=self._epochs.of(*who),
+            attestation=Attestation(_issued_at(claims), min(since, default=None)),
+            ended=self._revocations.blocks("subject", subject_value(*who)),
+            key_ended=bool(client.proof) and self._revocations.blocks("key", client.proof),
+        )
+
+    def _of_user(self, user: User) -> Standing:
+        who = (user.home, user.subject)
+        issued_at = user.claims.get("iat")
+        return Standing(
+            epoch=self._epochs.of(*who),
+            attestation=Attestation(float(issued_at) if jose.is_time(issued_at) else None, None),
+            ended=self._revocations.blocks("subject", subject_value(*who)),
+            key_ended=False,
+        )
+
+
+def _issued_at(claims: VerifiedClaims) -> float | None:
+    issued_at = claims.claims.get("iat")
+    return float(issued_at) if jose.is_time(issued_at) else None
