@@ -52,8 +52,8 @@ exchanges: .venv-bench/.done ## Exchanges a second of brokers and of Keycloak; b
 soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
 	@.venv-bench/bin/python -m bench.soak
 
-chaos: $(VENV)/.dev ## Kill the sidecar under load, 50 times in a loop
-	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py --kills 50
+chaos: $(VENV)/.dev ## Kill the sidecar, and brokers, under load, 50 times in a loop
+	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py tests/e2e/test_broker_crash.py --kills 50
 
 fuzz: $(VENV)/.dev ## Play new inputs to the sidecar and to other readers of HTTP for MINUTES=10
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
