@@ -85,6 +85,7 @@ async def test_a_workload_for_itself(broker: Served) -> None:
         "txn": body["txn"],
         "scope": "tickets:read",
         "policy_digest": body["policy_digest"],
+        "policies": ["grants-decide"],
         "grants": ["bot-tickets"],
     }
 

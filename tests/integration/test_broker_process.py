@@ -156,8 +156,12 @@ async def test_the_example_settings_run(tmp_path: Path) -> None:
     (tmp_path / "grants.yaml").write_text((config / "grants.yaml").read_text())
     (tmp_path / "master.key").write_bytes(os.urandom(32))
     (tmp_path / "master.key").chmod(0o600)
+    (tmp_path / "policies").mkdir()
+    for policies in (config / "policies").glob("*.cedar"):
+        (tmp_path / "policies" / policies.name).write_text(policies.read_text())
     for issuer in document["issuers"]:
-        Path(issuer["jwks_file"]).write_text(json.dumps(world.idp.jwks()))
+        if "jwks_file" in issuer:  # the others are found when their first token comes
+            Path(issuer["jwks_file"]).write_text(json.dumps(world.idp.jwks()))
     async with Program.of("broker", tmp_path / "broker.yaml", tmp_path / "run") as program:
         await program.listening()
 

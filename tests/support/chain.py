@@ -29,7 +29,7 @@ def decision_data(**changes: Any) -> dict[str, Any]:
         "disposition_id": 1,
         "actor": {"app_uid": WORKLOAD},
         "authorizations": [
-            {"decision": "allowed", "policy": {"name": "grants", "version": "0" * 43}}
+            {"decision": "allowed", "policy": {"uid": "grants-decide", "version": "0" * 43}}
         ],
         "api": {"operation": "GET", "service": {"name": "tickets"}},
         "http_request": {"url": {"path": "/api/tickets/7"}},

@@ -17,6 +17,8 @@ from aiohttp import web
 
 from valetkey.broker.api.admin import AdminApi, told_why
 from valetkey.broker.api.wire import MAX_BODY
+from valetkey.broker.cedar_files import CedarFiles
+from valetkey.broker.core.attributes import ClaimDirectory
 from valetkey.broker.core.feed import Audience
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
@@ -28,6 +30,7 @@ from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.policy_settings import compiled_agents, compiled_claims
 from valetkey.broker.settings import BrokerSettings, longest_ttl
 from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.assertions import UsedAssertions
@@ -43,6 +46,7 @@ from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.kinds import KINDS
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import logs, service, settings
@@ -92,9 +96,11 @@ class Broker:
             metrics=metrics,
         )
         await policies.load()
+        cedar = CedarFiles(config.policies, config.compiled_places(), metrics=metrics)
+        await cedar.load()
         database = await Database.open(config.database)
         try:
-            base = _foundation(config, database, sealer, policies, metrics, clock)
+            base = _foundation(config, database, sealer, policies, cedar, metrics, clock)
             # First of all: what is read from now on may be newer, never older.
             await base.changes.load()
             await base.ring.load()
@@ -136,6 +142,7 @@ class Broker:
 
     async def _tick(self, *, sweep: bool) -> None:
         await self.base.policies.reload()
+        await self.base.cedar.reload()
         try:
             await self.base.ring.rotate()
             if sweep:
@@ -159,6 +166,7 @@ def _foundation(
     database: Database,
     sealer: Sealer,
     policies: PolicyFile,
+    cedar: CedarFiles,
     metrics: Metrics,
     clock: Callable[[], float],
 ) -> Foundation:
@@ -202,6 +210,7 @@ def _foundation(
         sealer=sealer,
         ring=ring,
         policies=policies,
+        cedar=cedar,
         signals=signals,
         revocations=revocations,
         epochs=epochs,
@@ -211,6 +220,9 @@ def _foundation(
         tokens=tokens,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
         parties=PartyResolver(tokens, standings, issuer=config.issuer),
+        people=People(
+            ClaimDirectory(compiled_claims(config.claims)), compiled_agents(config.agents)
+        ),
         issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
         admin=AdminApi(
             _admins(config, clock),
@@ -258,9 +270,10 @@ async def _serve(config: BrokerSettings) -> None:
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        task = asyncio.create_task(broker.base.policies.reload(force=True))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+        for watched in (broker.base.policies, broker.base.cedar):
+            task = asyncio.create_task(watched.reload(force=True))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     gc.freeze()  # what the start made stays: no need to look at it again in every collection

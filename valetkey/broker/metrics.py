@@ -49,6 +49,20 @@ class Metrics:
             registry=self.registry,
         )
         self.grants = Gauge("valetkey_broker_grants", "Grants in force.", registry=self.registry)
+        self.policies_reloads = Counter(
+            "valetkey_broker_policies_reload",
+            "Reloads of the Cedar policies by result (ok, failed).",
+            ("result",),
+            registry=self.registry,
+        )
+        self.policies_failing = Gauge(
+            "valetkey_broker_policies_reload_failing",
+            "1 while the Cedar policies on disk are bad and the last good ones are in force.",
+            registry=self.registry,
+        )
+        self.policies = Gauge(
+            "valetkey_broker_policies", "Cedar policies in force.", registry=self.registry
+        )
         self._key_age = Gauge(
             "valetkey_broker_signing_key_age_seconds",
             "Age of the key that signs.",
@@ -67,6 +81,7 @@ class Metrics:
         )
         for result in ("ok", "failed"):
             self.grants_reloads.labels(result)
+            self.policies_reloads.labels(result)
         self._issued = self._exchanges.labels("issued", "ok")
 
     def watch(self, *, key_age: Callable[[], float], proofs: Callable[[], float]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from valetkey.broker.api.admin import AdminApi
+from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
@@ -27,6 +28,7 @@ from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 
@@ -48,6 +50,7 @@ class Foundation:
     sealer: Sealer
     ring: KeyRing
     policies: PolicyFile
+    cedar: CedarFiles
     signals: Signals
     revocations: Revocations
     epochs: Epochs
@@ -57,6 +60,7 @@ class Foundation:
     tokens: TokenVerifier
     clients: ClientAuthenticator
     parties: PartyResolver
+    people: People
     issuer: JwtIssuer
     admin: AdminApi
 

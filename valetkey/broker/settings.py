@@ -19,10 +19,19 @@ from urllib.parse import urlsplit
 import msgspec
 
 from valetkey.broker.core.grants import Target
+from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.roles import Role, RoleRule
 from valetkey.broker.incident_settings import IncidentSettings
+from valetkey.broker.policy_settings import (
+    ROUTE_NAME,
+    AgentSettings,
+    ClaimTablesSettings,
+    Risk,
+    RouteSettings,
+    check_issuers,
+)
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
@@ -38,12 +47,16 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     ``audience`` is the ``aud`` of its tokens and what sidecars ask for. ``credential`` says
     whether they are bound to the caller's key. ``resource`` (default: the audience) is the URI
     under which RFC 8707 resource indicators must lie. ``ttl`` replaces ``token_ttl``.
+    ``environment`` and ``risk`` are for policies to read, ``routes`` are calls that they name.
     """
 
     audience: str
     credential: Literal["bearer", "dpop"]
     resource: str | None = None
     ttl: Duration | None = None
+    environment: str = ""
+    risk: Risk = "unrated"
+    routes: dict[str, RouteSettings] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.audience or not self.audience.isascii() or " " in self.audience:
@@ -55,6 +68,8 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"resource: {error}") from error
         if self.ttl is not None:
             _check_ttl(self.ttl)
+        if not all(ROUTE_NAME.fullmatch(name) for name in self.routes):
+            raise ValueError("routes are named by lower-case letters, digits, '.', '_' and '-'")
 
 
 class KeySettings(Settings, frozen=True, kw_only=True):
@@ -181,6 +196,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     endpoints. ``tls`` is a certificate and key, or ``terminated``: something in front of the
     broker speaks TLS, and nothing else can reach it. ``database`` is SQLite for one broker
     (``sqlite+aiosqlite:///FILE``) or PostgreSQL beneath many (``postgresql+asyncpg://…/NAME``).
+    ``policies`` is a file of Cedar policies, or a directory of ``*.cedar`` files; left out, what a
+    grant gives is permitted. ``claims`` says how tokens name roles and groups, ``agents`` which
+    workloads are agents.
     """
 
     issuer: str
@@ -195,6 +213,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     keys: KeySettings = msgspec.field(default_factory=KeySettings)
     resource_servers: tuple[ResourceServerSettings, ...] = ()
     admin: AdminSettings | None = None
+    policies: Path | None = None
+    claims: tuple[ClaimTablesSettings, ...] = ()
+    agents: tuple[AgentSettings, ...] = ()
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     incidents: IncidentSettings = msgspec.field(default_factory=IncidentSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -217,6 +238,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("a target has the broker's own issuer identifier as audience")
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so nobody could authenticate")
+        check_issuers((issuer.issuer for issuer in self.issuers), self.claims, self.agents)
+        if any("/" in name for name in self.targets):
+            raise ValueError("targets: a name has no '/': policies write target/route")
         if self.admin and any(issuer.issuer == self.issuer for issuer in self.admin.issuers):
             raise ValueError("admin.issuers: the broker's own tokens never administer it")
         for issuer in self.issuers:
@@ -247,6 +271,18 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
                 resource=target.resource or target.audience,
                 credential=target.credential,
                 ttl=float(self.token_ttl if target.ttl is None else target.ttl),
+            )
+            for name, target in self.targets.items()
+        )
+
+    def compiled_places(self) -> tuple[TargetFacts, ...]:
+        """What policies can know of each target."""
+        return tuple(
+            TargetFacts(
+                name=name,
+                environment=target.environment,
+                risk=target.risk,
+                routes={route: made.compiled() for route, made in target.routes.items()},
             )
             for name, target in self.targets.items()
         )

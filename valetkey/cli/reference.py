@@ -1,8 +1,8 @@
 """``python -m valetkey.cli.reference``: write what is generated from the code, or check it.
 
-The settings types give the JSON Schemas in ``config/`` and the configuration reference, the codes
-module gives the table of decision codes, the doctor's modules give its page, the last benchmark
-gives the README's table. With
+The settings types give the JSON Schemas in ``config/`` and the configuration reference, the broker
+gives the schema of its policies, the codes module gives the table of decision codes, the doctor's
+modules give its page, the last benchmark gives the README's table. With
 ``--check`` nothing is written, and files that differ from what would be written are named: exit
 status 1. Run in the root of a checkout.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from valetkey.broker.core.cedar_schema import SCHEMA
 from valetkey.broker.settings import BrokerSettings
 from valetkey.cli.doctor.clients import CLIENTS
 from valetkey.cli.doctor.findings import all_kinds
@@ -69,6 +70,7 @@ _UNMEASURED: Final = "Not measured yet: `make bench` writes the table.\n"
 def generate(root: Path) -> dict[Path, str]:
     """Every generated file (relative path) with the content that it should have."""
     files = {Path(f"config/{name}.schema.json"): _schema(name, kind) for name, _, kind in PROGRAMS}
+    files[Path("config/valetkey.cedarschema")] = SCHEMA
     files[Path("docs/reference/codes.md")] = _codes_page()
     files[Path("docs/reference/configuration.md")] = _configuration_page()
     files[Path("docs/reference/doctor.md")] = _doctor_page()

@@ -229,6 +229,12 @@ SUBJECT_CONTAINED: Final = _code(
     "(restart the workload).",
     oauth="invalid_grant",
 )
+SUBJECT_INACTIVE: Final = _code(
+    "subject.inactive",
+    403,
+    "The user or the workload is deactivated in the directory.",
+    oauth="invalid_grant",
+)
 ACTOR_INVALID: Final = _code(
     "actor.invalid",
     403,
@@ -343,6 +349,35 @@ GRANT_CONDITION: Final = _code(
     403,
     "A grant exists, but not for this method and path, or not for this MCP method and tool.",
     "invalid_authorization_details",
+)
+
+# --- policy: the Cedar policies say no -----------------------------------------------------------
+POLICY_DENIED: Final = _code(
+    "policy.denied",
+    403,
+    "A policy forbids this call, or none permits it.",
+    "invalid_target",
+)
+POLICY_ERROR: Final = _code(
+    "policy.error",
+    403,
+    "A policy could not be evaluated for this call, which is a deny; the broker's log says which.",
+    "invalid_target",
+)
+POLICY_OPEN: Final = _code(
+    "policy.open",
+    403,
+    "A policy looks at what the request leaves open (path, method, tool): ask for one call, with "
+    "per_request on the route.",
+    "invalid_authorization_details",
+)
+
+# --- approval: a person has to say yes ----------------------------------------------------------
+APPROVAL_REQUIRED: Final = _code(
+    "approval.required",
+    403,
+    "A person has to approve this call.",
+    oauth="invalid_target",
 )
 
 # --- broker: the policy could not be asked ------------------------------------------------------

@@ -60,6 +60,7 @@ class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     authorization_details: list[dict[str, Any]] = []
     # Ours: lets the sidecar put on record which policy decided, under which transaction.
     policy_digest: str = ""
+    policies: list[str] = []
     txn: str = ""
     jti: str = ""
     # Ours: who the broker found the subject and the acting workload to be, after verification.

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.core.exchange import ExchangeFacts, Issue, Refuse, decide
 from valetkey.broker.core.form import Form
 from valetkey.broker.core.rate_limit import RateLimit
@@ -18,6 +19,7 @@ from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
+from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
@@ -26,6 +28,7 @@ from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import TokenResponse
 
 PATH: Final = "/token"
+_POLICY: Final = frozenset({"grant", "policy", "approval"})
 
 
 class TokenEndpoint:
@@ -38,7 +41,9 @@ class TokenEndpoint:
         self,
         clients: ClientAuthenticator,
         parties: PartyResolver,
+        people: People,
         policies: PolicyFile,
+        cedar: CedarFiles,
         issuer: JwtIssuer,
         metrics: Metrics,
         limit: RateLimit,
@@ -50,7 +55,9 @@ class TokenEndpoint:
         self._limit = limit
         self._clients = clients
         self._parties = parties
+        self._people = people
         self._policies = policies
+        self._cedar = cedar
         self._issuer = issuer
         self._metrics = metrics
         self._standings = standings
@@ -76,10 +83,11 @@ class TokenEndpoint:
         self._count(client)
         acting, user = await self._parties.resolve(asked, client)
         incidents = await self._standings.of_exchange(client, user, asked.audience)
-        facts = ExchangeFacts(asked, acting, user, client.proof, incidents)
-        decision = decide(facts, self._policies.current, now=self._clock())
+        known = await self._people.of(client, user)
+        facts = ExchangeFacts(asked, acting, user, client.proof, incidents, known=known)
+        decision = decide(facts, self._policies.current, self._cedar.current, now=self._clock())
         if isinstance(decision, Refuse):
-            family = CallerError if decision.code.family != "grant" else PolicyError
+            family = PolicyError if decision.code.family in _POLICY else CallerError
             raise family(
                 decision.code, f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
             )
@@ -101,6 +109,7 @@ class TokenEndpoint:
             issuer=issue.client.issuer,
             target=issue.target,
             grant=" ".join(issue.grant_ids),
+            policy=" ".join(issue.policy_ids),
             seconds=issue.expires_in,
         )
         return TokenResponse(
@@ -111,6 +120,7 @@ class TokenEndpoint:
             scope=" ".join(issue.scopes),
             authorization_details=list(issue.details),  # RFC 9396 §7
             policy_digest=issue.policy_digest,
+            policies=list(issue.policy_ids),
             txn=token.txn,
             jti=token.jti,
             sub=issue.subject,

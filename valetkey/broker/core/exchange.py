@@ -12,21 +12,32 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
+from valetkey.broker.core.attributes import Known
+from valetkey.broker.core.cedar import Policies, Principal
 from valetkey.broker.core.containment import IncidentFacts, refusal
-from valetkey.broker.core.grants import Policy, Target
+from valetkey.broker.core.grants import Granted, Policy, Target
+from valetkey.broker.core.permission import Asking, Permission, permission
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.broker.core.resources import resource_belongs
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
+from valetkey.contracts.jose import b64url
 
 # A chain of delegation longer than this is a loop or an attack; real ones have one to three.
 MAX_ACTOR_CHAIN: Final = 8
 _MAY_ACT_MEMBERS: Final = frozenset({"sub", "iss"})
+_POLICY_CODES: Final = {
+    "deny": codes.POLICY_DENIED,
+    "error": codes.POLICY_ERROR,
+    "open": codes.POLICY_OPEN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,8 @@ class User(Party):
 class ExchangeFacts:
     """All that a decision rests on. ``user`` is ``None`` when the workload acts for itself.
 
-    ``proof`` is the thumbprint of the key that signed the DPoP proof, or empty.
+    ``proof`` is the thumbprint of the key that signed the DPoP proof, or empty. ``known`` is what
+    policies know of the parties.
     """
 
     request: ExchangeRequest
@@ -69,14 +81,19 @@ class ExchangeFacts:
     user: User | None
     proof: str
     incidents: IncidentFacts
+    known: Known = field(default=Known(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """No token. ``reason`` is for the record, ``code`` for the caller."""
+    """No token. ``reason`` is for the record, ``code`` for the caller.
+
+    ``policy_ids`` are the policies that decided, where policies did.
+    """
 
     code: Code
     reason: str
+    policy_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,7 @@ class Issue:
     """What the token says. ``expires_in`` is in whole seconds, at least 1.
 
     ``thumbprint`` is empty for a bearer token. ``txn`` is empty where a new one is to be made.
+    ``policy_ids`` are the policies that permitted it.
     """
 
     client: Party
@@ -102,9 +120,12 @@ class Issue:
     epoch: int
     """The subject's (`core.containment`)."""
     client_epoch: int
+    policy_ids: tuple[str, ...] = ()
 
 
-def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refuse:
+def decide(
+    facts: ExchangeFacts, policy: Policy, policies: Policies, *, now: float
+) -> Issue | Refuse:
     """``now`` is in seconds since the epoch."""
     request, client, user = facts.request, facts.client, facts.user
     target = policy.targets.get(request.audience)
@@ -119,22 +140,21 @@ def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refus
         if isinstance(delegated, Refuse):
             return delegated
         act = delegated
+    known = facts.known
+    if not known.actor.active or (user is not None and not known.user.active):
+        return Refuse(codes.SUBJECT_INACTIVE, "the directory says inactive")
     contained = _contained(facts, now)
     if contained is not None:
         return contained
-    granted = policy.grant(
-        target,
-        issuer=client.issuer,
-        workload=client.subject,
-        for_user=user is not None,
-        scopes=request.scopes,
-        calls=request.calls,
-    )
-    if isinstance(granted, Code):
-        return Refuse(granted, f"policy, target {target.name}")
+    allowed = _allowed(policy, policies, target, facts, now)
+    if isinstance(allowed, Refuse):
+        return allowed
+    granted, permitted = allowed
     suspended = facts.incidents.ended_grants.intersection(granted.grant_ids)
     if suspended:
         return Refuse(codes.GRANT_SUSPENDED, f"grants {', '.join(sorted(suspended))}")
+    if permitted.approvals:
+        return Refuse(codes.APPROVAL_REQUIRED, "policies ask for an approval", permitted.policy_ids)
     if target.credential == "dpop" and not facts.proof:
         return Refuse(codes.DPOP_MISSING, f"tokens for target {target.name} are bound to a key")
     expires_in = _lifetime(target, granted.ttl, client, user, now)
@@ -153,11 +173,12 @@ def decide(facts: ExchangeFacts, policy: Policy, *, now: float) -> Issue | Refus
         thumbprint=facts.proof if target.credential == "dpop" else "",
         expires_in=expires_in,
         txn=user.txn if user is not None else "",
-        policy_digest=policy.digest,
+        policy_digest=rules_digest(policy.digest, policies.digest),
         grant_ids=granted.grant_ids,
         subject_issuer=client.issuer if user is None else user.home,
         epoch=(facts.incidents.user or facts.incidents.client).epoch.number,
         client_epoch=facts.incidents.client.epoch.number,
+        policy_ids=permitted.policy_ids,
     )
 
 
@@ -174,6 +195,77 @@ def _contained(facts: ExchangeFacts, now: float) -> Refuse | None:
             if refused is not None:
                 return Refuse(refused[0], f"{who}: {refused[1]}")
     return None
+
+
+@lru_cache(maxsize=64)
+def rules_digest(grants: str, policies: str) -> str:
+    """base64url SHA-256 that names everything a decision rests on: grants, targets, policies."""
+    return b64url(hashlib.sha256(f"{grants}.{policies}".encode()).digest())
+
+
+def _allowed(
+    policy: Policy, policies: Policies, target: Target, facts: ExchangeFacts, now: float
+) -> tuple[Granted, Permission] | Refuse:
+    """What grants give and policies permit, with the same scopes in both."""
+    granted = _grant(policy, target, facts, facts.request.scopes)
+    if isinstance(granted, Code):
+        return Refuse(granted, f"policy, target {target.name}")
+    permitted = _permission(policies, target, facts, granted.scopes, now)
+    if isinstance(permitted, Refuse):
+        return permitted
+    if permitted.scopes != granted.scopes:
+        # Only the grants that give what is left count, with their limits.
+        granted = _grant(policy, target, facts, permitted.scopes)
+        if isinstance(granted, Code):
+            return Refuse(granted, f"policy, target {target.name}")
+    return granted, permitted
+
+
+def _grant(
+    policy: Policy, target: Target, facts: ExchangeFacts, scopes: tuple[str, ...]
+) -> Granted | Code:
+    return policy.grant(
+        target,
+        issuer=facts.client.issuer,
+        workload=facts.client.subject,
+        for_user=facts.user is not None,
+        scopes=scopes,
+        calls=facts.request.calls,
+    )
+
+
+def _permission(
+    policies: Policies,
+    target: Target,
+    facts: ExchangeFacts,
+    scopes: tuple[str, ...],
+    now: float,
+) -> Permission | Refuse:
+    """What the policies permit of what the grants give."""
+    client, user, known = facts.client, facts.user, facts.known
+    asking = Asking(
+        target=target.name,
+        actor=Principal(
+            "Agent" if known.agent else "Workload",
+            client.issuer,
+            client.subject,
+            known.actor.roles,
+            known.actor.groups,
+        ),
+        user=None
+        if user is None
+        else Principal("User", user.home, user.subject, known.user.roles, known.user.groups),
+        scopes=scopes,
+        calls=facts.request.calls,
+        now=now,
+    )
+    found = permission(policies, asking)
+    if isinstance(found, Permission):
+        return found
+    reason = f"target {target.name}: " + ("; ".join(found.errors) or "no policy permits it")
+    if found.policy_ids:
+        reason = f"target {target.name}: forbidden by {', '.join(found.policy_ids)}"
+    return Refuse(_POLICY_CODES[found.outcome], reason, found.policy_ids)
 
 
 def _lifetime(

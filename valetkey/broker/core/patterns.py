@@ -72,6 +72,29 @@ class PathPattern:
             for mine, yours in zip(ours, theirs, strict=False)
         )
 
+    def overlaps(self, other: PathPattern) -> bool:
+        """Whether some path is matched by both."""
+        ours, theirs = self.segments, other.segments
+        if len(ours) + self.rest > len(theirs) and not other.rest:
+            return False
+        if len(theirs) + other.rest > len(ours) and not self.rest:
+            return False
+        return all(
+            mine == yours if mine is not None and yours is not None else mine != "" != yours
+            for mine, yours in zip(ours, theirs, strict=False)
+        )
+
+    @property
+    def plain(self) -> str | None:
+        """The one path that is matched, or ``None`` where there are many."""
+        if self.rest or None in self.segments:
+            return None
+        return "/" + "/".join(segment or "" for segment in self.segments)
+
+    def __str__(self) -> str:
+        parts = ["{}" if segment is None else segment for segment in self.segments]
+        return "/" + "/".join([*parts, "{*}"] if self.rest else parts)
+
 
 def _split(text: str) -> list[str]:
     if not text.startswith("/") or len(text) > MAX_PATH:

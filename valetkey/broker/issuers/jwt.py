@@ -125,6 +125,7 @@ class JwtIssuer:
             "txn": txn,
             "scope": " ".join(issue.scopes),
             "policy_digest": issue.policy_digest,
+            "policies": issue.policy_ids,
         }
         if issue.grant_ids:
             claims["grants"] = issue.grant_ids

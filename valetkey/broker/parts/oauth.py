@@ -5,7 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.core.exchange import rules_digest
 from valetkey.broker.part import Foundation, Part
+from valetkey.broker.watched import STALE
 
 
 class OAuthPart(Part):
@@ -21,7 +23,9 @@ class OAuthPart(Part):
         exchange = token.TokenEndpoint(
             base.clients,
             base.parties,
+            base.people,
             base.policies,
+            base.cedar,
             base.issuer,
             base.metrics,
             config.limits.exchanges.of_callers(config.limits.callers),
@@ -58,9 +62,9 @@ class OAuthPart(Part):
         await self._base.assertions.sweep()
 
     def details(self) -> dict[str, str]:
-        policies = self._base.policies
-        stale = "stale: the file is bad, the last good one is in force (the log says why)"
+        grants, policies = self._base.policies, self._base.cedar
         return {
-            "grants": stale if policies.error else "ok",
-            "policy": policies.current.digest,
+            "grants": STALE if grants.error else "ok",
+            "policies": STALE if policies.error else "ok",
+            "policy": rules_digest(grants.current.digest, policies.current.digest),
         }

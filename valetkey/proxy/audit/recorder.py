@@ -37,6 +37,7 @@ _MAX_PATH: Final = 1024
 # In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`): in JSON a character is 6 bytes.
 _MAX_NAME: Final = 128
 _MAX_JTI: Final = 64  # the broker's own have 22
+_MAX_POLICIES: Final = 8  # of an id with at most 64 characters each
 _KNOWN_METHODS: Final = 64
 
 _METADATA: Final[dict[str, Any]] = {
@@ -399,10 +400,16 @@ def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
     user = b""
     if credential.subject != credential.actor:
         user = b'"user":{"uid":%b},' % _encode(credential.subject)
-    who = (
-        b'"actor":{%b"app_uid":%b},'
-        b'"authorizations":[{"decision":"allowed","policy":{"name":"grants","version":%b}}]'
-    ) % (user, app, _encode(credential.policy_digest))
+    version = _encode(credential.policy_digest)
+    policies = b",".join(
+        b'{"decision":"allowed","policy":{"uid":%b,"version":%b}}' % (_encode(name[:64]), version)
+        for name in credential.policies[:_MAX_POLICIES]
+    )
+    who = b'"actor":{%b"app_uid":%b},"authorizations":[%b]' % (
+        user,
+        app,
+        policies or b'{"decision":"allowed","policy":{"version":%b}}' % version,
+    )
     reference = b',"jti":%b,"txn":%b' % (_encode(credential.jti), _encode(credential.txn))
     credential.rendered = (who, reference, _actor(credential.actor))
     return credential.rendered

@@ -11,8 +11,8 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "expires_at", "jti", "key", "line", "near_until", "needles", "policy_digest",
-        "refresh_at", "rendered", "subject", "token", "txn", "used",
+        "actor", "expires_at", "jti", "key", "line", "near_until", "needles", "policies",
+        "policy_digest", "refresh_at", "rendered", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -28,6 +28,7 @@ class Credential:
         jti: str,
         txn: str,
         policy_digest: str,
+        policies: tuple[str, ...] = (),
     ) -> None:
         self.key = key
         self.token = token
@@ -41,6 +42,8 @@ class Credential:
         self.jti = jti
         self.txn = txn
         self.policy_digest = policy_digest
+        self.policies = policies
+        """Those of the broker that permitted it, by id."""
         self.near_until = 0.0
         """Until when the cache may find it without looking (`credentials.cache`)."""
         self.used = False

@@ -202,6 +202,7 @@ class ExchangeClient:
             jti=answer.jti,
             txn=answer.txn,
             policy_digest=answer.policy_digest,
+            policies=tuple(answer.policies),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.broker.core.test_grants import BOT, FILES, IDP, TICKETS, grant, policy_of
+from valetkey.broker.core.cedar import Policies
 from valetkey.broker.core.containment import Attestation, Epoch, IncidentFacts, Standing
 from valetkey.broker.core.exchange import (
     MAX_ACTOR_CHAIN,
@@ -17,7 +18,9 @@ from valetkey.broker.core.exchange import (
     Refuse,
     User,
     decide,
+    rules_digest,
 )
+from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.contracts.oauth import TOKEN_TYPE_ACCESS
 from valetkey.contracts.secret import Secret
@@ -27,6 +30,7 @@ POLICY = policy_of(
     grant("tickets", on_behalf_of="users"),
     grant("files", target="files", ttl="60s"),
 )
+POLICIES = Policies.compile(None, [TargetFacts("tickets"), TargetFacts("files")])
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -175,14 +179,15 @@ def test_decide(case: Case) -> None:
         case.proof,
         case.incidents or clean(user=user is not None),
     )
-    decision = decide(facts, POLICY, now=NOW)
+    decision = decide(facts, POLICY, POLICIES, now=NOW)
     if case.code:
         assert isinstance(decision, Refuse)
         assert decision.code.name == case.code
         assert decision.reason
     else:
         assert isinstance(decision, Issue)
-        assert decision.policy_digest == POLICY.digest
+        assert decision.policy_digest == rules_digest(POLICY.digest, POLICIES.digest)
+        assert decision.policy_ids == ("grants-decide",)
         assert decision.client == facts.client
         for name, value in case.expected.items():
             assert getattr(decision, name) == value, name

@@ -33,6 +33,7 @@ def issue(**changes: Any) -> Issue:
         "expires_in": 60,
         "txn": "",
         "policy_digest": "digest",
+        "policy_ids": ("a", "b"),
         "grant_ids": ("g",),
         "subject_issuer": "https://idp",
         "epoch": 0,
@@ -72,7 +73,7 @@ async def test_a_plain_token(keys: KeyRing) -> None:
     assert read(keys, token) == {
         "iss": URL, "sub": "bot", "aud": "https://t", "client_id": "bot",
         "client_iss": "https://idp", "iat": 10_000, "exp": 10_060, "jti": "id-0", "txn": "id-1",
-        "scope": "a b", "policy_digest": "digest", "grants": ["g"],
+        "scope": "a b", "policy_digest": "digest", "policies": ["a", "b"], "grants": ["g"],
     }  # fmt: skip
     assert (minted.jti, minted.txn) == ("id-0", "id-1")
     assert token not in repr(minted)

@@ -269,6 +269,7 @@ segment = st.text("abcXYZ019-._~!$&'()*+,;=:@", min_size=1, max_size=20).filter(
     status=st.integers(200, 599).filter(lambda status: status not in {401, 407}),
     who=st.fixed_dictionaries(
         dict.fromkeys(("subject", "actor", "jti", "txn", "policy_digest"), text)
+        | {"policies": st.lists(text, max_size=12).map(tuple)}
     ),
     ending=st.sampled_from(["completed", "target_failed", "client_closed", "cut"]),
 )
@@ -313,8 +314,10 @@ def test_every_allowed_call(stand, method, path, query, trace, status, who, endi
     assert unmapped["scopes"] == ["%d%%", "100%s", "t:read"]
     assert unmapped["credential"] == "bearer"
     assert [unmapped[name] for name in ("jti", "txn")] == [who[name] for name in ("jti", "txn")]
+    version = {"version": who["policy_digest"]}
+    named = [{"uid": name} | version for name in who["policies"][:8]]
     assert data["authorizations"] == [
-        {"decision": "allowed", "policy": {"name": "grants", "version": who["policy_digest"]}}
+        {"decision": "allowed", "policy": policy} for policy in named or [version]
     ]
     assert unmapped["dropped"] == ["authorization", *(["access_token"] if query else [])]
 

@@ -1,0 +1,198 @@
+"""Cedar policies through the real broker: they take from what grants give, and never add to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.broker_support import (
+    BOT,
+    FILES,
+    IDP,
+    TICKETS,
+    USERS,
+    Served,
+    World,
+    claims_of,
+    details,
+    free_url,
+    serving,
+)
+from valetkey.contracts.errors import ConfigError
+
+ALL = '@id("all") permit (principal, action, resource);\n'
+
+
+class PolicyWorld(World):
+    """A world whose broker reads policies, with roles, groups, agents and a route."""
+
+    def policies(self, text: str, name: str = "main.cedar") -> PolicyWorld:
+        directory = self.root / "policies"
+        directory.mkdir(parents=True, exist_ok=True)
+        new = directory / f"{name}.new"
+        new.write_text(text)
+        new.rename(directory / name)
+        return self
+
+    def document(self) -> dict[str, Any]:
+        document = super().document()
+        document["policies"] = str(self.root / "policies")
+        document["claims"] = [
+            {"issuer": USERS, "roles": {"claim": ["realm", "roles"], "names": {"S": "support"}}},
+            {"issuer": IDP, "groups": {"claim": ["team"], "names": {"red": "red"}}},
+        ]
+        document["agents"] = [{"issuer": IDP, "workload": "spiffe://demo.example/ns/ai/sa/*"}]
+        document["targets"]["tickets"]["environment"] = "production"
+        document["targets"]["tickets"]["routes"] = {
+            "close": {"methods": ["POST"], "path": "/tickets/{id}/close"}
+        }
+        return document | self.overrides
+
+
+def world(tmp_path: Path, text: str) -> PolicyWorld:
+    return PolicyWorld(tmp_path, free_url()).policies(text)
+
+
+async def ask(broker: Served, token: str = "", **changes: Any) -> dict[str, Any]:
+    world = broker.world
+    _, body, _ = await broker.exchange(world.form(token or world.workload(), **changes))
+    return body
+
+
+async def ask_for_user(broker: Served, **user: Any) -> dict[str, Any]:
+    world = broker.world
+    token = world.workload()
+    _, body, _ = await broker.exchange(world.user_form(token, world.user(**user)))
+    return body
+
+
+async def test_token_and_answer_name_the_policies(tmp_path: Path) -> None:
+    text = (
+        ALL
+        + '@id("prod") permit (principal, action, resource) when { context.environment == "production" };'
+    )
+    async with serving(world(tmp_path, text)) as broker:
+        body = await ask(broker)
+        assert body["policies"] == ["all", "prod"]
+        claims = claims_of(body["access_token"])
+        assert claims["policies"] == ["all", "prod"]
+        _, raw, _ = await broker.get("/readyz")
+        assert json.loads(raw)["policy"] == claims["policy_digest"] == body["policy_digest"]
+        assert json.loads(raw)["policies"] == "ok"
+
+
+async def test_without_policies_grants_decide(tmp_path: Path) -> None:
+    async with serving(World(tmp_path, free_url())) as broker:
+        assert (await ask(broker))["policies"] == ["grants-decide"]
+
+
+ERRING = "context.weekday + 9223372036854775807 > 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "changes", "code"),
+    [
+        ("permitted by nothing", '@id("a") permit (principal is User, action, resource);', {}, "policy.denied"),
+        ("forbidden", ALL + '@id("no") forbid (principal, action, resource in Target::"tickets");', {}, "policy.denied"),
+        ("an erring forbid", ALL + f'@id("no") forbid (principal, action, resource) when {{ {ERRING} }};', {}, "policy.error"),
+        ("never more than grants", ALL, {"scope": "tickets:write"}, "grant.scope"),
+        ("never another target", ALL, {"audience": "https://nowhere"}, "grant.missing"),
+        ("an approval", ALL + '@id("ask") forbid (principal, action, resource) unless { context.approved };', {}, "approval.required"),
+        ("a path left open", ALL + '@id("no") forbid (principal, action, resource) when { context.path like "/x*" };', {}, "policy.open"),
+        ("a path that is forbidden", ALL + '@id("no") forbid (principal, action, resource) when { context.path like "/public/x*" };',
+         {"audience": FILES, "scope": "files:read", "authorization_details": details("/public/x/y", "GET", exact=True)}, "policy.denied"),
+        ("wider than a route", ALL + '@id("no") forbid (principal, action, resource in Route::"tickets/close");',
+         {"authorization_details": details("/tickets/{rest*}", "POST", audience=TICKETS)}, "policy.open"),
+        ("in a route", ALL + '@id("no") forbid (principal, action, resource in Route::"tickets/close");',
+         {"authorization_details": details("/tickets/7/close", "POST", audience=TICKETS, exact=True)}, "policy.denied"),
+        ("another method", ALL + '@id("no") forbid (principal, action, resource in Route::"tickets/close");',
+         {"authorization_details": details("/tickets/7/close", "GET", audience=TICKETS, exact=True)}, None),
+    ],
+)  # fmt: skip
+async def test_what_policies_refuse(
+    tmp_path: Path, name: str, text: str, changes: dict[str, Any], code: str | None
+) -> None:
+    async with serving(world(tmp_path, text)) as broker:
+        body = await ask(broker, **changes)
+        assert body.get("code") == code, (name, body)
+        assert ("access_token" in body) == (code is None)
+
+
+async def test_a_scope_that_policies_take_is_left_out(tmp_path: Path) -> None:
+    text = (
+        ALL
+        + '@id("no") forbid (principal, action, resource) when { context.scope == "tickets:list" };'
+    )
+    async with serving(world(tmp_path, text)) as broker:
+        body = await ask(broker, scope="tickets:read tickets:list")
+        assert body["scope"] == "tickets:read"
+        assert claims_of(body["access_token"])["scope"] == "tickets:read"
+
+
+async def test_roles_and_groups_come_from_verified_claims(tmp_path: Path) -> None:
+    text = (
+        '@id("team") permit (principal in Group::"red", action, resource);'
+        '@id("support") permit (principal in Role::"support", action, resource);'
+    )
+    async with serving(world(tmp_path, text)) as broker:
+        assert (await ask(broker))["code"] == "policy.denied"
+        red = broker.world.workload(team="red")
+        assert (await ask(broker, red))["policies"] == ["team"]
+        assert (await ask(broker, broker.world.workload(team="RED")))["code"] == "policy.denied"
+        assert (await ask(broker, broker.world.workload(team={"red": 1})))[
+            "code"
+        ] == "actor.invalid"
+        # Both are asked about: the workload has no group here, whatever the user's role.
+        assert (await ask_for_user(broker, realm={"roles": ["S"]}))["code"] == "policy.denied"
+        assert (await ask_for_user(broker, realm="S"))["code"] == "subject.invalid"
+
+
+async def test_a_user_needs_a_role_and_the_workload_a_permit(tmp_path: Path) -> None:
+    text = (
+        '@id("bots") permit (principal is Workload, action, resource);'
+        '@id("support") permit (principal is User in Role::"support", action, resource)'
+        f' when {{ context.actor.subject == "{BOT}" }};'
+    )
+    async with serving(world(tmp_path, text)) as broker:
+        body = await ask_for_user(broker, realm={"roles": ["S"]})
+        assert body["policies"] == ["bots", "support"]
+        assert (await ask_for_user(broker))["code"] == "policy.denied"
+
+
+async def test_agents_are_told_apart(tmp_path: Path) -> None:
+    agent = "spiffe://demo.example/ns/ai/sa/bot"
+    text = ALL + '@id("no-agents") forbid (principal is Agent, action, resource);'
+    made = world(tmp_path, text)
+    async with serving(made) as broker:
+        payments = {"audience": "https://payments.example.com", "scope": "payments:read"}
+        assert (await ask(broker, made.workload(agent), **payments))["code"] == "policy.denied"
+        assert "access_token" in await ask(broker, **payments)
+
+
+async def test_policies_are_watched_and_bad_ones_change_nothing(tmp_path: Path) -> None:
+    made = world(tmp_path, ALL)
+    async with serving(made) as broker:
+        cedar = broker.broker.base.cedar
+        made.policies('@id("no") forbid (principal, action, resource);', "more.cedar")
+        await cedar.reload()
+        assert (await ask(broker))["code"] == "policy.denied"
+        made.policies("permit (", "more.cedar")
+        await cedar.reload()
+        assert (await ask(broker))["code"] == "policy.denied", "the last good ones are in force"
+        _, raw, _ = await broker.get("/readyz")
+        assert json.loads(raw)["policies"].startswith("stale")
+        made.policies('@id("ok") permit (principal, action, resource);', "more.cedar")
+        await cedar.reload()
+        assert (await ask(broker))["policies"] == ["all", "ok"]
+
+
+async def test_bad_policies_at_the_start_stop_it(tmp_path: Path) -> None:
+    made = world(
+        tmp_path, ALL + '@id("b") forbid (principal, action, resource in Target::"tickts");'
+    )
+    with pytest.raises(ConfigError, match=r'main\.cedar:2: Target::"tickts"'):
+        async with serving(made):
+            pass

@@ -1,0 +1,41 @@
+"""What policies know of the parties: their roles and groups, and which workloads are agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from valetkey.broker.core.attributes import AttributesInvalid, Directory, Known
+from valetkey.broker.core.exchange import User
+from valetkey.broker.core.patterns import WorkloadPattern
+from valetkey.broker.trust.clients import Client
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+
+
+class People:
+    """``agents`` are patterns of workloads by their issuer."""
+
+    def __init__(
+        self, directory: Directory, agents: Mapping[str, tuple[WorkloadPattern, ...]]
+    ) -> None:
+        self._directory = directory
+        self._agents = agents
+
+    async def of(self, client: Client, user: User | None) -> Known:
+        """What is known of both. Raises `CallerError` for a token whose claims are malformed."""
+        claims = client.assertion.claims
+        try:
+            actor = await self._directory.attributes(claims.issuer, claims.subject, claims.claims)
+        except AttributesInvalid as error:
+            raise CallerError(codes.ACTOR_INVALID, str(error)) from error
+        agent = self.is_agent(claims.issuer, claims.subject)
+        if user is None:
+            return Known(actor, agent)
+        try:
+            found = await self._directory.attributes(user.issuer, user.subject, user.claims)
+        except AttributesInvalid as error:
+            raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
+        return Known(actor, agent, found)
+
+    def is_agent(self, issuer: str, subject: str) -> bool:
+        return any(pattern.matches(subject) for pattern in self._agents.get(issuer, ()))
