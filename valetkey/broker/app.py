@@ -29,6 +29,7 @@ from valetkey.broker.metrics import Metrics
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.oauth import OAuthPart
+from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.policy_settings import compiled_agents, compiled_claims
 from valetkey.broker.settings import BrokerSettings, longest_ttl
@@ -63,7 +64,7 @@ _TICKS_PER_SWEEP: Final = 60
 
 def _parts(base: Foundation) -> list[Part]:
     """All parts of a broker, in the order in which they load."""
-    return [OAuthPart(base), AdministrationPart(base)]
+    return [OAuthPart(base), AdministrationPart(base), SignalsPart(base)]
 
 
 class Broker:
@@ -79,6 +80,7 @@ class Broker:
         )
         for part in self.parts:
             part.add_routes(self.app.router)
+        self.app.on_shutdown.append(self._let_go)
         service.add_probes(self.app, base.metrics.registry, self._ready, details=self._details)
 
     @classmethod
@@ -114,6 +116,10 @@ class Broker:
             raise
         broker._start()
         return broker
+
+    async def _let_go(self, _app: web.Application) -> None:
+        for part in self.parts:
+            part.stop()
 
     def _start(self) -> None:
         work = [("housekeeping", self._keep_house()), ("changes", self.base.changes.run())]
@@ -240,6 +246,7 @@ def _audience(config: BrokerSettings) -> Audience:
     return Audience(
         issuer=config.issuer,
         workload_issuers=config.workload_issuers(),
+        receivers=frozenset((one.issuer, one.subject) for one in config.feed.receivers),
         chained=any(trusted.issuer == config.issuer for trusted in config.issuers),
     )
 

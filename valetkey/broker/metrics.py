@@ -73,6 +73,23 @@ class Metrics:
             "DPoP proofs remembered against replay.",
             registry=self.registry,
         )
+        self.pushes = Counter(
+            "valetkey_broker_feed_pushes",
+            "Events pushed to receivers by result (delivered, refused, failed).",
+            ("result",),
+            registry=self.registry,
+        )
+        self._feed_waiting = Gauge(
+            "valetkey_broker_feed_waiting",
+            "Receivers whose poll waits for an event.",
+            registry=self.registry,
+        )
+        self.feed_events = Counter(
+            "valetkey_broker_feed_events",
+            "Events by what became of them at receivers (delivered, acknowledged, refused).",
+            ("result",),
+            registry=self.registry,
+        )
         Info("valetkey_broker_build", "Version of the broker.", registry=self.registry).info(
             {
                 "version": __version__,
@@ -88,6 +105,10 @@ class Metrics:
         """Read these when scraped."""
         self._key_age.set_function(key_age)
         self._replay.set_function(proofs)
+
+    def watch_feed(self, *, waiting: Callable[[], float]) -> None:
+        """Read this when scraped."""
+        self._feed_waiting.set_function(waiting)
 
     def issued(self, seconds: float) -> None:
         self._issued.inc()

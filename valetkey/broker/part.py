@@ -82,6 +82,9 @@ class Part:
     async def sweep(self) -> None:
         """Forget what has expired; called once a minute. Raises `StoreError`."""
 
+    def stop(self) -> None:
+        """Let go of requests that wait: no more will come, and the server waits for these."""
+
     def details(self) -> dict[str, str]:
         """Members for ``/readyz``."""
         return {}

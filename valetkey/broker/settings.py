@@ -23,6 +23,7 @@ from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.roles import Role, RoleRule
+from valetkey.broker.feed_settings import FeedSettings
 from valetkey.broker.incident_settings import IncidentSettings
 from valetkey.broker.policy_settings import (
     ROUTE_NAME,
@@ -216,6 +217,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     policies: Path | None = None
     claims: tuple[ClaimTablesSettings, ...] = ()
     agents: tuple[AgentSettings, ...] = ()
+    feed: FeedSettings = msgspec.field(default_factory=FeedSettings)
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     incidents: IncidentSettings = msgspec.field(default_factory=IncidentSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -243,6 +245,9 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("targets: a name has no '/': policies write target/route")
         if self.admin and any(issuer.issuer == self.issuer for issuer in self.admin.issuers):
             raise ValueError("admin.issuers: the broker's own tokens never administer it")
+        for receiver in self.feed.receivers:
+            if receiver.issuer not in self.workload_issuers():
+                raise ValueError(f"feed.receivers: {receiver.issuer} is no issuer of workloads")
         for issuer in self.issuers:
             if issuer.use == "admin":
                 raise ValueError(f"issuer {issuer.issuer}: use: admin belongs in admin.issuers")

@@ -476,6 +476,23 @@ PROXY_INTERNAL: Final = _code(
     "proxy.internal", 500, "The sidecar failed on this call; the reason is in its log."
 )
 
+# --- feed: how sidecars and other receivers learn what has ended ----------------------------------
+FEED_LOST: Final = _code(
+    "feed.lost",
+    503,
+    "The sidecar does not hear from the broker what was revoked, and its settings let no call "
+    "leave like that.",
+    retry_after=5,
+)
+FEED_NO_STREAM: Final = _code(
+    "feed.no_stream",
+    404,
+    "There is no such stream (any more): forget what rests on it, and create a new one.",
+)
+FEED_TOO_MANY_STREAMS: Final = _code(
+    "feed.too_many_streams", 409, "This identity has as many streams as it may: delete one."
+)
+
 # --- service: the broker's and the collector's own endpoints ------------------------------------
 SERVICE_NOT_FOUND: Final = _code("service.not_found", 404, "There is no such endpoint.")
 SERVICE_METHOD: Final = _code(

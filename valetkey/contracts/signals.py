@@ -5,6 +5,7 @@ A `Signal` says that something no longer counts. On the wire it is a Security Ev
 `read_event` reads it back strictly. Which event and which subject (RFC 9493) stand for which kind:
 
     token    jwt_id                       credential-change, revoke, access_token
+    hash     opaque                       credential-change, revoke, access_token
     txn      complex, session: opaque     session-revoked
     grant    uri urn:valetkey:grant:ID    credential-change, revoke, grant
     subject  iss_sub                      session-revoked, with the new ``epoch`` (ours)
@@ -26,7 +27,7 @@ import msgspec
 
 from valetkey.contracts.jose import is_time
 
-Kind = Literal["token", "txn", "grant", "subject", "key", "target"]
+Kind = Literal["token", "hash", "txn", "grant", "subject", "key", "target"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 SESSION_REVOKED: Final = "https://schemas.openid.net/secevent/caep/event-type/session-revoked"
@@ -41,6 +42,7 @@ EVENTS: Final = (SESSION_REVOKED, CREDENTIAL_CHANGE, CREDENTIAL_COMPROMISE)
 
 EVENT_OF: Final[Mapping[Kind, str]] = {
     "token": CREDENTIAL_CHANGE,
+    "hash": CREDENTIAL_CHANGE,
     "txn": SESSION_REVOKED,
     "grant": CREDENTIAL_CHANGE,
     "subject": SESSION_REVOKED,
@@ -51,6 +53,7 @@ EVENT_OF: Final[Mapping[Kind, str]] = {
 # CAEP 1.0 §3.3.1 and RISC 1.0 §2.7: credential_type may be a value that both sides agreed on.
 _CREDENTIAL_TYPES: Final[Mapping[Kind, str]] = {
     "token": "access_token",
+    "hash": "access_token",
     "grant": "grant",
     "key": "proof_key",
     "target": "target",
@@ -63,11 +66,12 @@ _MAX_ID: Final = 2048
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """Something that no longer counts.
 
-    ``value`` is the ``jti`` of a token, a transaction (``txn`` claim), a grant's id, a subject
-    (``sub``), a proof key's thumbprint (RFC 7638) or a target's audience. ``issuer`` says whose
-    subject it is (of a token: who issued it, empty for the broker). ``txn`` is what caused it, an
-    incident's id, say. ``at`` is when it happened, in seconds since the epoch. ``epoch`` is a
-    subject's new revocation counter: what was made under an older one does not count.
+    ``value`` is the ``jti`` of a token, its hash (SHA-256, base64url), a transaction (``txn``
+    claim), a grant's id, a subject (``sub``), a proof key's thumbprint (RFC 7638) or a target's
+    audience. ``issuer`` says whose subject it is (of a token: who issued it, empty for the broker).
+    ``txn`` is what caused it, an incident's id, say. ``at`` is when it happened, in seconds since
+    the epoch. ``epoch`` is a subject's new revocation counter: what was made under an older one
+    does not count.
     """
 
     kind: Kind
@@ -101,6 +105,11 @@ Event = Signal | Verification | StreamUpdated
 
 class EventInvalid(ValueError):  # noqa: N818 - reads as what it is
     """The claims are no event of ours. The message never repeats a value."""
+
+
+def fleet_audience(issuer: str) -> str:
+    """The ``aud`` of what a broker tells its sidecars: derived, so that both sides know it."""
+    return issuer + "/ssf"
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -149,6 +158,8 @@ def _subject_id(signal: Signal, issuer: str) -> dict[str, Any]:
     match signal.kind:
         case "token":
             return {"format": "jwt_id", "iss": signal.issuer or issuer, "jti": signal.value}
+        case "hash":
+            return _opaque(signal.value)
         case "txn":
             return {"format": "complex", "session": _opaque(signal.value)}
         case "grant":
@@ -256,6 +267,8 @@ def _identify(
             kind, value, whose = "subject", sub, iss
         case _Token(iss, jti):
             kind, value, whose = "token", jti, "" if iss == issuer else iss
+        case _Opaque(id=value):
+            kind = "hash"
         case _Uri(uri) if uri.startswith(_GRANT):
             kind, value = "grant", unquote(uri.removeprefix(_GRANT))
         case _Uri(uri) if uri.startswith(_THUMBPRINT):

@@ -52,8 +52,10 @@ def test_the_help_is_one_printable_line(code: Code) -> None:
 
 @ALL
 def test_retry_is_only_advised_where_the_fault_passes(code: Code) -> None:
-    # RFC 9110 §15.6: the 5xx class says that the request itself may be fine.
-    assert code.retry_after is None or (code.retry_after > 0 and code.status in {502, 503, 504})
+    # RFC 9110 §15.6: the 5xx class says that the request itself may be fine; RFC 6585 §4: so does 429.
+    assert code.retry_after is None or (
+        code.retry_after > 0 and code.status in {429, 502, 503, 504}
+    )
     assert code.status != 503 or code.retry_after is not None
 
 

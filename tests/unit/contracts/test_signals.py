@@ -28,6 +28,7 @@ KINDS = {
     "token of another issuer": Signal(
         kind="token", value="tok-9", issuer="https://i.example", at=1
     ),
+    "hash": Signal(kind="hash", value="LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ", at=1793499990),
     "txn": Signal(kind="txn", value="t-1", at=1793499990),
     "grant": Signal(kind="grant", value="grant:ü/1", at=1793499990),
     "subject": Signal(

@@ -1,7 +1,4 @@
-"""Access tokens as JWTs (RFC 9068), signed with ES256.
-
-The header is the same for every token under one key, so its segment is made once per key.
-"""
+"""Access tokens as JWTs (RFC 9068), signed with ES256."""
 
 from __future__ import annotations
 
@@ -9,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from valetkey.broker.core.exchange import Issue
-from valetkey.broker.issuers.keyring import KeyRing, SigningKey
-from valetkey.contracts import es256, jose
-from valetkey.contracts.jose import TokenInvalid, VerifiedClaims, b64url
+from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.issuers.signer import Signer
+from valetkey.contracts import jose
+from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 from valetkey.contracts.secret import Secret
 
 TYP: Final = "at+jwt"  # RFC 9068 §2.1
@@ -104,7 +100,7 @@ class JwtIssuer:
         self._issuer = issuer
         self._clock = clock
         self._random_id = random_id
-        self._header: tuple[str, bytes] = ("", b"")
+        self._signer = Signer(ring, TYP)
         self._checks = {"iss": jose.equals(issuer), "jti": jose.present, "txn": jose.present}
 
     def mint(self, issue: Issue) -> MintedToken:
@@ -141,7 +137,7 @@ class JwtIssuer:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
         if issue.details:
             claims["authorization_details"] = issue.details  # RFC 9396 §9.1
-        return MintedToken(Secret(self._sign(claims)), jti, txn)
+        return MintedToken(Secret(self._signer.sign(claims)), jti, txn)
 
     def recognise(self, compact: str) -> OwnToken | None:
         """One of our own tokens that has not expired, or ``None``."""
@@ -159,19 +155,6 @@ class JwtIssuer:
             return None
         # Our own clock made `exp`: no leeway here.
         return own if verified.header.get("typ") == TYP and own.expires > now else None
-
-    def _sign(self, claims: dict[str, Any]) -> str:
-        key = self._ring.signer()
-        signing_input = self._header_of(key) + b64url(msgspec.json.encode(claims)).encode()
-        return es256.sign(key.private, signing_input)
-
-    def _header_of(self, key: SigningKey) -> bytes:
-        kid, segment = self._header
-        if kid != key.times.kid:
-            header = {"typ": TYP, "alg": "ES256", "kid": key.times.kid}
-            segment = b64url(msgspec.json.encode(header)).encode() + b"."
-            self._header = (key.times.kid, segment)
-        return segment
 
 
 def _count(value: Any) -> int:

@@ -8,10 +8,10 @@ it writes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import asyncpg
 from alembic import command
@@ -25,6 +25,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, ValetkeyError
+
+T = TypeVar("T")
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _SQLITE: Final = "sqlite+aiosqlite"
@@ -112,6 +114,21 @@ class Database:
     def insert(self, table: Table) -> Any:
         """An insert that knows ``on_conflict_do_update`` and ``on_conflict_do_nothing``."""
         return postgresql.insert(table) if self.postgres else sqlite.insert(table)
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run work on the database that a cancellation must not cut: it is waited for, then raised.
+
+    A connection that is left in the middle of a statement can't be closed properly (aiosqlite).
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen; the cancellation is what goes on
+        raise
 
 
 def _engine(url: URL) -> AsyncEngine:

@@ -81,6 +81,12 @@ class Signals:
         async with self._database.read() as connection:
             return [_published(row) for row in (await connection.execute(query)).mappings()]
 
+    async def by_jti(self, jtis: Iterable[str]) -> list[Published]:
+        """Those that are (still) there."""
+        query = select(SIGNALS).where(SIGNALS.c.jti.in_(list(jtis)))
+        async with self._database.read() as connection:
+            return [_published(row) for row in (await connection.execute(query)).mappings()]
+
     async def newest(self, limit: int) -> list[Published]:
         """The last ones, in order."""
         query = select(SIGNALS).order_by(SIGNALS.c.seq.desc()).limit(limit)

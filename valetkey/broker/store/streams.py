@@ -9,7 +9,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -39,9 +40,12 @@ class FeedStreams:
         """Have ``handler`` called with the id of a stream that was changed or deleted."""
         self._changes.subscribe(_TOPIC, handler)
 
-    def write(self) -> Any:
-        """One transaction; see `Database.write`."""
-        return self._database.write()
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, in force at this replica once it is over. Raises `StoreError`."""
+        async with self._database.write() as connection:
+            yield connection
+        await self._changes.catch_up()
 
     async def create(self, stream: Stream, *, most: int) -> Stream | None:
         """Store a stream that begins behind the newest signal; ``None`` if the owner has ``most``.
@@ -99,7 +103,7 @@ class FeedStreams:
         await self._changes.publish(connection, _TOPIC, stream.id)
 
     async def delete(self, stream_id: str) -> None:
-        async with self._database.write() as connection:
+        async with self.write() as connection:
             await connection.execute(delete(FEED_STREAMS).where(FEED_STREAMS.c.id == stream_id))
             await self._changes.publish(connection, _TOPIC, stream_id)
 
@@ -136,6 +140,12 @@ class FeedStreams:
         )
         async with self._database.write() as connection:
             return bool((await connection.execute(taken)).rowcount)
+
+    async def release(self, holder: str) -> None:
+        """Let other replicas push what ``holder`` pushed."""
+        ended = update(FEED_STREAMS).where(FEED_STREAMS.c.lease == holder)
+        async with self._database.write() as connection:
+            await connection.execute(ended.values(lease="", lease_until=0.0))
 
     async def sweep(self, gone: int) -> int:
         """End streams that nobody follows, and those that are behind ``gone``; says how many."""

@@ -14,7 +14,7 @@ Rules (docs/adr/0004):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -85,9 +85,9 @@ class ClientAuthenticator:
         return self._nonces.current(self._clock())  # RFC 9449 §8.2
 
     async def authenticate(self, form: Form, proofs: Sequence[str], *, url: str) -> Client:
-        """``proofs`` are all values of the DPoP header, ``url`` is this endpoint's own URL.
+        """By a form (RFC 7523 §2.2). ``proofs`` are all values of the DPoP header.
 
-        Raises `CallerError`.
+        ``url`` is this endpoint's own URL. Raises `CallerError`.
         """
         compact = form.get("client_assertion")
         assertion_type = form.get("client_assertion_type")
@@ -104,8 +104,45 @@ class ClientAuthenticator:
         # RFC 7521 §4.2: client_id may be left out, but must not contradict.
         if form.get("client_id") not in {"", assertion.claims.subject}:
             raise CallerError(codes.ACTOR_INVALID, "client_id is not the assertion's subject")
-        proof = self._check_proof(proofs, url)
-        if assertion.issuer.reusable and proof is None:
+        proof = self._check_proof(proofs, "POST", url)
+        return await self._authenticated(assertion, compact, jti, proof)
+
+    async def authenticate_bearer(
+        self,
+        compact: str,
+        proofs: Sequence[str],
+        *,
+        method: str,
+        url: str,
+        unbound: Callable[[str, str], bool],
+    ) -> Client:
+        """By the token alone (RFC 6750 §2.1), for endpoints that take no forms; the same rules.
+
+        ``unbound`` says of an issuer and a subject whether settings let it go without a proof.
+        Raises `CallerError`.
+        """
+        try:
+            assertion = await self._tokens.verify(compact, use="workload")
+            jti = "" if assertion.issuer.reusable else self._single_use(assertion)
+        except TokenInvalid as error:
+            raise CallerError(codes.ACTOR_INVALID, str(error)) from error
+        proof = self._check_proof(proofs, method, url)
+        claims = assertion.claims
+        return await self._authenticated(
+            assertion, compact, jti, proof, unbound=unbound(claims.issuer, claims.subject)
+        )
+
+    async def _authenticated(
+        self,
+        assertion: VerifiedToken,
+        compact: str,
+        jti: str,
+        proof: dpop.VerifiedProof | None,
+        *,
+        unbound: bool = False,
+    ) -> Client:
+        """Use up what can be used once; nothing is left that could still be refused."""
+        if assertion.issuer.reusable and proof is None and not unbound:
             raise CallerError(codes.DPOP_MISSING, "a reusable token without a proof")
         if proof is not None:
             self._use_up(proof)
@@ -129,7 +166,9 @@ class ClientAuthenticator:
             raise TokenInvalid("jti is missing or too long")
         return jti
 
-    def _check_proof(self, proofs: Sequence[str], url: str) -> dpop.VerifiedProof | None:
+    def _check_proof(
+        self, proofs: Sequence[str], method: str, url: str
+    ) -> dpop.VerifiedProof | None:
         if not proofs:
             return None
         if len(proofs) > 1:  # RFC 9449 §4.3 check 1
@@ -138,7 +177,7 @@ class ClientAuthenticator:
         try:
             return dpop.verify_proof(
                 proofs[0],
-                method="POST",
+                method=method,
                 url=url,
                 now=now,
                 nonce_is_ours=lambda nonce: self._nonces.is_ours(nonce, now),
