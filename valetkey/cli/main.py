@@ -22,6 +22,7 @@ from valetkey.cli.admin import admin
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
+from valetkey.cli.policy import policy
 from valetkey.contracts.errors import ConfigError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -55,6 +56,7 @@ main.add_command(_program("collector", "Run the collector."))
 main.add_command(admin)
 main.add_command(audit)
 main.add_command(doctor)
+main.add_command(policy)
 
 
 @main.command()

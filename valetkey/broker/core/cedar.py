@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -120,6 +120,11 @@ class Policies:
             raise PoliciesInvalid(mistakes)
         slices = {name: _slice(target, written) for name, target in by_name.items()}
         return cls(slices, written, _digest(written, by_name))
+
+    @property
+    def targets(self) -> Collection[str]:
+        """The names of all targets."""
+        return self._slices.keys()
 
     def of_target(self, name: str) -> Slice:
         """The policies for a target of the settings."""
