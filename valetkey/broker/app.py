@@ -18,16 +18,18 @@ from aiohttp import web
 from valetkey.broker.api.admin import AdminApi, told_why
 from valetkey.broker.api.wire import MAX_BODY
 from valetkey.broker.cedar_files import CedarFiles
-from valetkey.broker.core.attributes import ClaimDirectory
+from valetkey.broker.core.attributes import ClaimDirectory, Directories
 from valetkey.broker.core.feed import Audience
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
 from valetkey.broker.core.rotation import Schedule
+from valetkey.broker.directory.sources import Sources
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
+from valetkey.broker.parts.directory import DirectoryPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.policy_file import PolicyFile
@@ -64,7 +66,12 @@ _TICKS_PER_SWEEP: Final = 60
 
 def _parts(base: Foundation) -> list[Part]:
     """All parts of a broker, in the order in which they load."""
-    return [OAuthPart(base), AdministrationPart(base), SignalsPart(base)]
+    return [
+        OAuthPart(base),
+        AdministrationPart(base),
+        SignalsPart(base),
+        DirectoryPart(base),
+    ]
 
 
 class Broker:
@@ -199,6 +206,8 @@ def _foundation(
         skew=config.incidents.skew,
     )
     assertions = UsedAssertions(database, clock=clock)
+    actions = AdminActions(database, clock=clock)
+    directories = Sources(config.directory, database, changes, actions, epochs, clock=clock)
     proofs = ReplayMemory(config.limits.replay_proofs)
     metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
     tokens = TokenVerifier(
@@ -222,12 +231,14 @@ def _foundation(
         epochs=epochs,
         standings=standings,
         assertions=assertions,
-        actions=AdminActions(database, clock=clock),
+        actions=actions,
+        directories=directories,
         tokens=tokens,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
         parties=PartyResolver(tokens, standings, issuer=config.issuer),
         people=People(
-            ClaimDirectory(compiled_claims(config.claims)), compiled_agents(config.agents)
+            Directories([ClaimDirectory(compiled_claims(config.claims)), *directories.all]),
+            compiled_agents(config.agents),
         ),
         issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
         admin=AdminApi(

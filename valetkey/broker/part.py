@@ -13,6 +13,7 @@ from aiohttp import web
 
 from valetkey.broker.api.admin import AdminApi
 from valetkey.broker.cedar_files import CedarFiles
+from valetkey.broker.directory.sources import Sources
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
@@ -57,6 +58,7 @@ class Foundation:
     standings: Standings
     assertions: UsedAssertions
     actions: AdminActions
+    directories: Sources
     tokens: TokenVerifier
     clients: ClientAuthenticator
     parties: PartyResolver

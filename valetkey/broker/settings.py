@@ -23,6 +23,7 @@ from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.roles import Role, RoleRule
+from valetkey.broker.directory.settings import DirectorySettings
 from valetkey.broker.feed_settings import FeedSettings
 from valetkey.broker.incident_settings import IncidentSettings
 from valetkey.broker.policy_settings import (
@@ -218,6 +219,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     claims: tuple[ClaimTablesSettings, ...] = ()
     agents: tuple[AgentSettings, ...] = ()
     feed: FeedSettings = msgspec.field(default_factory=FeedSettings)
+    directory: DirectorySettings | None = None
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
     incidents: IncidentSettings = msgspec.field(default_factory=IncidentSettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -248,6 +250,8 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
         for receiver in self.feed.receivers:
             if receiver.issuer not in self.workload_issuers():
                 raise ValueError(f"feed.receivers: {receiver.issuer} is no issuer of workloads")
+        if self.directory:
+            self._check_directory(self.directory.issuers())
         for issuer in self.issuers:
             if issuer.use == "admin":
                 raise ValueError(f"issuer {issuer.issuer}: use: admin belongs in admin.issuers")
@@ -266,6 +270,11 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(
                     f"issuer {issuer.issuer}: audience must be {self.issuer}, and not as a list"
                 )
+
+    def _check_directory(self, listed: frozenset[str]) -> None:
+        trusted = {issuer.issuer for issuer in self.issuers}
+        for issuer in sorted(listed - trusted):
+            raise ValueError(f"directory: {issuer} is not among the issuers")
 
     def compiled_targets(self) -> tuple[Target, ...]:
         """The target registry with all defaults filled in."""

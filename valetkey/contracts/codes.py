@@ -232,7 +232,7 @@ SUBJECT_CONTAINED: Final = _code(
 SUBJECT_INACTIVE: Final = _code(
     "subject.inactive",
     403,
-    "The user or the workload is deactivated in the directory.",
+    "The directory does not know the user or the workload, or says that it is deactivated.",
     oauth="invalid_grant",
 )
 ACTOR_INVALID: Final = _code(

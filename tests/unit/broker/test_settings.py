@@ -20,6 +20,11 @@ USERS = {"issuer": "https://users", "audience": URL, "use": "user", "jwks_file":
 TICKETS = {"audience": "https://t", "credential": "bearer"}
 
 
+def scim(*issuers: str) -> dict[str, Any]:
+    users = [{"issuer": issuer, "match": "id"} for issuer in issuers]
+    return {"scim": {"users": users}}
+
+
 def load(**changes: Any) -> BrokerSettings:
     document = {
         "issuer": URL,
@@ -57,6 +62,10 @@ def test_defaults() -> None:
         ("issuer with a query", {"issuer": URL + "?x"}, "issuer"),
         ("no targets", {"targets": {}}, "targets is empty"),
         ("audience twice", {"targets": {"a": TICKETS, "b": TICKETS}}, "same audience"),
+        ("a directory of nothing", {"directory": {}}, "name a directory"),
+        ("a directory for nobody", {"directory": {"scim": {"users": []}}}, "users is empty"),
+        ("a directory for strangers", {"directory": scim("https://x")}, "not among the issuers"),
+        ("an issuer looked up twice", {"directory": scim("https://idp", "https://idp")}, "twice"),
         ("audience is the broker", {"targets": {"a": {**TICKETS, "audience": URL}}}, "own issuer"),
         ("audience with a space", {"targets": {"a": {**TICKETS, "audience": "a b"}}}, "audience"),
         ("no credential", {"targets": {"a": {"audience": "x"}}}, "credential"),

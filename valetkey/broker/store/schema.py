@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     Index,
@@ -167,4 +168,42 @@ SIGNAL_ACKS: Final = Table(
     Column("seq", BigInteger, primary_key=True),
     Column("stream", String(64), primary_key=True),
     Column("at", Float, nullable=False),
+)
+
+# Users and groups that provisioning clients write (SCIM). `name` is userName or displayName,
+# `name_key` what it is compared by; `document` the attributes without a column, as JSON.
+SCIM_RESOURCES: Final = Table(
+    "scim_resources",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("kind", String(5), nullable=False),
+    Column("name", String(512), nullable=False),
+    Column("name_key", String(1024), nullable=False),
+    Column("external_id", String(512), nullable=True),
+    Column("active", Boolean, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("modified_at", Float, nullable=False),
+    Index(None, "kind", "name_key", unique=True),
+    Index(None, "kind", "external_id", unique=True),
+    Index(None, "kind", "created_at", "id"),
+)
+
+# Whose tokens a user came with, where the user is found by another claim than `sub`.
+SCIM_SUBJECTS: Final = Table(
+    "scim_subjects",
+    METADATA,
+    Column("user_id", String(36), primary_key=True),
+    Column("issuer", String(512), primary_key=True),
+    Column("subject", String(1024), primary_key=True),
+)
+
+# Who is in which group: users and groups.
+SCIM_MEMBERS: Final = Table(
+    "scim_members",
+    METADATA,
+    Column("group_id", String(36), primary_key=True),
+    Column("member_id", String(36), primary_key=True),
+    Index(None, "member_id"),
 )

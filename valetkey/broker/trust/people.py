@@ -32,7 +32,7 @@ class People:
         if user is None:
             return Known(actor, agent)
         try:
-            found = await self._directory.attributes(user.issuer, user.subject, user.claims)
+            found = await self._directory.attributes(user.home, user.subject, user.claims)
         except AttributesInvalid as error:
             raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
         return Known(actor, agent, found)

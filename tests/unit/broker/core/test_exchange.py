@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.broker.core.test_grants import BOT, FILES, IDP, TICKETS, grant, policy_of
+from valetkey.broker.core.attributes import Attributes, Known
 from valetkey.broker.core.cedar import Policies
 from valetkey.broker.core.containment import Attestation, Epoch, IncidentFacts, Standing
 from valetkey.broker.core.exchange import (
@@ -84,6 +85,8 @@ class Case:
     txn: str = ""
     proof: str = ""
     incidents: IncidentFacts | None = None
+    client_active: bool = True
+    user_active: bool = True
 
 
 CASES = [
@@ -101,6 +104,10 @@ CASES = [
     Case("for a user", expected={"subject": "alice", "act": {"sub": BOT, "iss": IDP}}, user={}),
     Case("for a user without a grant for users", "grant.missing", audience=FILES.audience,
          proof="key", user={}),
+    Case("for a user who is not active", "subject.inactive", user={}, user_active=False),
+    Case("a user who is not active, unasked", user_active=False),
+    Case("a workload that is not active", "subject.inactive", client_active=False),
+    Case("state before grants", "subject.inactive", scopes=("write",), client_active=False),
     Case("transaction goes on", expected={"txn": "t1"}, user={}, txn="t1"),
     Case("may_act names the actor", user={"may_act": {"sub": BOT}}),
     Case("may_act names actor and issuer", user={"may_act": {"sub": BOT, "iss": IDP}}),
@@ -178,6 +185,9 @@ def test_decide(case: Case) -> None:
         user,
         case.proof,
         case.incidents or clean(user=user is not None),
+        known=Known(
+            Attributes(active=case.client_active), user=Attributes(active=case.user_active)
+        ),
     )
     decision = decide(facts, POLICY, POLICIES, now=NOW)
     if case.code:

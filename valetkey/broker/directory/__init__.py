@@ -1,0 +1,1 @@
+"""Directories: where roles, groups and the state of users come from, one file per kind."""
