@@ -29,6 +29,7 @@ from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
+from valetkey.broker.parts.approvals import ApprovalsPart
 from valetkey.broker.parts.directory import DirectoryPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.parts.signals import SignalsPart
@@ -66,9 +67,11 @@ _TICKS_PER_SWEEP: Final = 60
 
 def _parts(base: Foundation) -> list[Part]:
     """All parts of a broker, in the order in which they load."""
+    approvals = ApprovalsPart(base)
     return [
-        OAuthPart(base),
+        OAuthPart(base, approvals.gate),
         AdministrationPart(base),
+        approvals,
         SignalsPart(base),
         DirectoryPart(base),
     ]

@@ -63,6 +63,19 @@ class Metrics:
         self.policies = Gauge(
             "valetkey_broker_policies", "Cedar policies in force.", registry=self.registry
         )
+        self.notices = Counter(
+            "valetkey_broker_notices",
+            "Attempts to tell people of approvals, by channel and result (delivered, failed, "
+            "given_up).",
+            ("channel", "result"),
+            registry=self.registry,
+        )
+        self.approvals = Counter(
+            "valetkey_broker_approvals",
+            "What became of approvals, by event (requested, approved, denied, revoked, used).",
+            ("event",),
+            registry=self.registry,
+        )
         self._key_age = Gauge(
             "valetkey_broker_signing_key_age_seconds",
             "Age of the key that signs.",
@@ -99,6 +112,8 @@ class Metrics:
         for result in ("ok", "failed"):
             self.grants_reloads.labels(result)
             self.policies_reloads.labels(result)
+        for event in ("requested", "approved", "denied", "revoked", "used"):
+            self.approvals.labels(event)
         self._issued = self._exchanges.labels("issued", "ok")
 
     def watch(self, *, key_age: Callable[[], float], proofs: Callable[[], float]) -> None:

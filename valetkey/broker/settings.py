@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from valetkey.broker.approval_settings import ApprovalsSettings
 from valetkey.broker.core.grants import Target
 from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
@@ -215,6 +216,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     keys: KeySettings = msgspec.field(default_factory=KeySettings)
     resource_servers: tuple[ResourceServerSettings, ...] = ()
     admin: AdminSettings | None = None
+    approvals: ApprovalsSettings = msgspec.field(default_factory=ApprovalsSettings)
     policies: Path | None = None
     claims: tuple[ClaimTablesSettings, ...] = ()
     agents: tuple[AgentSettings, ...] = ()

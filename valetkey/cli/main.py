@@ -19,6 +19,7 @@ import click
 
 from valetkey import __version__
 from valetkey.cli.admin import admin
+from valetkey.cli.approvals import approvals
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
@@ -54,6 +55,7 @@ main.add_command(_program("proxy", "Run the sidecar."))
 main.add_command(_program("broker", "Run the broker."))
 main.add_command(_program("collector", "Run the collector."))
 main.add_command(admin)
+main.add_command(approvals)
 main.add_command(audit)
 main.add_command(doctor)
 main.add_command(policy)

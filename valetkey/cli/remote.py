@@ -19,14 +19,15 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from valetkey.cli.audit.text import plain
 from valetkey.cli.service import Service, ServiceError
+from valetkey.contracts.plain_text import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 Document = dict[str, Any]
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _MAX_PAGE: Final = 500
+_PIPE_WIDTH: Final = 1000
 
 
 class Remote:
@@ -37,7 +38,8 @@ class Remote:
 
     def __init__(self, service: Service, *, as_json: bool) -> None:
         self._service = service
-        self._as_json = as_json
+        self.as_json = as_json
+        """Whether JSON was asked for: `show` prints it then."""
 
     def get(self, path: str, **query: Any) -> Document:
         return self._ask("GET", path, query=query)
@@ -65,7 +67,7 @@ class Remote:
         self, found: Document | Iterable[Document], columns: Sequence[str], *, empty: str = "none"
     ) -> None:
         """Print one thing as lines of its ``columns``, or several as a table; or either as JSON."""
-        if self._as_json:
+        if self.as_json:
             click.echo(json.dumps(found if isinstance(found, dict) else list(found), indent=2))
         elif isinstance(found, dict):
             width = max(len(name) for name in columns)
@@ -149,7 +151,10 @@ def _table(rows: Sequence[Document], columns: Sequence[str], empty: str) -> None
     if not rows:
         click.echo(empty)
         return
-    table = Table(*columns, box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
+    for name in columns:
+        table.add_column(name, overflow="fold")  # an id that is cut off is of no use
     for row in rows:
         table.add_row(*(Text(_text(row[name]) if name in row else "") for name in columns))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # What reads a pipe takes lines as long as they are.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)

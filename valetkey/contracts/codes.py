@@ -376,8 +376,68 @@ POLICY_OPEN: Final = _code(
 APPROVAL_REQUIRED: Final = _code(
     "approval.required",
     403,
-    "A person has to approve this call.",
-    oauth="invalid_target",
+    "A person has to approve this call. It was put before them under the id given; repeat it once "
+    "they have decided.",
+    oauth="interaction_required",
+    retry_after=15,
+)
+APPROVAL_PENDING: Final = _code(
+    "approval.pending",
+    403,
+    "A person has to approve this call, and has not decided yet; repeat it later.",
+    oauth="authorization_pending",
+    retry_after=5,
+)
+APPROVAL_SLOW_DOWN: Final = _code(
+    "approval.slow_down",
+    400,
+    "Asked again too soon: wait for the interval given, and five seconds more from now on "
+    "(RFC 8628 §3.5).",
+    oauth="slow_down",
+)
+APPROVAL_DENIED: Final = _code(
+    "approval.denied", 403, "The approval was denied or taken back.", oauth="access_denied"
+)
+APPROVAL_EXPIRED: Final = _code(
+    "approval.expired",
+    403,
+    "Nobody decided in time, or the approval has run out: repeat the call to ask anew.",
+    oauth="expired_token",
+)
+APPROVAL_CODE: Final = _code(
+    "approval.code_invalid",
+    400,
+    "The deferral code is unknown, was used, belongs to another client or key, or what was asked "
+    "for can't be had any more: begin with a new token exchange.",
+    oauth="invalid_grant",
+)
+APPROVAL_PURPOSE: Final = _code(
+    "approval.purpose",
+    400,
+    "purpose is at most 500 characters long, without control characters.",
+    oauth="invalid_request",
+)
+APPROVAL_NOT_ASKED: Final = _code(
+    "approval.not_asked",
+    403,
+    "This route wants calls that a person approved, and no policy of the broker asks for one.",
+)
+APPROVAL_SELF: Final = _code(
+    "approval.self", 403, "Who asks does not approve: neither for themselves nor as an actor."
+)
+APPROVAL_NOT_ELIGIBLE: Final = _code(
+    "approval.not_eligible",
+    403,
+    "Policy wants approvers with another role, or of another group.",
+)
+APPROVAL_VOTED: Final = _code(
+    "approval.voted", 409, "You have approved this already; the quorum counts people."
+)
+APPROVAL_CLOSED: Final = _code(
+    "approval.closed", 409, "It is no longer in a state in which this can be done."
+)
+APPROVAL_TERMS: Final = _code(
+    "approval.terms", 400, "Policy does not allow that many uses, or that long a time."
 )
 
 # --- broker: the policy could not be asked ------------------------------------------------------

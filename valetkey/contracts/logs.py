@@ -15,11 +15,11 @@ from typing import Any, Final, TextIO
 import msgspec
 
 FIELDS: Final = frozenset({
-    "action", "address", "attempt", "audience", "boot", "bytes", "code", "config", "count", "error",
-    "error_type", "events", "file", "grant", "hash", "instance", "issuer", "jti", "key", "kid",
-    "line", "listener", "method", "path", "pid", "policy", "port", "program", "reason", "route",
-    "seconds", "segment", "seq", "signal", "size", "status", "subject", "target", "url", "version",
-    "workload",
+    "action", "address", "approval", "attempt", "audience", "boot", "bytes", "channel", "code",
+    "config", "count", "error", "error_type", "events", "file", "grant", "hash", "instance",
+    "issuer", "jti", "key", "kid", "line", "listener", "method", "path", "pid", "policy", "port",
+    "program", "reason", "route", "seconds", "segment", "seq", "signal", "size", "status",
+    "subject", "target", "url", "version", "workload",
 })  # fmt: skip
 
 _MAX_VALUE: Final = 512

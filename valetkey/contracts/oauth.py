@@ -8,6 +8,9 @@ import msgspec
 
 # RFC 8693 §2.1
 GRANT_TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105
+# draft-ietf-oauth-deferred-token-response: the poll for an answer that takes people
+GRANT_DEFERRED: Final = "urn:ietf:params:oauth:grant-type:deferred"
+COMPLETION_DEFERRED: Final = "deferred"
 # RFC 8693 §3
 TOKEN_TYPE_ACCESS: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105
 TOKEN_TYPE_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105
@@ -69,6 +72,10 @@ class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     # Ours: the epochs of the subject and of the client, that the token counts under.
     epoch: int = 0
     client_epoch: int = 0
+    # Ours: the approval that the token rests on. With `single_use` its uses are counted, and the
+    # token is for one call: nobody may keep it for another.
+    approval: str = ""
+    single_use: bool = False
 
 
 class Introspection(msgspec.Struct, frozen=True):
@@ -78,11 +85,19 @@ class Introspection(msgspec.Struct, frozen=True):
 
 
 class TokenError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A refused exchange (RFC 6749 §5.2). ``code`` is the Valetkey code behind ``error``."""
+    """A refused exchange (RFC 6749 §5.2). ``code`` is the Valetkey code behind ``error``.
+
+    Where people have to approve it, ``approval_id`` names what is before them; to a client that
+    takes deferrals come ``deferral_code``, ``expires_in`` and ``interval`` (both in seconds).
+    """
 
     error: str
     error_description: str = ""
     code: str = ""
+    approval_id: str = ""
+    deferral_code: str = ""
+    expires_in: int = 0
+    interval: int = 0
 
 
 _CANONICAL: Final = msgspec.json.Encoder(order="deterministic")

@@ -9,7 +9,8 @@ import pytest
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 
-# RFC 6749 §5.2, RFC 6750 §3.1, RFC 8693 §2.2.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8.
+# RFC 6749 §5.2, RFC 6750 §3.1, RFC 8693 §2.2.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8, RFC
+# 8628 §3.5, OpenID Connect Core §3.1.2.6.
 OAUTH_ERRORS = {
     "",
     "invalid_request",
@@ -24,6 +25,11 @@ OAUTH_ERRORS = {
     "use_dpop_nonce",
     "server_error",
     "temporarily_unavailable",
+    "authorization_pending",
+    "slow_down",
+    "access_denied",
+    "expired_token",
+    "interaction_required",
 }
 
 ALL = pytest.mark.parametrize("code", codes.all_codes(), ids=lambda code: code.name)
@@ -52,10 +58,10 @@ def test_the_help_is_one_printable_line(code: Code) -> None:
 
 @ALL
 def test_retry_is_only_advised_where_the_fault_passes(code: Code) -> None:
-    # RFC 9110 §15.6: the 5xx class says that the request itself may be fine; RFC 6585 §4: so does 429.
-    assert code.retry_after is None or (
-        code.retry_after > 0 and code.status in {429, 502, 503, 504}
-    )
+    # RFC 9110 §15.6: the 5xx class says that the request itself may be fine; RFC 6585 §4: so does
+    # 429. And people may still decide.
+    passes = code.status in {429, 502, 503, 504} or code.family == "approval"
+    assert code.retry_after is None or (code.retry_after > 0 and passes)
     assert code.status != 503 or code.retry_after is not None
 
 

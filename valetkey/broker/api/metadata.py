@@ -10,7 +10,7 @@ from aiohttp import web
 
 from valetkey.broker.api import introspect, jwks, revoke, token
 from valetkey.contracts.issuer import IssuerSettings
-from valetkey.contracts.oauth import DETAILS_HTTP_CALL, GRANT_TOKEN_EXCHANGE
+from valetkey.contracts.oauth import DETAILS_HTTP_CALL, GRANT_DEFERRED, GRANT_TOKEN_EXCHANGE
 
 PATH: Final = "/.well-known/oauth-authorization-server"
 
@@ -18,7 +18,9 @@ PATH: Final = "/.well-known/oauth-authorization-server"
 class MetadataEndpoint:
     """The document never changes while the process runs, so it is made once."""
 
-    def __init__(self, *, issuer: str, issuers: Iterable[IssuerSettings]) -> None:
+    def __init__(
+        self, *, issuer: str, issuers: Iterable[IssuerSettings], defers: bool = False
+    ) -> None:
         workload = [trusted for trusted in issuers if trusted.use == "workload"]
         # draft-ietf-oauth-spiffe-client-auth §4 names the first.
         methods = sorted(
@@ -39,6 +41,9 @@ class MetadataEndpoint:
             "dpop_signing_alg_values_supported": ["ES256"],  # RFC 9449 §5.1
             "authorization_details_types_supported": [DETAILS_HTTP_CALL],  # RFC 9396 §10
         }
+        if defers:  # draft-ietf-oauth-deferred-token-response
+            document["deferred_token_response_supported"] = True
+            document["grant_types_supported"] = [GRANT_TOKEN_EXCHANGE, GRANT_DEFERRED]
         for endpoint in ("token", "introspection", "revocation"):
             document[f"{endpoint}_endpoint_auth_methods_supported"] = methods
             document[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = algorithms

@@ -1,4 +1,4 @@
-"""``POST /token``: token exchange (RFC 8693)."""
+"""``POST /token``: token exchange (RFC 8693), and the answer to one that was deferred."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from typing import Final
 
 from aiohttp import web
 
-from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.api.wire import description, error_answer, json_answer, read_form
+from valetkey.broker.approval_gate import ApprovalGate, AwaitsApproval
 from valetkey.broker.cedar_files import CedarFiles
-from valetkey.broker.core.exchange import ExchangeFacts, Issue, Refuse, decide
+from valetkey.broker.core.exchange import (
+    ExchangeFacts,
+    Issue,
+    NeedsApproval,
+    Party,
+    Refuse,
+    decide,
+)
 from valetkey.broker.core.form import Form
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.request import parse_exchange
@@ -25,7 +33,7 @@ from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
-from valetkey.contracts.oauth import TokenResponse
+from valetkey.contracts.oauth import GRANT_DEFERRED, TokenResponse
 
 PATH: Final = "/token"
 _POLICY: Final = frozenset({"grant", "policy", "approval"})
@@ -48,11 +56,13 @@ class TokenEndpoint:
         metrics: Metrics,
         limit: RateLimit,
         standings: Standings,
+        gate: ApprovalGate,
         *,
         url: str,
         clock: Clock,
     ) -> None:
         self._limit = limit
+        self._gate = gate
         self._clients = clients
         self._parties = parties
         self._people = people
@@ -69,13 +79,21 @@ class TokenEndpoint:
         began = time.perf_counter()
         proofs = request.headers.getall("DPoP", ())
         try:
-            response = await self._exchange(await read_form(request), proofs)
+            response = await self._respond(await read_form(request), proofs)
+        except AwaitsApproval as waits:
+            self._metrics.refused(waits.code, time.perf_counter() - began)
+            return self._put_off(waits, self._clients.nonce(proofs))
         except ValetkeyError as error:
             self._metrics.refused(error.code, time.perf_counter() - began)
             self._log.info("exchange_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         self._metrics.issued(time.perf_counter() - began)
         return json_answer(response, nonce=self._clients.nonce(proofs))
+
+    async def _respond(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+        if self._gate.defers and form.get("grant_type") == GRANT_DEFERRED:
+            return await self._redeem(form, proofs)
+        return await self._exchange(form, proofs)
 
     async def _exchange(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
         asked = parse_exchange(form)
@@ -85,13 +103,49 @@ class TokenEndpoint:
         incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)
         facts = ExchangeFacts(asked, acting, user, client.proof, incidents, known=known)
+        decision = self._decide(facts)
+        if isinstance(decision, NeedsApproval):
+            decision = await self._gate.pass_or_ask(decision, facts)
+        return self._answer(decision, asked.issued_token_type)
+
+    async def _redeem(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+        """What was deferred, decided again: on the facts of then, by the policy of now."""
+        code = form.required("deferral_code")
+        client = await self._clients.authenticate(form, proofs, url=self._url)
+        self._count(client)
+        own = client.assertion
+        party = Party(own.claims.issuer, own.claims.subject, own.expires)
+        waited = await self._gate.poll(code, party, client.proof)
+        asked, user = waited.request, waited.user
+        incidents = await self._standings.of_exchange(client, user, asked.audience)
+        known = await self._people.of(client, user)
+        facts = ExchangeFacts(asked, party, user, client.proof, incidents, known=known)
+        issue = await self._gate.redeem(waited, self._decide(facts), facts)
+        return self._answer(issue, asked.issued_token_type)
+
+    def _decide(self, facts: ExchangeFacts) -> Issue | NeedsApproval:
+        """Raises `CallerError` or `PolicyError` for a refusal."""
         decision = decide(facts, self._policies.current, self._cedar.current, now=self._clock())
         if isinstance(decision, Refuse):
             family = PolicyError if decision.code.family in _POLICY else CallerError
+            acting = facts.client
             raise family(
                 decision.code, f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
             )
-        return self._answer(decision, asked.issued_token_type)
+        return decision
+
+    def _put_off(self, waits: AwaitsApproval, nonce: str) -> web.Response:
+        code = waits.code
+        self._log.info(
+            "exchange_awaits_approval",
+            code=code.name,
+            reason=waits.reason,
+            approval=waits.approval,
+        )
+        answer = json_answer(waits.answer(description(code)), nonce=nonce, status=400)
+        if code.retry_after is not None and not waits.interval:
+            answer.headers["Retry-After"] = str(code.retry_after)
+        return answer
 
     def _count(self, client: Client) -> None:
         claims = client.assertion.claims
@@ -110,6 +164,7 @@ class TokenEndpoint:
             target=issue.target,
             grant=" ".join(issue.grant_ids),
             policy=" ".join(issue.policy_ids),
+            approval=issue.approval,
             seconds=issue.expires_in,
         )
         return TokenResponse(
@@ -127,4 +182,6 @@ class TokenEndpoint:
             act=dict(issue.act or {}),
             epoch=issue.epoch,
             client_epoch=issue.client_epoch,
+            approval=issue.approval,
+            single_use=issue.single_use,
         )

@@ -1,4 +1,4 @@
-"""The decision on one exchange: verified facts in, `Issue` or `Refuse` out.
+"""The decision on one exchange: verified facts in, `Issue`, `Refuse` or `NeedsApproval` out.
 
 Invariants:
 
@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
+from valetkey.broker.core.approvals import Requirement
 from valetkey.broker.core.attributes import Known
 from valetkey.broker.core.cedar import Policies, Principal
 from valetkey.broker.core.containment import IncidentFacts, refusal
@@ -102,6 +103,8 @@ class Issue:
 
     ``thumbprint`` is empty for a bearer token. ``txn`` is empty where a new one is to be made.
     ``policy_ids`` are the policies that permitted it.
+    ``approval`` is the id of the approval that it rests on, if it does; ``single_use`` says that
+    the token is for one call, since the approval's uses are counted.
     """
 
     client: Party
@@ -121,11 +124,34 @@ class Issue:
     """The subject's (`core.containment`)."""
     client_epoch: int
     policy_ids: tuple[str, ...] = ()
+    approval: str = ""
+    single_use: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsApproval:
+    """A token once people have said yes: ``issue`` is what they are asked about.
+
+    Nothing mints an issue in here; `with_approval` takes it out when an approval was used up.
+    """
+
+    issue: Issue
+    requirement: Requirement
+
+
+def with_approval(
+    needs: NeedsApproval, *, approval: str, single_use: bool, until: float, now: float
+) -> Issue | Refuse:
+    """What an approval gives: never for longer than the approval itself."""
+    expires_in = min(needs.issue.expires_in, math.floor(until - now))
+    if expires_in < 1:
+        return Refuse(codes.APPROVAL_EXPIRED, "the approval is about to end")
+    return replace(needs.issue, expires_in=expires_in, approval=approval, single_use=single_use)
 
 
 def decide(
     facts: ExchangeFacts, policy: Policy, policies: Policies, *, now: float
-) -> Issue | Refuse:
+) -> Issue | Refuse | NeedsApproval:
     """``now`` is in seconds since the epoch."""
     request, client, user = facts.request, facts.client, facts.user
     target = policy.targets.get(request.audience)
@@ -153,8 +179,6 @@ def decide(
     suspended = facts.incidents.ended_grants.intersection(granted.grant_ids)
     if suspended:
         return Refuse(codes.GRANT_SUSPENDED, f"grants {', '.join(sorted(suspended))}")
-    if permitted.approvals:
-        return Refuse(codes.APPROVAL_REQUIRED, "policies ask for an approval", permitted.policy_ids)
     if target.credential == "dpop" and not facts.proof:
         return Refuse(codes.DPOP_MISSING, f"tokens for target {target.name} are bound to a key")
     expires_in = _lifetime(target, granted.ttl, client, user, now)
@@ -162,7 +186,7 @@ def decide(
         # Within the leeway a token still identifies, but it has no life left to hand on.
         code = codes.ACTOR_INVALID if user is None else codes.SUBJECT_INVALID
         return Refuse(code, "the subject's or the actor's token is about to expire")
-    return Issue(
+    issue = Issue(
         client=client,
         target=target.name,
         audience=target.audience,
@@ -180,6 +204,13 @@ def decide(
         client_epoch=facts.incidents.client.epoch.number,
         policy_ids=permitted.policy_ids,
     )
+    names = ", ".join(permitted.policy_ids)
+    by_policies = [
+        Requirement.of(rule.quorum, rule.roles, rule.groups, reason=f"policies {names}")
+        for rule in permitted.approvals
+    ]
+    requirement = Requirement.strictest((*granted.approvals, *by_policies))
+    return issue if requirement is None else NeedsApproval(issue, requirement)
 
 
 def _contained(facts: ExchangeFacts, now: float) -> Refuse | None:

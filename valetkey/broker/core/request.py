@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.mcp import NameInvalid
 from valetkey.contracts.oauth import (
+    COMPLETION_DEFERRED,
     DETAILS_HTTP_CALL,
     GRANT_TOKEN_EXCHANGE,
     TOKEN_TYPE_ACCESS,
@@ -32,12 +34,19 @@ from valetkey.contracts.oauth import (
 from valetkey.contracts.secret import Secret
 
 MAX_DETAILS: Final = 16
+MAX_PURPOSE: Final = 500
 _MAX_SCOPES: Final = 64
 _MAX_IDENTIFIER: Final = 256
 _MAX_ACTIONS: Final = 64
 # One for each method and message: each is a question to every grant that could cover it.
 _MAX_CALLS: Final = 4096
 _TOKEN_TYPES: Final = frozenset({TOKEN_TYPE_ACCESS, TOKEN_TYPE_JWT})
+# Controls, surrogates, private use, line and paragraph separators.
+_UNSHOWN: Final = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Unicode UAX #9: embeddings, overrides, isolates and marks (they make text read as another one).
+_DIRECTIONS: Final = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 _DETAILS: Final = msgspec.json.Decoder(list[HttpCallDetails])
 
 
@@ -46,6 +55,8 @@ class ExchangeRequest:
     """A token exchange as asked for. ``actor_token`` is empty when none was sent.
 
     ``details`` are plain data, as they will be echoed; ``calls`` are the same, compiled.
+    ``deferred`` says that the client takes a deferral for an answer. ``purpose`` is what the asking
+    side says of itself: for people to read, never for a decision.
     """
 
     subject_token: Secret
@@ -56,6 +67,34 @@ class ExchangeRequest:
     scopes: tuple[str, ...]
     details: tuple[dict[str, Any], ...]
     calls: tuple[Call, ...]
+    deferred: bool = False
+    purpose: str = ""
+
+    def saved(self) -> dict[str, Any]:
+        """What of it can be kept until people have decided: all but the tokens."""
+        return {
+            "issued_token_type": self.issued_token_type,
+            "audience": self.audience,
+            "resource": self.resource,
+            "scope": " ".join(self.scopes),
+            "details": list(self.details),
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> ExchangeRequest:
+        """A request that was `saved`, checked as it was when it came."""
+        text = msgspec.json.encode(saved["details"]).decode() if saved["details"] else ""
+        details = _details(text, saved["audience"])
+        return cls(
+            subject_token=Secret(""),
+            actor_token=Secret(""),
+            issued_token_type=saved["issued_token_type"],
+            audience=saved["audience"],
+            resource=saved["resource"],
+            scopes=_scopes(saved["scope"]),
+            details=tuple(msgspec.to_builtins(detail) for detail in details),
+            calls=_calls(details),
+        )
 
 
 def parse_exchange(form: Form) -> ExchangeRequest:
@@ -85,7 +124,26 @@ def parse_exchange(form: Form) -> ExchangeRequest:
         scopes=_scopes(form.get("scope")),
         details=tuple(msgspec.to_builtins(detail) for detail in details),
         calls=_calls(details),
+        deferred=_deferred(form.get("completion_mode")),
+        purpose=_purpose(form.get("purpose")),
     )
+
+
+def _deferred(mode: str) -> bool:
+    """The opt-in of draft-ietf-oauth-deferred-token-response."""
+    if mode not in {"", COMPLETION_DEFERRED}:
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "unknown completion_mode")
+    return bool(mode)
+
+
+def _purpose(text: str) -> str:
+    """Text that people will read: no controls, no lines, nothing that reverses its direction."""
+    if len(text) > MAX_PURPOSE or any(
+        unicodedata.category(character) in _UNSHOWN or character in _DIRECTIONS
+        for character in text
+    ):
+        raise CallerError(codes.APPROVAL_PURPOSE, "purpose is too long, or has control characters")
+    return text
 
 
 def _audience(values: Sequence[str]) -> str:

@@ -135,6 +135,8 @@ class JwtIssuer:
             claims["epoch"] = issue.epoch
         if issue.thumbprint:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
+        if issue.approval:
+            claims["approval"] = issue.approval  # ours: who said yes is on record under this id
         if issue.details:
             claims["authorization_details"] = issue.details  # RFC 9396 §9.1
         return MintedToken(Secret(self._signer.sign(claims)), jti, txn)

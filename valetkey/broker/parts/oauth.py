@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.approval_gate import ApprovalGate
 from valetkey.broker.core.exchange import rules_digest
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.watched import STALE
@@ -15,8 +16,9 @@ class OAuthPart(Part):
 
     name = "oauth"
 
-    def __init__(self, base: Foundation) -> None:
+    def __init__(self, base: Foundation, gate: ApprovalGate) -> None:
         self._base = base
+        self._gate = gate
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         base, config = self._base, self._base.config
@@ -30,6 +32,7 @@ class OAuthPart(Part):
             base.metrics,
             config.limits.exchanges.of_callers(config.limits.callers),
             base.standings,
+            self._gate,
             url=config.issuer + token.PATH,
             clock=base.clock,
         )
@@ -49,7 +52,9 @@ class OAuthPart(Part):
             clock=base.clock,
         )
         keys = jwks.JwksEndpoint(base.ring, publish_before=config.keys.publish_before)
-        about = metadata.MetadataEndpoint(issuer=config.issuer, issuers=config.issuers)
+        about = metadata.MetadataEndpoint(
+            issuer=config.issuer, issuers=config.issuers, defers=config.approvals.deferred
+        )
         router.add_post(token.PATH, exchange.handle)
         router.add_post(introspect.PATH, introspection.handle)
         router.add_post(revoke.PATH, revocation.handle)

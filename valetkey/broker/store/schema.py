@@ -207,3 +207,74 @@ SCIM_MEMBERS: Final = Table(
     Column("member_id", String(36), primary_key=True),
     Index(None, "member_id"),
 )
+
+# What somebody has asked people to approve, and what became of it: see `core.approvals`.
+# `open_digest` is the digest while people can still decide: its uniqueness merges equal requests.
+APPROVALS: Final = Table(
+    "approvals",
+    METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("digest", String(43), nullable=False),
+    Column("open_digest", String(43), nullable=True),
+    Column("client_issuer", String(512), nullable=False),
+    Column("client_subject", String(1024), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("valid", Float, nullable=False),
+    Column("decision", String(8), nullable=False),
+    Column("uses_left", Integer, nullable=True),
+    Column("used", Integer, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("decided_at", Float, nullable=False),
+    Index(None, "open_digest", unique=True),
+    Index(None, "digest"),
+    Index(None, "opened_at"),
+)
+
+# One word per approver, kept to the end of the approval.
+APPROVAL_VOTES: Final = Table(
+    "approval_votes",
+    METADATA,
+    Column("approval", String(40), primary_key=True),
+    Column("issuer", String(512), primary_key=True),
+    Column("subject", String(1024), primary_key=True),
+    Column("approves", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("uses", Integer, nullable=True),
+    Column("until", Float, nullable=False),
+)
+
+# Deferral codes by their SHA-256. `request` is what was verified when it was asked (no token),
+# sealed: it is judged again when the code is redeemed.
+DEFERRALS: Final = Table(
+    "deferrals",
+    METADATA,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("approval", String(40), nullable=False),
+    Column("client_issuer", String(512), nullable=False),
+    Column("client_subject", String(1024), nullable=False),
+    Column("thumbprint", String(64), nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("interval", Float, nullable=False),
+    Column("polled_at", Float, nullable=False),
+    Column("redeemed_at", Float, nullable=True),
+    Index(None, "expires_at"),
+)
+
+# What people are still to be told, one row for each place: deleted once it was delivered.
+NOTICES: Final = Table(
+    "notices",
+    METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("channel", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("claimed_until", Float, nullable=False),
+    Index(None, "due_at"),
+)

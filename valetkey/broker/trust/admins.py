@@ -7,9 +7,9 @@ token never administers anything, whatever it says.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -25,11 +25,12 @@ _BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """Who did something, with the roles that settings give."""
+    """Who did something, with the roles that settings give. ``claims`` are the verified token's."""
 
     issuer: str
     subject: str
     roles: frozenset[Role]
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def bearer(request: web.Request) -> str:
@@ -64,4 +65,4 @@ class Admins:
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, str(error)) from error
         claims = token.claims
         roles = roles_of(self._rules, claims.issuer, claims.subject, claims.claims)
-        return Admin(claims.issuer, claims.subject, roles)
+        return Admin(claims.issuer, claims.subject, roles, claims.claims)

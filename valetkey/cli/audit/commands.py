@@ -157,7 +157,7 @@ def _warn(record: Record) -> None:
 
 
 def _fail(message: str) -> None:
-    from valetkey.cli.audit.text import plain
+    from valetkey.contracts.plain_text import plain
 
     click.echo(f"valetkey: {plain(message)}", err=True)
     sys.exit(2)

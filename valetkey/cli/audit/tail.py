@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from valetkey.cli.audit.record import Found, Record
-from valetkey.cli.audit.text import plain
 from valetkey.contracts import events
+from valetkey.contracts.plain_text import plain
 
 # How long a followed decision is held back for its outcome, so that both come as one row.
 _PATIENCE: Final = 3.0

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from valetkey.cli.audit.record import Record, RecordDamaged
-from valetkey.cli.audit.text import plain
 from valetkey.collector.core.verification import BootReport, Verification
 from valetkey.contracts import events
+from valetkey.contracts.plain_text import plain
 
 _MOST_PROBLEMS: Final = 50
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from valetkey.cli.audit.text import plain
 from valetkey.cli.doctor.clients import CLIENTS
 from valetkey.cli.doctor.examine import Report
 from valetkey.cli.doctor.outcome import Judged, Outcome
+from valetkey.contracts.plain_text import plain
 
 _WORDS: Final[dict[Outcome, str]] = {
     "through": "through the sidecar",

@@ -293,7 +293,14 @@ def test_contradictions_are_refused(grants: list[dict[str, Any]], message: str) 
         ({"ttl": "500ms"}, "at least 1s"),
         ({"ttl": 60}, "duration with a unit"),
         ({"on_behalf_of": "everybody"}, "everybody"),
-        ({"approval": "required"}, "unknown key"),
+        ({"aproval": {}}, "unknown key"),
+        ({"approval": "required"}, "Expected `object"),
+        ({"approval": {"quorum": 0}}, "quorum is between 1 and 10"),
+        ({"approval": {"quorum": 11}}, "quorum is between 1 and 10"),
+        ({"approval": {"roles": [""]}}, "roles and groups are names"),
+        ({"approval": {"uses": 0}}, "uses is between 1 and 10000"),
+        ({"approval": {"valid": "8d"}}, "expires and valid are between 1s and 7d"),
+        ({"approval": {"expires": "500ms"}}, "expires and valid are between 1s and 7d"),
     ],
 )
 def test_grants_that_are_none(changes: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from valetkey.broker.core.approvals import Requirement
 from valetkey.broker.core.grants.calls import Call
 from valetkey.broker.core.grants.form import GrantSettings
 from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadPattern
@@ -38,6 +39,7 @@ class Grant:
     for_users: bool
     conditions: tuple[Call, ...] | None
     ttl: float | None
+    approval: Requirement | None = None
 
     def covers(self, call: Call) -> bool:
         """Whether one condition includes the call whole; without conditions, always."""
@@ -73,4 +75,7 @@ def compile_grant(written: GrantSettings) -> Grant:
         for_users=written.on_behalf_of == "users",
         conditions=conditions,
         ttl=written.ttl,
+        approval=None
+        if written.approval is None
+        else written.approval.compiled(f"grant {written.id}"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from valetkey.broker.core.approvals import ApprovalRuleSettings
 from valetkey.broker.core.grants.compiled import Target
 from valetkey.broker.core.grants.form import ConditionSettings, GrantsFile
 from valetkey.contracts.jose import b64url
@@ -30,6 +31,7 @@ def policy_digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
                     if grant.conditions is None
                     else sorted(_canonical(condition) for condition in grant.conditions),
                     "ttl": None if grant.ttl is None else float(grant.ttl),
+                    **_approval(grant.approval),
                 }
                 for grant in file.grants
             ),
@@ -47,6 +49,14 @@ def policy_digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
     }
     encoded = msgspec.json.encode(canonical, order="deterministic")
     return b64url(hashlib.sha256(encoded).digest())
+
+
+def _approval(rule: ApprovalRuleSettings | None) -> dict[str, Any]:
+    """A grant that asks nobody keeps the form that it always had."""
+    if rule is None:
+        return {}
+    requirement = rule.compiled("")
+    return {"approval": {**requirement.canonical(), "expires": requirement.expires}}
 
 
 def _canonical(condition: ConditionSettings) -> list[Any]:

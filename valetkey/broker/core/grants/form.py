@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
+from valetkey.broker.core.approvals import ApprovalRuleSettings
 from valetkey.broker.core.patterns import PathPattern, WorkloadPattern
 from valetkey.contracts.mcp import message_patterns
 from valetkey.contracts.settings import Duration, Settings
@@ -57,7 +58,8 @@ class GrantSettings(Settings, frozen=True, kw_only=True):
     segment; ``issuer`` is the exact issuer of that token. ``on_behalf_of: users`` lets the
     workload also act for a user; ``nobody`` lets it act only for itself. With ``conditions`` every
     request must say in ``authorization_details`` what it will call, and one condition must cover
-    it. ``ttl`` can only shorten the target's lifetime.
+    it. ``ttl`` can only shorten the target's lifetime. With ``approval`` it gives nothing before
+    people have said yes to the very request, also where another grant covers the same.
     """
 
     id: str
@@ -68,6 +70,7 @@ class GrantSettings(Settings, frozen=True, kw_only=True):
     on_behalf_of: Literal["users", "nobody"] = "nobody"
     conditions: tuple[ConditionSettings, ...] | None = None
     ttl: Duration | None = None
+    approval: ApprovalRuleSettings | None = None
 
     def __post_init__(self) -> None:
         if not _GRANT_ID.fullmatch(self.id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from valetkey.broker.core.approvals import Requirement
 from valetkey.broker.core.grants.calls import Call
 from valetkey.broker.core.grants.compiled import Grant, PolicyInvalid, Target, compile_grant
 from valetkey.broker.core.grants.digest import policy_digest
@@ -16,11 +17,15 @@ from valetkey.contracts.codes import Code
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What the grants give of what was asked. ``ttl`` is the shortest that a used grant names."""
+    """What the grants give of what was asked. ``ttl`` is the shortest that a used grant names.
+
+    ``approvals`` are what the used grants ask for before they give anything.
+    """
 
     scopes: tuple[str, ...]
     grant_ids: tuple[str, ...]
     ttl: float | None
+    approvals: tuple[Requirement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ class Policy:
         if not given:
             return codes.GRANT_CONDITION
         ttls = [grant.ttl for grant in used.values() if grant.ttl is not None]
-        return Granted(tuple(given), tuple(used), min(ttls, default=None))
+        approvals = [grant.approval for grant in used.values() if grant.approval is not None]
+        return Granted(tuple(given), tuple(used), min(ttls, default=None), tuple(approvals))
 
 
 def _covering(holders: Sequence[Grant], calls: Sequence[Call]) -> list[Grant]:

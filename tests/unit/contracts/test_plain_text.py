@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from valetkey.cli.audit.text import plain
+from valetkey.contracts.plain_text import plain
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What others wrote, made fit for a terminal.
+"""What others wrote, made fit for a terminal or a mail.
 
-Paths, names and reasons in events come from whoever called: a control character among them could
-move the cursor, colour a denial green or hide a line.
+Paths, names, reasons and purposes come from whoever called: a control character among them could
+move the cursor, colour a denial green, hide a line or turn its direction.
 """
 
 from __future__ import annotations
