@@ -20,7 +20,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.canaries import CANARIES
-from valetkey.broker.app import Broker
+from valetkey.broker.app import Broker, listeners
 from valetkey.broker.settings import BrokerSettings
 from valetkey.contracts import oauth, settings
 from valetkey.contracts.dpop import ProofKey
@@ -381,6 +381,8 @@ async def serving(world: World, where: str = "") -> AsyncIterator[Served]:
     runner = web.AppRunner(broker.app, access_log=None)
     try:
         await runner.setup()
+        for listener in listeners(config, broker.base.certificates):
+            await listener.open(runner)
         await web.TCPSite(runner, "127.0.0.1", port).start()
         # Several DPoP headers and raw bodies must reach the server as they are.
         async with aiohttp.ClientSession() as client:

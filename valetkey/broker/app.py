@@ -27,9 +27,11 @@ from valetkey.broker.directory.sources import Sources
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
+from valetkey.broker.mtls_settings import LOOPBACK
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.approvals import ApprovalsPart
+from valetkey.broker.parts.certificates import CertificatesPart
 from valetkey.broker.parts.directory import DirectoryPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.parts.signals import SignalsPart
@@ -49,6 +51,7 @@ from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.kinds import KINDS
+from valetkey.broker.trust.mtls import Certificates, server_context
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
@@ -74,6 +77,7 @@ def _parts(base: Foundation) -> list[Part]:
         approvals,
         SignalsPart(base),
         DirectoryPart(base),
+        CertificatesPart(base),
     ]
 
 
@@ -219,6 +223,7 @@ def _foundation(
         capacity=config.limits.verified_tokens,
     )
     nonces = Nonces(secrets.token_bytes(32))
+    certificates = _certificates(config)
     return Foundation(
         config=config,
         clock=clock,
@@ -237,15 +242,16 @@ def _foundation(
         actions=actions,
         directories=directories,
         tokens=tokens,
-        clients=ClientAuthenticator(tokens, assertions, proofs, nonces, clock=clock),
         parties=PartyResolver(tokens, standings, issuer=config.issuer),
         people=People(
             Directories([ClaimDirectory(compiled_claims(config.claims)), *directories.all]),
             compiled_agents(config.agents),
         ),
+        certificates=certificates,
+        clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),
         issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
         admin=AdminApi(
-            _admins(config, clock),
+            _admins(config, certificates, clock),
             config.limits.admin.of_callers(config.limits.callers),
             clock=clock,
         ),
@@ -265,7 +271,16 @@ def _audience(config: BrokerSettings) -> Audience:
     )
 
 
-def _admins(config: BrokerSettings, clock: Callable[[], float]) -> Admins:
+def _certificates(config: BrokerSettings) -> Certificates:
+    speaks_tls = config.mtls is not None and config.mtls.terminator != LOOPBACK
+    tls = config.tls if speaks_tls and isinstance(config.tls, TlsSettings) else None
+    context = server_context(tls) if tls is not None else None
+    return Certificates(config.issuers, config.mtls, context)
+
+
+def _admins(
+    config: BrokerSettings, certificates: Certificates, clock: Callable[[], float]
+) -> Admins:
     if config.admin is None:
         return Admins(None, ())
     tokens = TokenVerifier(
@@ -273,7 +288,8 @@ def _admins(config: BrokerSettings, clock: Callable[[], float]) -> Admins:
         clock=clock,
         capacity=config.limits.verified_tokens,
     )
-    return Admins(tokens, (rule.compiled() for rule in config.admin.roles))
+    rules = (rule.compiled() for rule in config.admin.roles)
+    return Admins(tokens, rules, certificates, clock=clock)
 
 
 def run(config: Path) -> None:
@@ -283,6 +299,13 @@ def run(config: Path) -> None:
     logs.configure(loaded.log_level)
     os.umask(0o077)  # the database holds sealed keys: nobody else reads even those
     uvloop.run(_serve(loaded))
+
+
+def listeners(config: BrokerSettings, certificates: Certificates) -> list[service.Listener]:
+    """Beside the one in ``bind``: the one for client certificates, if settings have it."""
+    if config.mtls is None:
+        return []
+    return [service.Listener(config.mtls.bind, certificates.context, certificates.listens)]
 
 
 async def _serve(config: BrokerSettings) -> None:
@@ -304,6 +327,7 @@ async def _serve(config: BrokerSettings) -> None:
             config.bind,
             tls=config.tls if isinstance(config.tls, TlsSettings) else None,
             announce=lambda port: log.info("listening", port=port),
+            also=listeners(config, broker.base.certificates),
         )
     except OSError as error:
         raise ConfigError(f"bind {config.bind}: {error.strerror}") from error

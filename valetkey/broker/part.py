@@ -28,6 +28,7 @@ from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import ClientAuthenticator
+from valetkey.broker.trust.mtls import Certificates
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
@@ -40,7 +41,8 @@ class Foundation:
 
     ``clock`` gives seconds since the epoch. ``tokens`` verifies what workloads and users present;
     administrators come through ``admin`` only. ``signals`` tells all sidecars what has
-    ended: publish in the transaction that ends it.
+    ended: publish in the transaction that ends it. ``certificates`` are what clients bring by
+    mutual TLS.
     """
 
     config: BrokerSettings
@@ -60,6 +62,7 @@ class Foundation:
     actions: AdminActions
     directories: Sources
     tokens: TokenVerifier
+    certificates: Certificates
     clients: ClientAuthenticator
     parties: PartyResolver
     people: People

@@ -5,12 +5,13 @@ Invariants, checked while loading:
 - Plain HTTP is served on loopback only, or behind a terminator that the settings name as such.
 - No two targets share an audience, and none has the broker's own issuer identifier as audience:
   its tokens would be client assertions here.
+- Client certificates come through a listener of their own, or in a header of a terminator that the
+  settings name.
 - Issuers of administrators are a list of their own; the broker's own tokens never administer it.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -27,6 +28,7 @@ from valetkey.broker.core.roles import Role, RoleRule
 from valetkey.broker.directory.settings import DirectorySettings
 from valetkey.broker.feed_settings import FeedSettings
 from valetkey.broker.incident_settings import IncidentSettings
+from valetkey.broker.mtls_settings import MtlsSettings, check_certificates
 from valetkey.broker.policy_settings import (
     ROUTE_NAME,
     AgentSettings,
@@ -36,6 +38,7 @@ from valetkey.broker.policy_settings import (
     check_issuers,
 )
 from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.fetch import is_loopback
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
 from valetkey.contracts.settings import Duration, Settings, duration
@@ -48,13 +51,14 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     """A system that calls go to.
 
     ``audience`` is the ``aud`` of its tokens and what sidecars ask for. ``credential`` says
-    whether they are bound to the caller's key. ``resource`` (default: the audience) is the URI
-    under which RFC 8707 resource indicators must lie. ``ttl`` replaces ``token_ttl``.
-    ``environment`` and ``risk`` are for policies to read, ``routes`` are calls that they name.
+    whether they are bound to the caller's key (``dpop``) or client certificate (``mtls``).
+    ``resource`` (default: the audience) is the URI under which RFC 8707 resource indicators must
+    lie. ``ttl`` replaces ``token_ttl``. ``environment`` and ``risk`` are for policies to read,
+    ``routes`` are calls that they name.
     """
 
     audience: str
-    credential: Literal["bearer", "dpop"]
+    credential: Literal["bearer", "dpop", "mtls"]
     resource: str | None = None
     ttl: Duration | None = None
     environment: str = ""
@@ -214,6 +218,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     database: str = "sqlite+aiosqlite:////var/lib/valetkey/broker.db"
     token_ttl: Duration = duration(120)
     keys: KeySettings = msgspec.field(default_factory=KeySettings)
+    mtls: MtlsSettings | None = None
     resource_servers: tuple[ResourceServerSettings, ...] = ()
     admin: AdminSettings | None = None
     approvals: ApprovalsSettings = msgspec.field(default_factory=ApprovalsSettings)
@@ -228,7 +233,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         host = _bind_host(self.bind)
-        if self.tls is None and not _is_loopback(host):
+        if self.tls is None and not is_loopback(host):
             raise ValueError(
                 f"bind {self.bind} is not loopback: give tls a certificate and key, or set "
                 "tls: terminated if something in front of the broker speaks TLS"
@@ -242,6 +247,12 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("two targets have the same audience")
         if self.issuer in audiences:
             raise ValueError("a target has the broker's own issuer identifier as audience")
+        check_certificates(
+            self.mtls,
+            self.issuers,
+            bound=[name for name, target in self.targets.items() if target.credential == "mtls"],
+            has_tls=isinstance(self.tls, TlsSettings),
+        )
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so nobody could authenticate")
         check_issuers((issuer.issuer for issuer in self.issuers), self.claims, self.agents)
@@ -324,13 +335,6 @@ def _bind_host(bind: str) -> str:
         raise ValueError(f"bind: {error}") from error
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _check_issuer(issuer: str) -> None:
     """RFC 8414 §2: https, no query, no fragment; http only where it can't leave the machine."""
     try:
@@ -340,5 +344,5 @@ def _check_issuer(issuer: str) -> None:
     parts = urlsplit(issuer)
     if parts.path or not parts.hostname:
         raise ValueError("issuer must be a URL without a path, not even a slash")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise ValueError("issuer must be an https URL (http on loopback only)")

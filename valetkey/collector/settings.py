@@ -8,7 +8,6 @@ Invariants, checked while loading:
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -17,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.fetch import is_loopback
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
 from valetkey.contracts.settings import Settings, Size, size
@@ -55,7 +55,7 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
             host, _ = address(self.bind)
         except ConfigError as error:
             raise ValueError(f"bind: {error}") from error
-        if self.tls is None and not _is_loopback(host):
+        if self.tls is None and not is_loopback(host):
             raise ValueError(
                 f"bind {self.bind} is not loopback: give tls a certificate and key, or set "
                 "tls: terminated if something in front of the collector speaks TLS"
@@ -86,10 +86,3 @@ def database_file(url: str) -> Path:
     if parsed.drivername != _DRIVER or not parsed.database or parsed.database == ":memory:":
         raise ValueError(f"database must be {_DRIVER}:///FILE")
     return Path(parsed.database)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -328,6 +328,33 @@ DPOP_REPLAYED: Final = _code(
     oauth="invalid_dpop_proof",
 )
 
+# --- mtls: client certificates (RFC 8705) --------------------------------------------------------
+MTLS_MISSING: Final = _code(
+    "mtls.missing",
+    403,
+    "The target's tokens are bound to a client certificate: come with one, to the endpoint that "
+    "mtls_endpoint_aliases of the metadata names.",
+    oauth="invalid_request",
+)
+MTLS_INVALID: Final = _code(
+    "mtls.invalid",
+    401,
+    "The client certificate is not acceptable: chain, time, trust domain, or not one SPIFFE ID.",
+    oauth="invalid_client",
+)
+MTLS_HEADER: Final = _code(
+    "mtls.header",
+    400,
+    "A certificate in Client-Cert is taken from the broker's own TLS terminator alone.",
+    oauth="invalid_request",
+)
+MTLS_MISMATCH: Final = _code(
+    "mtls.mismatch",
+    401,
+    "The token is bound to a key or certificate that did not come with the request.",
+    oauth="invalid_token",
+)
+
 # --- grant: the policy says no ------------------------------------------------------------------
 GRANT_SUSPENDED: Final = _code(
     "grant.suspended",

@@ -72,7 +72,7 @@ def is_safe_url(url: str) -> bool:
         return False
     if not host or parts.username is not None or "?" in url or "#" in url:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -82,7 +82,8 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", port
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to this host can't leave the machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

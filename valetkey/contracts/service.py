@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -127,17 +129,39 @@ def add_probes(
     app.router.add_get("/metrics", metrics)
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One more address of a service. ``announce`` is called with its port before any request."""
+
+    bind: str
+    context: ssl.SSLContext | None
+    announce: Callable[[int], None]
+
+    async def open(self, runner: web.AppRunner) -> None:
+        """Raises `OSError`."""
+        host, port = address(self.bind)
+        bound = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+        bound.setblocking(False)
+        # Said before requests can come, since what they may do depends on it.
+        self.announce(bound.getsockname()[1])
+        await web.SockSite(runner, bound, ssl_context=self.context).start()
+
+
 async def serve(
     app: web.Application,
     bind: str,
     *,
     tls: TlsSettings | None = None,
     announce: Callable[[int], None] | None = None,
+    also: Iterable[Listener] = (),
     drain: float = 10.0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in flight get ``drain`` seconds to finish.
 
-    ``announce`` is called with the bound port once connections are accepted.
+    ``announce`` is called with the bound port once connections are accepted, ``also`` are more
+    addresses of the same service.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -147,6 +171,8 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=drain)
     await runner.setup()
     try:
+        for listener in also:
+            await listener.open(runner)
         site = web.TCPSite(runner, host, port, ssl_context=tls.context() if tls else None)
         await site.start()
         if announce:

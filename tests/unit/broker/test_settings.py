@@ -16,6 +16,10 @@ URL = "https://broker.example"
 ISSUER = {"issuer": "https://idp", "audience": URL, "use": "workload", "jwks_file": "/idp.json"}
 DOMAIN = {"issuer": "spiffe://a.example", "kind": "spiffe", "audience": URL, "use": "workload",
           "jwks_file": "/bundle.json"}  # fmt: skip
+DOMAINS = {"issuers": [DOMAIN]}
+MTLS = {"bind": "0.0.0.0:7081", "url": "https://broker.example:7081"}
+TLS = {"cert_file": "/c", "key_file": "/k"}
+VAULT = {"audience": "https://v", "credential": "mtls"}
 USERS = {"issuer": "https://users", "audience": URL, "use": "user", "jwks_file": "/u.json"}
 TICKETS = {"audience": "https://t", "credential": "bearer"}
 
@@ -89,6 +93,20 @@ def test_defaults() -> None:
         ("no memory", {"limits": {"replay_proofs": 0}}, "positive"),
         ("an SVID for another audience", {"issuers": [{**DOMAIN, "audience": "x"}]},
          "audience must be"),
+        ("a target of mtls without its listener", {"targets": {"a": VAULT}}, "mtls"),
+        ("mtls without a trust domain", {"mtls": MTLS, "tls": TLS}, "no certificate could count"),
+        ("mtls without a certificate", {**DOMAINS, "mtls": MTLS}, "give tls"),
+        ("mtls behind any terminator", {**DOMAINS, "mtls": MTLS, "tls": "terminated"}, "give tls"),
+        ("mtls at plain http", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "http://x"}},
+         "https"),
+        ("mtls with a path", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "https://x/"}},
+         "without a path"),
+        ("a loopback terminator elsewhere", {**DOMAINS, "mtls": {**MTLS, "terminator": "loopback"}},
+         "is not loopback"),
+        ("a terminator by name", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "terminator": "edge"}},
+         "terminator"),
+        ("a foreign terminator", {**DOMAINS, "tls": TLS, "mtls": {
+            **MTLS, "terminator": "spiffe://b.example/edge"}}, "no issuer"),
         ("unknown key", {"grants": []}, "unknown key"),
     ],
 )  # fmt: skip
@@ -109,6 +127,9 @@ def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
             {**ISSUER, "audience": "http://127.0.0.1:7080"}]},
         {"issuers": [{**ISSUER, "audience": "x", "reusable": True, "audience_list": True}]},
         {"issuers": [DOMAIN]},
+        {**DOMAINS, "tls": TLS, "mtls": MTLS, "targets": {"a": VAULT}},
+        {**DOMAINS, "mtls": {**MTLS, "bind": "127.0.0.1:1", "terminator": "loopback"}},
+        {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "terminator": "spiffe://a.example/edge"}},
         {"issuers": [{**ISSUER, "kind": "kubernetes", "audience": "x"}]},
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ OAUTH_ERRORS = {
     "invalid_authorization_details",
     "invalid_dpop_proof",
     "use_dpop_nonce",
+    "invalid_token",
     "server_error",
     "temporarily_unavailable",
     "authorization_pending",

@@ -62,7 +62,7 @@ class IntrospectEndpoint:
         try:
             form = await read_form(request)
             token = form.required("token")
-            client = await self._clients.authenticate(form, proofs, url=self._url)
+            client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         except ValetkeyError as error:
             self._log.info("introspection_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
@@ -79,7 +79,7 @@ class IntrospectEndpoint:
             return {"active": False}
         answer: dict[str, Any] = {"active": True}
         answer |= {name: own.claims[name] for name in _ANSWERED if name in own.claims}
-        answer["token_type"] = "DPoP" if "cnf" in own.claims else "Bearer"
+        answer["token_type"] = "DPoP" if "jkt" in own.claims.get("cnf", {}) else "Bearer"
         return answer
 
     def _concerns(self, own: OwnToken, client: Client) -> bool:

@@ -16,10 +16,18 @@ PATH: Final = "/.well-known/oauth-authorization-server"
 
 
 class MetadataEndpoint:
-    """The document never changes while the process runs, so it is made once."""
+    """The document never changes while the process runs, so it is made once.
+
+    ``mtls`` is the URL of the listener for client certificates, if there is one.
+    """
 
     def __init__(
-        self, *, issuer: str, issuers: Iterable[IssuerSettings], defers: bool = False
+        self,
+        *,
+        issuer: str,
+        issuers: Iterable[IssuerSettings],
+        defers: bool = False,
+        mtls: str | None = None,
     ) -> None:
         workload = [trusted for trusted in issuers if trusted.use == "workload"]
         # draft-ietf-oauth-spiffe-client-auth §4 names the first.
@@ -29,6 +37,8 @@ class MetadataEndpoint:
                 for trusted in workload
             }
         )
+        if mtls is not None:
+            methods.append("spiffe_x509")
         algorithms = sorted({algorithm for trusted in workload for algorithm in trusted.algorithms})
         document: dict[str, object] = {
             "issuer": issuer,  # RFC 8414 §3.3: what the client built the URL from
@@ -47,6 +57,13 @@ class MetadataEndpoint:
         for endpoint in ("token", "introspection", "revocation"):
             document[f"{endpoint}_endpoint_auth_methods_supported"] = methods
             document[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = algorithms
+        if mtls is not None:  # RFC 8705 §3.3, §5
+            document["tls_client_certificate_bound_access_tokens"] = True
+            document["mtls_endpoint_aliases"] = {
+                "token_endpoint": mtls + token.PATH,
+                "introspection_endpoint": mtls + introspect.PATH,
+                "revocation_endpoint": mtls + revoke.PATH,
+            }
         self._body = msgspec.json.encode(document)
 
     async def handle(self, _request: web.Request) -> web.Response:

@@ -46,7 +46,7 @@ class RevokeEndpoint:
         try:
             form = await read_form(request)
             token = form.required("token")
-            client = await self._clients.authenticate(form, proofs, url=self._url)
+            client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
             await self._revoke(token, client)
         except ValetkeyError as error:
             self._log.info("revocation_refused", code=error.code.name, reason=error.reason)

@@ -79,7 +79,7 @@ class TokenEndpoint:
         began = time.perf_counter()
         proofs = request.headers.getall("DPoP", ())
         try:
-            response = await self._respond(await read_form(request), proofs)
+            response = await self._respond(request, await read_form(request), proofs)
         except AwaitsApproval as waits:
             self._metrics.refused(waits.code, time.perf_counter() - began)
             return self._put_off(waits, self._clients.nonce(proofs))
@@ -90,28 +90,36 @@ class TokenEndpoint:
         self._metrics.issued(time.perf_counter() - began)
         return json_answer(response, nonce=self._clients.nonce(proofs))
 
-    async def _respond(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+    async def _respond(
+        self, request: web.Request, form: Form, proofs: Sequence[str]
+    ) -> TokenResponse:
         if self._gate.defers and form.get("grant_type") == GRANT_DEFERRED:
-            return await self._redeem(form, proofs)
-        return await self._exchange(form, proofs)
+            return await self._redeem(request, form, proofs)
+        return await self._exchange(request, form, proofs)
 
-    async def _exchange(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+    async def _exchange(
+        self, request: web.Request, form: Form, proofs: Sequence[str]
+    ) -> TokenResponse:
         asked = parse_exchange(form)
-        client = await self._clients.authenticate(form, proofs, url=self._url)
+        client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         self._count(client)
         acting, user = await self._parties.resolve(asked, client)
         incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)
-        facts = ExchangeFacts(asked, acting, user, client.proof, incidents, known=known)
+        facts = ExchangeFacts(
+            asked, acting, user, client.proof, incidents, client.certificate, known=known
+        )
         decision = self._decide(facts)
         if isinstance(decision, NeedsApproval):
             decision = await self._gate.pass_or_ask(decision, facts)
         return self._answer(decision, asked.issued_token_type)
 
-    async def _redeem(self, form: Form, proofs: Sequence[str]) -> TokenResponse:
+    async def _redeem(
+        self, request: web.Request, form: Form, proofs: Sequence[str]
+    ) -> TokenResponse:
         """What was deferred, decided again: on the facts of then, by the policy of now."""
         code = form.required("deferral_code")
-        client = await self._clients.authenticate(form, proofs, url=self._url)
+        client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         self._count(client)
         own = client.assertion
         party = Party(own.claims.issuer, own.claims.subject, own.expires)
@@ -119,7 +127,9 @@ class TokenEndpoint:
         asked, user = waited.request, waited.user
         incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)
-        facts = ExchangeFacts(asked, party, user, client.proof, incidents, known=known)
+        facts = ExchangeFacts(
+            asked, party, user, client.proof, incidents, client.certificate, known=known
+        )
         issue = await self._gate.redeem(waited, self._decide(facts), facts)
         return self._answer(issue, asked.issued_token_type)
 

@@ -73,8 +73,9 @@ class User(Party):
 class ExchangeFacts:
     """All that a decision rests on. ``user`` is ``None`` when the workload acts for itself.
 
-    ``proof`` is the thumbprint of the key that signed the DPoP proof, or empty. ``known`` is what
-    policies know of the parties.
+    ``proof`` is the thumbprint of the key that signed the DPoP proof, or empty, ``certificate``
+    that of the certificate with which the client came. ``known`` is what policies know of the
+    parties.
     """
 
     request: ExchangeRequest
@@ -82,6 +83,7 @@ class ExchangeFacts:
     user: User | None
     proof: str
     incidents: IncidentFacts
+    certificate: str = ""
     known: Known = field(default=Known(), kw_only=True)
 
 
@@ -101,8 +103,9 @@ class Refuse:
 class Issue:
     """What the token says. ``expires_in`` is in whole seconds, at least 1.
 
-    ``thumbprint`` is empty for a bearer token. ``txn`` is empty where a new one is to be made.
-    ``policy_ids`` are the policies that permitted it.
+    ``thumbprint`` is empty unless the token is bound to a proof key, ``certificate`` unless it is
+    bound to a client certificate. ``txn`` is empty where a new one is to be made. ``policy_ids``
+    are the policies that permitted it.
     ``approval`` is the id of the approval that it rests on, if it does; ``single_use`` says that
     the token is for one call, since the approval's uses are counted.
     """
@@ -126,6 +129,7 @@ class Issue:
     policy_ids: tuple[str, ...] = ()
     approval: str = ""
     single_use: bool = False
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,10 @@ def decide(
         return Refuse(codes.GRANT_SUSPENDED, f"grants {', '.join(sorted(suspended))}")
     if target.credential == "dpop" and not facts.proof:
         return Refuse(codes.DPOP_MISSING, f"tokens for target {target.name} are bound to a key")
+    if target.credential == "mtls" and not facts.certificate:
+        return Refuse(
+            codes.MTLS_MISSING, f"tokens for target {target.name} are bound to a certificate"
+        )
     expires_in = _lifetime(target, granted.ttl, client, user, now)
     if expires_in < 1:
         # Within the leeway a token still identifies, but it has no life left to hand on.
@@ -203,6 +211,7 @@ def decide(
         epoch=(facts.incidents.user or facts.incidents.client).epoch.number,
         client_epoch=facts.incidents.client.epoch.number,
         policy_ids=permitted.policy_ids,
+        certificate=facts.certificate if target.credential == "mtls" else "",
     )
     names = ", ".join(permitted.policy_ids)
     by_policies = [

@@ -10,6 +10,7 @@ from valetkey.broker.core.exchange import Issue
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.issuers.signer import Signer
 from valetkey.contracts import jose
+from valetkey.contracts.binding import CONFIRMATION
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 from valetkey.contracts.secret import Secret
 
@@ -137,6 +138,8 @@ class JwtIssuer:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
         if issue.approval:
             claims["approval"] = issue.approval  # ours: who said yes is on record under this id
+        if issue.certificate:
+            claims["cnf"] = {CONFIRMATION: issue.certificate}  # RFC 8705 §3.1
         if issue.details:
             claims["authorization_details"] = issue.details  # RFC 9396 §9.1
         return MintedToken(Secret(self._signer.sign(claims)), jti, txn)

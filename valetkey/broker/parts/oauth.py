@@ -53,7 +53,10 @@ class OAuthPart(Part):
         )
         keys = jwks.JwksEndpoint(base.ring, publish_before=config.keys.publish_before)
         about = metadata.MetadataEndpoint(
-            issuer=config.issuer, issuers=config.issuers, defers=config.approvals.deferred
+            issuer=config.issuer,
+            issuers=config.issuers,
+            defers=config.approvals.deferred,
+            mtls=config.mtls.url if config.mtls is not None else None,
         )
         router.add_post(token.PATH, exchange.handle)
         router.add_post(introspect.PATH, introspection.handle)

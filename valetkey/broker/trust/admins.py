@@ -7,6 +7,7 @@ token never administers anything, whatever it says.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,8 +15,10 @@ from typing import Any, Final
 from aiohttp import web
 
 from valetkey.broker.core.roles import Role, RoleRule, roles_of
-from valetkey.broker.trust.tokens import TokenVerifier
+from valetkey.broker.trust.mtls import Certificates
+from valetkey.broker.trust.tokens import Clock, TokenVerifier
 from valetkey.contracts import codes
+from valetkey.contracts.binding import check_binding
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
 
@@ -50,8 +53,17 @@ def bearer(request: web.Request) -> str:
 class Admins:
     """``tokens`` verifies tokens of the administrators' issuers; ``None``: there are none."""
 
-    def __init__(self, tokens: TokenVerifier | None, rules: Iterable[RoleRule]) -> None:
+    def __init__(
+        self,
+        tokens: TokenVerifier | None,
+        rules: Iterable[RoleRule],
+        certificates: Certificates | None = None,
+        *,
+        clock: Clock = time.time,
+    ) -> None:
         self._tokens = tokens
+        self._certificates = certificates
+        self._clock = clock
         self._rules = tuple(rules)
 
     async def authenticate(self, request: web.Request) -> Admin:
@@ -64,5 +76,12 @@ class Admins:
         except TokenInvalid as error:
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, str(error)) from error
         claims = token.claims
+        await self._check_binding(claims.claims, request)
         roles = roles_of(self._rules, claims.issuer, claims.subject, claims.claims)
         return Admin(claims.issuer, claims.subject, roles, claims.claims)
+
+    async def _check_binding(self, claims: Mapping[str, Any], request: web.Request) -> None:
+        brought = ""
+        if self._certificates is not None and "cnf" in claims:
+            brought = await self._certificates.brought(request, now=self._clock())
+        check_binding(claims, brought)

@@ -8,6 +8,8 @@ Rules (docs/adr/0004):
   proof, whose fresh nonce and single-use ``jti`` make each request one of its own.
 - A JWT-SVID comes as ``jwt-spiffe``, any other token as ``jwt-bearer``: the type says by which
   rules the sender means it, and a token under the other's rules is refused.
+- A client certificate authenticates by itself, with its SPIFFE ID as ``client_id`` (RFC 8705 §2),
+  or stands beside the assertion of the same workload.
 - Nothing is used up before everything that can be checked without using it up held: a client that
   is told ``use_dpop_nonce`` may repeat the request with the same assertion.
 """
@@ -17,10 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import web
 
 from valetkey.broker.core.form import Form
 from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory, Use
+from valetkey.broker.trust.mtls import Certificates, ClientCertificate
 from valetkey.broker.trust.tokens import Clock, TokenVerifier, VerifiedToken
 from valetkey.contracts import codes, dpop, jose
 from valetkey.contracts.codes import Code
@@ -45,12 +51,15 @@ class AssertionMemory(Protocol):
 class Client:
     """An authenticated client. ``proof`` is the proof key's thumbprint, or empty.
 
-    ``assertion`` is the verified token, so that the same string needs no second verification.
+    ``assertion`` is the verified token, so that the same string needs no second verification; of a
+    client that authenticated by its certificate alone it says the same, and ``compact`` is empty.
+    ``certificate`` is the thumbprint of the certificate with which it came, or empty.
     """
 
     assertion: VerifiedToken
     compact: str
     proof: str
+    certificate: str = ""
 
     def __repr__(self) -> str:
         return f"Client({self.assertion.claims.issuer}, {self.assertion.claims.subject})"
@@ -65,9 +74,11 @@ class ClientAuthenticator:
         assertions: AssertionMemory,
         proofs: ReplayMemory,
         nonces: Nonces,
+        certificates: Certificates | None = None,
         *,
         clock: Clock,
     ) -> None:
+        self._certificates = certificates
         self._tokens = tokens
         self._assertions = assertions
         self._proofs = proofs
@@ -84,11 +95,53 @@ class ClientAuthenticator:
             return ""
         return self._nonces.current(self._clock())  # RFC 9449 §8.2
 
-    async def authenticate(self, form: Form, proofs: Sequence[str], *, url: str) -> Client:
-        """By a form (RFC 7523 §2.2). ``proofs`` are all values of the DPoP header.
+    async def authenticate(
+        self,
+        form: Form,
+        proofs: Sequence[str],
+        *,
+        url: str,
+        request: web.Request | None = None,
+    ) -> Client:
+        """By a form (RFC 7523 §2.2), by a certificate (RFC 8705 §2), or by both.
 
-        ``url`` is this endpoint's own URL. Raises `CallerError`.
+        ``proofs`` are all values of the DPoP header, ``url`` is this endpoint's own URL,
+        ``request`` is what may have come with a client certificate. Raises `CallerError`.
         """
+        certificate = None
+        if request is not None and self._certificates is not None:
+            certificate = await self._certificates.of(request, now=self._clock())
+        if certificate is None:
+            return await self._by_assertion(form, proofs, url, None)
+        url = certificate.base + urlsplit(url).path  # RFC 8705 §5: it came to the alias
+        if form.get("client_assertion") or form.get("client_assertion_type"):
+            return await self._by_assertion(form, proofs, url, certificate)
+        return self._by_certificate(form, proofs, url, certificate)
+
+    def _by_certificate(
+        self, form: Form, proofs: Sequence[str], url: str, certificate: ClientCertificate
+    ) -> Client:
+        if form.get("client_secret"):
+            raise CallerError(codes.SERVICE_UNAUTHENTICATED, "two ways to authenticate at once")
+        if form.get("client_id") != certificate.subject:  # RFC 8705 §2: required
+            raise CallerError(codes.ACTOR_INVALID, "client_id is not the certificate's SPIFFE ID")
+        proof = self._check_proof(proofs, "POST", url)
+        if proof is not None:
+            self._use_up(proof)
+        return Client(
+            certificate.as_token(),
+            "",
+            proof.thumbprint if proof else "",
+            certificate.thumbprint,
+        )
+
+    async def _by_assertion(
+        self,
+        form: Form,
+        proofs: Sequence[str],
+        url: str,
+        certificate: ClientCertificate | None,
+    ) -> Client:
         compact = form.get("client_assertion")
         assertion_type = form.get("client_assertion_type")
         if not compact or assertion_type not in ASSERTION_TYPES:
@@ -98,6 +151,7 @@ class ClientAuthenticator:
         try:
             assertion = await self._tokens.verify(compact, use="workload")
             _check_type(assertion, assertion_type)
+            _check_certificate(assertion, certificate)
             jti = "" if assertion.issuer.reusable else self._single_use(assertion)
         except TokenInvalid as error:
             raise CallerError(codes.ACTOR_INVALID, str(error)) from error
@@ -105,7 +159,7 @@ class ClientAuthenticator:
         if form.get("client_id") not in {"", assertion.claims.subject}:
             raise CallerError(codes.ACTOR_INVALID, "client_id is not the assertion's subject")
         proof = self._check_proof(proofs, "POST", url)
-        return await self._authenticated(assertion, compact, jti, proof)
+        return await self._authenticated(assertion, compact, jti, proof, certificate)
 
     async def authenticate_bearer(
         self,
@@ -138,11 +192,14 @@ class ClientAuthenticator:
         compact: str,
         jti: str,
         proof: dpop.VerifiedProof | None,
+        certificate: ClientCertificate | None = None,
         *,
         unbound: bool = False,
     ) -> Client:
         """Use up what can be used once; nothing is left that could still be refused."""
-        if assertion.issuer.reusable and proof is None and not unbound:
+        # The workload's certificate proves possession too, of a key that its issuer knows.
+        proved = proof is not None or certificate is not None
+        if assertion.issuer.reusable and not proved and not unbound:
             raise CallerError(codes.DPOP_MISSING, "a reusable token without a proof")
         if proof is not None:
             self._use_up(proof)
@@ -150,7 +207,12 @@ class ClientAuthenticator:
             assertion.claims.issuer, jti, expires=assertion.expires + jose.LEEWAY
         ):
             raise CallerError(codes.ACTOR_REPLAYED, "assertion replayed")
-        return Client(assertion, compact, proof.thumbprint if proof else "")
+        return Client(
+            assertion,
+            compact,
+            proof.thumbprint if proof else "",
+            certificate.thumbprint if certificate else "",
+        )
 
     def _single_use(self, assertion: VerifiedToken) -> str:
         """The checks that only a self-signed assertion has to pass; gives its ``jti``."""
@@ -200,6 +262,12 @@ class ClientAuthenticator:
             raise CallerError(codes.DPOP_REPLAYED, "proof replayed")
         if use is Use.NO_ROOM:
             raise CallerError(codes.SERVICE_UNAVAILABLE, "the replay memory is full")
+
+
+def _check_certificate(assertion: VerifiedToken, certificate: ClientCertificate | None) -> None:
+    """Whether both are of one workload. Raises `TokenInvalid`."""
+    if certificate is not None and not assertion.is_same_party(certificate.as_token()):
+        raise TokenInvalid("the client certificate is another workload's")
 
 
 def _check_type(assertion: VerifiedToken, stated: str) -> None:

@@ -49,7 +49,7 @@ class PartyResolver:
         return Party(own.claims.issuer, own.claims.subject, expires), None
 
     async def _subject(self, compact: str, client: Client) -> VerifiedToken:
-        if compact == client.compact:
+        if compact and compact == client.compact:
             return client.assertion
         try:
             return await self._tokens.verify(compact, use=None)

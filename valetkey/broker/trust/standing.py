@@ -68,7 +68,8 @@ class Standings:
     async def _of_client(self, client: Client) -> Standing:
         claims = client.assertion.claims
         who = (claims.issuer, claims.subject)
-        shown = [client.proof] if client.proof else []
+        shown = [key for key in (client.proof, client.certificate) if key]
+        keys = tuple(shown)
         if claims.issuer == claims.subject:
             # Self-signed: with the key that leaked, anybody makes assertions of any date.
             shown.append(f"kid:{claims.header.get('kid', '')}")
@@ -77,7 +78,7 @@ class Standings:
             epoch=self._epochs.of(*who),
             attestation=Attestation(_issued_at(claims), min(since, default=None)),
             ended=self._revocations.blocks("subject", subject_value(*who)),
-            key_ended=bool(client.proof) and self._revocations.blocks("key", client.proof),
+            key_ended=any(self._revocations.blocks("key", key) for key in keys),
         )
 
     def _of_user(self, user: User) -> Standing:

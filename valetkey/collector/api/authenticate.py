@@ -17,6 +17,7 @@ from cachetools import TLRUCache
 
 from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import codes, jose
+from valetkey.contracts.binding import check_binding
 from valetkey.contracts.errors import CallerError, PolicyError
 from valetkey.contracts.issuer import PINNED, IssuerKinds, TrustedIssuers
 from valetkey.contracts.jose import TokenInvalid
@@ -76,6 +77,7 @@ class Authenticator:
             unverified = jose.parse(token)
             issuer = self._issuers.find(unverified)
             claims = await issuer.verify(unverified, now=self._clock())
+            check_binding(claims.claims, "")  # no proof of possession is asked for here
         except TokenInvalid as error:
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, str(error)) from error
         caller = Caller(

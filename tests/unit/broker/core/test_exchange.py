@@ -21,17 +21,21 @@ from valetkey.broker.core.exchange import (
     decide,
     rules_digest,
 )
+from valetkey.broker.core.grants import Target
 from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.contracts.oauth import TOKEN_TYPE_ACCESS
 from valetkey.contracts.secret import Secret
 
 NOW = 1_800_000_000.0
+VAULT = Target("vault", "https://v.example", "https://v.example", "mtls", 120.0)
 POLICY = policy_of(
     grant("tickets", on_behalf_of="users"),
     grant("files", target="files", ttl="60s"),
+    grant("vault", target="vault"),
+    targets=(TICKETS, FILES, VAULT),
 )
-POLICIES = Policies.compile(None, [TargetFacts("tickets"), TargetFacts("files")])
+POLICIES = Policies.compile(None, [TargetFacts(name) for name in ("tickets", "files", "vault")])
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class Case:
     incidents: IncidentFacts | None = None
     client_active: bool = True
     user_active: bool = True
+    certificate: str = ""
 
 
 CASES = [
@@ -99,6 +104,12 @@ CASES = [
          proof="key"),
     Case("bound without a proof", "dpop.missing", audience=FILES.audience),
     Case("bearer with a proof stays bearer", expected={"thumbprint": ""}, proof="key"),
+    Case("bound to a certificate", expected={"certificate": "x5t", "thumbprint": ""},
+         audience=VAULT.audience, certificate="x5t", proof="key"),
+    Case("without the certificate", "mtls.missing", audience=VAULT.audience, proof="key"),
+    Case("bearer with a certificate stays bearer", expected={"certificate": ""}, certificate="x5t"),
+    Case("a proof is no certificate's", "dpop.missing", audience=FILES.audience,
+         certificate="x5t"),
     Case("the policy speaks before the proof", "grant.scope", audience=FILES.audience,
          scopes=("write",)),
     Case("for a user", expected={"subject": "alice", "act": {"sub": BOT, "iss": IDP}}, user={}),
@@ -185,6 +196,7 @@ def test_decide(case: Case) -> None:
         user,
         case.proof,
         case.incidents or clean(user=user is not None),
+        case.certificate,
         known=Known(
             Attributes(active=case.client_active), user=Attributes(active=case.user_active)
         ),

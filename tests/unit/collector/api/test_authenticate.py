@@ -77,6 +77,10 @@ REFUSED = {
         lambda b: ("Bearer " + b.people.mint(WORKLOAD, AUDIENCE, iss=b.workloads.issuer),),
         codes.SERVICE_UNAUTHENTICATED,
     ),
+    "bound to a key that nobody proves": (
+        lambda b: ("Bearer " + b.workloads.mint(WORKLOAD, AUDIENCE, cnf={"jkt": "x"}),),
+        codes.MTLS_MISMATCH,
+    ),
     "a person": (lambda b: (b.reader()["Authorization"],), codes.SERVICE_FORBIDDEN),
 }
 

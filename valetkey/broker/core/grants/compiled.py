@@ -19,7 +19,7 @@ class Target:
     name: str
     audience: str
     resource: str
-    credential: Literal["bearer", "dpop"]
+    credential: Literal["bearer", "dpop", "mtls"]
     ttl: float
 
 

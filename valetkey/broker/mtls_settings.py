@@ -1,0 +1,80 @@
+"""Settings of the listener for client certificates, and what they have to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.fetch import is_loopback, is_safe_url
+from valetkey.contracts.issuer import IssuerSettings
+from valetkey.contracts.service import address
+from valetkey.contracts.settings import Settings
+from valetkey.contracts.spiffe_id import SpiffeId, SpiffeIdInvalid
+
+LOOPBACK: Final = "loopback"
+
+
+class MtlsSettings(Settings, frozen=True, kw_only=True):
+    """A second listener, for clients with certificates (RFC 8705): X.509-SVIDs of ``kind: spiffe``.
+
+    ``url`` is how clients reach it (``mtls_endpoint_aliases`` of the metadata). It presents the
+    certificate in ``tls`` and lets nobody through without one of a trusted domain.
+
+    ``terminator`` is who may bring a client's certificate in ``Client-Cert`` (RFC 9440): a SPIFFE
+    ID, for a terminator that comes with a certificate of its own; or ``loopback``, where the
+    terminator runs beside the broker and is the only one that reaches ``bind``, which then is
+    loopback and without TLS.
+    """
+
+    bind: str
+    url: str
+    terminator: str = ""
+
+    def __post_init__(self) -> None:
+        host = _host(self.bind)
+        parts = urlsplit(self.url)
+        if not is_safe_url(self.url) or parts.scheme != "https" or parts.path:
+            raise ValueError("mtls.url must be an https URL without a path, not even a slash")
+        if self.terminator == LOOPBACK:
+            if not is_loopback(host):
+                raise ValueError(f"mtls.bind {self.bind} is not loopback, as its terminator is")
+        elif self.terminator:
+            try:
+                SpiffeId.parse(self.terminator)
+            except SpiffeIdInvalid as error:
+                raise ValueError(f"mtls.terminator: loopback, or: {error}") from error
+
+
+def check_certificates(
+    mtls: MtlsSettings | None,
+    issuers: Iterable[IssuerSettings],
+    *,
+    bound: Sequence[str],
+    has_tls: bool,
+) -> None:
+    """Whether the listener and the rest of the broker's settings make sense of each other.
+
+    ``bound`` are the targets whose tokens are bound to certificates. Raises `ValueError`.
+    """
+    if mtls is None:
+        if bound:
+            raise ValueError(f"target {bound[0]}: credential: mtls needs the listener in mtls")
+        return
+    if mtls.terminator != LOOPBACK and not has_tls:
+        raise ValueError("mtls: give tls a certificate and key, or set terminator: loopback")
+    domains = {issuer.issuer for issuer in issuers if issuer.kind == "spiffe"}
+    if not domains:
+        raise ValueError("mtls: no issuer is of kind: spiffe, so no certificate could count")
+    if mtls.terminator not in {"", LOOPBACK}:
+        domain = SpiffeId.parse(mtls.terminator).trust_domain
+        if domain not in domains:
+            raise ValueError("mtls.terminator is of a trust domain that is no issuer")
+
+
+def _host(bind: str) -> str:
+    try:
+        return address(bind)[0]
+    except ConfigError as error:
+        raise ValueError(f"mtls.bind: {error}") from error

@@ -1,0 +1,269 @@
+"""Clients by certificate: mutual TLS at a listener of its own (RFC 8705).
+
+- TLS proves that the client has the certificate's key; whose it is, and whether its chain holds,
+  is judged here by the bundle of the trust domain that it names. What OpenSSL accepted in the
+  handshake is only a first sieve, over the roots of all trust domains together.
+- Behind a terminator the certificate comes in a header (RFC 9440). Such a header is read from the
+  settings' own terminator alone: everything on a loopback listener that is for nothing else, or a
+  peer that has authenticated as the terminator's SPIFFE ID. From anybody else it is refused, not
+  passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from cachetools import TTLCache
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from valetkey.broker.mtls_settings import LOOPBACK, MtlsSettings
+from valetkey.broker.trust.certificate_header import CERT, CHAIN, read_certificates
+from valetkey.broker.trust.spiffe import read_authorities, verify_chain, workload_of
+from valetkey.broker.trust.tokens import VerifiedToken
+from valetkey.contracts import binding, codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.issuer import IssuerSettings, read_pinned
+from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
+from valetkey.contracts.keys import KeySource
+from valetkey.contracts.service import TlsSettings
+
+# A chain that held is taken to hold for as long as keys of tokens are (contracts/issuer.py).
+_REMEMBERED: Final = 60.0
+_REMEMBERED_MOST: Final = 10_000
+# More certificates than any trust domain has between leaf and root.
+_MAX_CHAIN: Final = 8
+# How often new roots are taken up for handshakes.
+_REFRESH: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """A workload's certificate whose key was proved and whose chain holds.
+
+    ``thumbprint`` is its ``x5t#S256``, ``begins`` and ``expires`` in seconds since the epoch,
+    ``base`` the URL under which the request came (RFC 8705 §5).
+    """
+
+    settings: IssuerSettings
+    subject: str
+    thumbprint: str
+    begins: float
+    expires: float
+    base: str
+
+    def as_token(self) -> VerifiedToken:
+        """The same party as a JWT-SVID of this workload says, until the certificate expires."""
+        claims = {"sub": self.subject, "iat": self.begins, "exp": self.expires}
+        verified = VerifiedClaims(self.settings.issuer, self.subject, claims, {})
+        return VerifiedToken(verified, self.settings)
+
+
+class Certificates:
+    """The certificates of a broker's clients.
+
+    ``issuers`` are those in settings. Without ``settings`` nobody comes with a certificate.
+    ``context`` is what their listener speaks TLS with, if it is not a terminator's on loopback.
+    """
+
+    def __init__(
+        self,
+        issuers: Iterable[IssuerSettings],
+        settings: MtlsSettings | None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.context = context
+        self._base = settings.url if settings is not None else ""
+        self._terminator = settings.terminator if settings is not None else ""
+        self._ports: set[int] = set()
+        self._domains = {
+            issuer.issuer: _TrustDomain(issuer) for issuer in issuers if issuer.kind == "spiffe"
+        }
+        self._held: TTLCache[bytes, _Held] = TTLCache(_REMEMBERED_MOST, _REMEMBERED)
+
+    def listens(self, port: int) -> None:
+        """Connections to this port come through the listener for certificates."""
+        self._ports.add(port)
+
+    async def brought(self, request: web.Request, *, now: float) -> str:
+        """The thumbprint of the certificate that came with the request, or empty.
+
+        Nothing is said of its chain: RFC 8705 §3 asks for none to use a bound token.
+        Raises `CallerError`.
+        """
+        chain = await self._chain(request, now)
+        return binding.thumbprint(chain[0]) if chain else ""
+
+    async def of(self, request: web.Request, *, now: float) -> ClientCertificate | None:
+        """The client's certificate, if one came. Raises `CallerError` for one that can't count."""
+        chain = await self._chain(request, now)
+        if not chain:
+            return None
+        held = await self._verify(chain, now)
+        return ClientCertificate(
+            held.settings,
+            held.subject,
+            binding.thumbprint(chain[0]),
+            held.begins,
+            held.expires,
+            self._base,
+        )
+
+    async def _chain(self, request: web.Request, now: float) -> list[bytes]:
+        """The client's own certificate and what it sent with it, in DER, or nothing."""
+        told = CERT in request.headers or CHAIN in request.headers
+        if not self._came_for_certificates(request):
+            if told:
+                raise CallerError(codes.MTLS_HEADER, "a client certificate header from a stranger")
+            return []
+        if self._terminator == LOOPBACK:
+            return _from_header(request) if told else []
+        transport = request.transport
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        peer = _peer_chain(tls) if tls is not None else []
+        if self._terminator and peer and await self._is_terminator(peer, now):
+            # Its own certificate is never the client's: it may relay calls of clients without one.
+            return _from_header(request) if told else []
+        if told:
+            raise CallerError(codes.MTLS_HEADER, "a client certificate header from a stranger")
+        return peer
+
+    async def _is_terminator(self, peer: Sequence[bytes], now: float) -> bool:
+        return (await self._verify(peer, now)).subject == self._terminator
+
+    def _came_for_certificates(self, request: web.Request) -> bool:
+        transport = request.transport
+        own = transport.get_extra_info("sockname") if transport is not None else None
+        return isinstance(own, tuple) and own[1] in self._ports
+
+    async def _verify(self, chain: Sequence[bytes], now: float) -> _Held:
+        key = hashlib.sha256(b"".join(chain)).digest()
+        held = self._held.get(key)
+        try:
+            if held is None:
+                held = await self._judge(chain, now)
+                self._held[key] = held
+            if not held.begins <= now < held.expires:
+                raise TokenInvalid("the certificate is not valid at this time")  # noqa: TRY301
+        except TokenInvalid as error:
+            raise CallerError(codes.MTLS_INVALID, str(error)) from error
+        return held
+
+    async def _judge(self, chain: Sequence[bytes], now: float) -> _Held:
+        if len(chain) > _MAX_CHAIN:
+            raise TokenInvalid("the certificate's chain is too long")
+        try:
+            leaf, *intermediates = [x509.load_der_x509_certificate(der) for der in chain]
+        except ValueError as error:
+            raise TokenInvalid("a certificate can't be read") from error
+        identity = workload_of(leaf)
+        domain = self._domains.get(identity.trust_domain)
+        if domain is None:
+            raise TokenInvalid("the certificate is of a foreign trust domain")
+        await domain.verify(leaf, intermediates, now=now)
+        return _Held(
+            domain.settings,
+            str(identity),
+            leaf.not_valid_before_utc.timestamp(),
+            leaf.not_valid_after_utc.timestamp(),
+        )
+
+    async def keep_roots(self) -> None:
+        """Let handshakes know the roots of all bundles, until cancelled."""
+        while True:
+            await self.load_roots()
+            await asyncio.sleep(_REFRESH)
+
+    async def load_roots(self) -> None:
+        """Add the current roots. None is taken out: `of` judges by the current bundle alone."""
+        if self.context is None:
+            return
+        for domain in self._domains.values():
+            for authority in await domain.new_authorities():
+                self.context.load_verify_locations(cadata=authority.public_bytes(Encoding.DER))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    settings: IssuerSettings
+    subject: str
+    begins: float
+    expires: float
+
+
+class _TrustDomain:
+    """The roots of one trust domain, fetched as its keys for tokens are."""
+
+    def __init__(self, settings: IssuerSettings) -> None:
+        self.settings = settings
+        self._source = KeySource(settings.issuer, self._read, read_authorities)
+        self._known: set[bytes] = set()
+        """Roots that handshakes know already, by their whole DER."""
+
+    async def verify(
+        self, leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], *, now: float
+    ) -> None:
+        """Once more with newer roots, if the chain does not hold with those at hand."""
+        authorities = await self._source.current()
+        try:
+            verify_chain(leaf, intermediates, authorities, now=now)
+        except TokenInvalid:
+            newer = await self._source.newer(authorities)
+            if newer is None or newer == authorities:
+                raise
+            verify_chain(leaf, intermediates, newer, now=now)
+
+    async def new_authorities(self) -> list[x509.Certificate]:
+        """Roots that were not given out before."""
+        try:
+            current = await self._source.current()
+        except TokenInvalid:  # said in the log by the source; handshakes go on with what there is
+            return []
+        new = [one for one in current if one.public_bytes(Encoding.DER) not in self._known]
+        self._known |= {one.public_bytes(Encoding.DER) for one in new}
+        return new
+
+    async def _read(self) -> bytes:
+        return await read_pinned(self.settings)
+
+
+def server_context(tls: TlsSettings) -> ssl.SSLContext:
+    """For the listener that asks for certificates; who has none does not get through TLS.
+
+    Raises `ConfigError`.
+    """
+    context = tls.context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    # A bundle's root need not be self-signed.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _from_header(request: web.Request) -> list[bytes]:
+    try:
+        return read_certificates(
+            request.headers.getall(CERT, ()), request.headers.getall(CHAIN, ())
+        )
+    except ValueError as error:
+        raise CallerError(codes.MTLS_INVALID, str(error)) from error
+
+
+def _peer_chain(tls: Any) -> list[bytes]:
+    """What the client sent, leaf first, in DER.
+
+    Python has it in public from 3.13 on; before, on the object underneath.
+    """
+    public = getattr(tls, "get_unverified_chain", None)
+    if public is not None:
+        return list(public())
+    sent = tls._sslobj.get_unverified_chain() or []
+    return [one.public_bytes(_ENCODING_DER) for one in sent]
+
+
+_ENCODING_DER: Final = 2  # _ssl.ENCODING_DER
