@@ -31,6 +31,7 @@ MODULES: Final = (
     "valetkey/proxy/core/mcp_routes.py",
     "valetkey/proxy/core/media_types.py",
     "valetkey/proxy/core/path.py",
+    "valetkey/proxy/core/patterns.py",
     "valetkey/proxy/core/routing.py",
     "valetkey/proxy/core/scrub.py",
     "valetkey/proxy/core/snapshot.py",

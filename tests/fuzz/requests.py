@@ -27,7 +27,7 @@ SCHEMES: Final = {entry: b"https" if entry == "tunnel" else b"http" for entry in
 
 METHODS: Final = [b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"HEAD"]
 SEGMENTS: Final = [
-    b"a", b"b", b"A", b"up", b"strict", b"%61", b"%C3%A9", b"c%23", b"a;v=1", b"a;", b"...", b"a%20b",
+    b"a", b"b", b"A", b"up", b"strict", b"Strict", b"%61", b"%C3%A9", b"c%23", b"a;v=1", b"a;", b"...", b"a%20b",
     b"100%25", b"a:b@c", b"~!$&'()*+,=", b"a.b",
 ]  # fmt: skip
 QUERIES: Final = [
@@ -81,7 +81,7 @@ ODD_SPACES: Final = [b"  ", b"\t", b" \t", b"\x0b", b"\x0c", b"", b"\r", b"\x00"
 ODD_SEGMENTS: Final = [
     b"", b".", b"..", b"%2e%2e", b"%2E", b".%2e", b"%252e", b"%2f", b"%5c", b"\\", b"%00", b"%0d%0a", b";x",
     b"..;x", b"%c0%ae", b"%ef%bc%8f", b"%zz", b"%", b"#", b'"', b"..%20", b"\xe9", b"%ff", b"strict;x",
-    b"strict%3bx", b"%25%32%65",
+    b"strict%3bx", b"%25%32%65", b"stric%54", b"%C5%BFtrict",
 ]  # fmt: skip
 ODD_QUERIES: Final = [
     b"_method=DELETE",

@@ -72,7 +72,8 @@ REQUEST_AMBIGUOUS_PATH: Final = _code(
     "request.ambiguous_path",
     400,
     "The path has dot segments, empty segments, encoded delimiters, a double encoding or "
-    "characters outside RFC 3986: send it in its plain form.",
+    "characters outside RFC 3986, or in another case, without its last slash or its parameters it "
+    "is another route's: send it in its plain form.",
 )
 REQUEST_CONNECTION_HEADER: Final = _code(
     "request.connection_header", 400, "Connection may not name an end-to-end header."

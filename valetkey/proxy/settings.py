@@ -186,6 +186,10 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     addresses. ``pass_headers`` and ``pass_parameters`` let through headers and query parameters
     that are otherwise dropped as credentials, or refused because a target may take another
     method, path or host from them (``X-HTTP-Method-Override``, ``_method``).
+
+    ``tells_apart`` lists by what two paths are two to this target: ``case`` (``/A`` is not ``/a``),
+    ``last_slash`` (``/a/`` is not ``/a``). What is not listed, it may ignore: a call is then
+    refused where, without it, a narrower route than the one that matches would get the path.
     """
 
     url: str
@@ -197,6 +201,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     allow_networks: tuple[str, ...] = ()
     pass_headers: tuple[HeaderName, ...] = ()
     pass_parameters: tuple[str, ...] = ()
+    tells_apart: tuple[Literal["case", "last_slash"], ...] = ()
     pool: PoolSettings = field(default_factory=PoolSettings)
 
 

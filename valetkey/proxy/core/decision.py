@@ -255,9 +255,9 @@ def decide(
         facts.method, _bare(segments), start
     ) is not found:
         # Servlet containers cut path parameters before they map the path (RFC 3986 §3.3).
-        reason = "path parameters lead to another route"
-        shown = None if isinstance(found, McpEndpoint) else found
-        return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, shown, path)
+        return _ambiguous("path parameters lead to another route", target, found, path)
+    if target.routes.shadows(facts.method, segments, start, found):
+        return _ambiguous("read laxly, the path is another route's", target, found, path)
     if facts.protocol and (isinstance(found, McpEndpoint) or facts.protocol not in found.upgrade):
         shown = None if isinstance(found, McpEndpoint) else found
         return Deny(codes.REQUEST_UPGRADE, "the route lists no such protocol", target, shown, path)
@@ -273,10 +273,16 @@ def decide(
             return Deny(codes.MCP_NO_MATCH, reason, target, path=path)
     else:
         route = found
-        if target.has_mcp:
+        if target.has_mcp and facts.method != "POST":
             # GET for an event stream, DELETE for a session: their answers are looked through too.
             beside = target.routes.match("POST", segments, start)
             endpoint = beside if isinstance(beside, McpEndpoint) else None
+            if endpoint is None and any(
+                isinstance(near, McpEndpoint)
+                for near in target.routes.read_laxly("POST", segments, start)
+            ):
+                # Whose answers would not be looked through.
+                return _ambiguous("read laxly, an MCP endpoint has the path", target, route, path)
             if endpoint is not None and facts.protocol:
                 reason = "a tunnel beside an MCP endpoint could not be looked through"
                 return Deny(codes.REQUEST_UPGRADE, reason, target, route, path)
@@ -301,6 +307,12 @@ def decide(
     if route.per_request:
         key = key._replace(details=route.exact_details(facts.method, path, facts.message))
     return NeedsCredential(facts, route, key, path, request_target, dropped, endpoint)
+
+
+def _ambiguous(reason: str, target: Target, found: Route | McpEndpoint[Route], path: str) -> Deny:
+    """Two readers of the path would take it for two operations."""
+    shown = None if isinstance(found, McpEndpoint) else found
+    return Deny(codes.REQUEST_AMBIGUOUS_PATH, reason, target, shown, path)
 
 
 def admit(entry: Entry, presented: list[bytes], origin: str, host: str, port: int) -> Deny | None:

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from valetkey.contracts.mcp import METHOD_TOOLS_CALL, MessagePattern, NamePattern
 from valetkey.proxy.core.headers import HeaderPolicy
 from valetkey.proxy.core.json_rpc import Message
-from valetkey.proxy.core.routing import PatternError
+from valetkey.proxy.core.patterns import PatternError
 
 R = TypeVar("R")
 

@@ -52,6 +52,21 @@ def split_path(path: str) -> list[str]:
     return segments
 
 
+def lax_segment(segment: str, ignores_case: bool) -> str:
+    """A decoded segment as a target compares it that cuts path parameters and may fold case.
+
+    Beyond ASCII, letters are the same that any folding makes the same (Unicode §3.13; `s` and the
+    long s by their capitals, `k` and the Kelvin sign, fullwidth forms).
+    """
+    if ";" in segment:
+        segment = segment.partition(";")[0]
+    if not ignores_case:
+        return segment
+    if segment.isascii():
+        return segment.lower()
+    return unicodedata.normalize("NFKC", segment).upper().casefold()
+
+
 def check_query(query: str) -> None:
     """Refuse bytes that do not belong into a query. Raises `CallerError`."""
     if _QUERY.fullmatch(query) is None:

@@ -1,191 +1,237 @@
 """Routes of one target, compiled into a tree.
 
-A pattern is a list of segments: a literal, ``{name}`` (exactly one non-empty segment) or, at the
-end, ``{rest*}`` (one segment or more, the last of which may be empty). Of two patterns that match
-a path, the one that matches fewer paths wins. Where neither is inside the other, a path could
-belong to both: such a pair with a method in common is refused when it is added, so a lookup never
-has to guess. (The rule of Go's ServeMux, and for the same reason.)
+Of two patterns (`patterns`) that match a path, the one that matches fewer paths wins. Where neither
+is inside the other, a path could belong to both: such a pair with a method in common is refused
+when it is added, so a lookup never has to guess. (The rule of Go's ServeMux, and for the same
+reason.)
+
+A second tree holds the same routes as a target may read paths that ignores case, the last slash and
+path parameters. By it a wide route is told not to answer for a path that a narrower one would get
+there: the operation would be the narrow route's, the scopes the wide one's.
 
 The cost of a lookup depends on the number of segments, not on the number of routes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from enum import Enum
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from valetkey.contracts.errors import CallerError
-from valetkey.proxy.core.path import split_path
+from valetkey.proxy.core.path import lax_segment
+from valetkey.proxy.core.patterns import (
+    PatternError,
+    Relation,
+    Segment,
+    Wild,
+    parse_pattern,
+    relation,
+)
 
 R = TypeVar("R")
-
-_NAME: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\*?)\}")
-
-
-class PatternError(ValueError):
-    """A pattern that can't be used, or a pair that could both win."""
-
-
-class _Wild(Enum):
-    ONE = "{}"
-    REST = "{*}"
-
-
-_Segment = str | _Wild
-
-
-def parse_pattern(pattern: str) -> tuple[_Segment, ...]:
-    """Read a pattern. Raises `PatternError`."""
-    if not pattern.startswith("/"):
-        raise PatternError(f"{pattern!r} does not start with /")
-    segments: list[_Segment] = []
-    names: set[str] = set()
-    parts = pattern[1:].split("/")
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        if "{" not in part and "}" not in part:
-            try:
-                literal = split_path("/" + part)
-            except CallerError as error:
-                raise PatternError(f"{pattern!r}: {error.reason}") from error
-            if not literal[0] and not last:
-                raise PatternError(f"{pattern!r} has an empty segment")
-            segments.append(literal[0])
-            continue
-        match = _NAME.fullmatch(part)
-        if match is None:
-            raise PatternError(f"{pattern!r}: {part!r} is neither a literal nor {{name}}")
-        if match[1] in names:
-            raise PatternError(f"{pattern!r}: {{{match[1]}}} occurs twice")
-        names.add(match[1])
-        if match[2] and not last:
-            raise PatternError(f"{pattern!r}: {part!r} must be the last segment")
-        segments.append(_Wild.REST if match[2] else _Wild.ONE)
-    return tuple(segments)
-
-
-class _Relation(Enum):
-    """How the set of paths of one pattern lies to that of another."""
-
-    EQUAL = 0
-    INSIDE = 1
-    AROUND = 2
-    CROSSING = 3
-    DISJOINT = 4
-
-
-def _relation(p: Sequence[_Segment], q: Sequence[_Segment]) -> _Relation:
-    inside = around = False
-    for i in range(max(len(p), len(q))):
-        a = p[i] if i < len(p) else None
-        b = q[i] if i < len(q) else None
-        if a is _Wild.REST or b is _Wild.REST:
-            if a is None or b is None:
-                return _Relation.DISJOINT
-            if a is not b:
-                inside, around = inside or b is _Wild.REST, around or a is _Wild.REST
-            break
-        if a is None or b is None:
-            return _Relation.DISJOINT
-        if a == b:
-            continue
-        if a is _Wild.ONE and b:
-            around = True
-        elif b is _Wild.ONE and a:
-            inside = True
-        else:
-            return _Relation.DISJOINT
-    if inside and around:
-        return _Relation.CROSSING
-    return _Relation.INSIDE if inside else _Relation.AROUND if around else _Relation.EQUAL
 
 
 class _Leaf(Generic[R]):
     __slots__ = ("pattern", "route", "segments")
 
-    def __init__(self, pattern: str, segments: tuple[_Segment, ...], route: R) -> None:
+    def __init__(self, pattern: str, segments: tuple[Segment, ...], route: R) -> None:
         self.pattern = pattern
         self.segments = segments
         self.route = route
 
 
-class _Node(Generic[R]):
+class _Reading(Generic[R]):
+    """What one or more patterns are to a lax reader, for one method."""
+
+    __slots__ = ("crossing", "routes", "segments", "shadowed")
+
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self.segments = segments
+        self.routes: list[R] = []
+        self.shadowed = False
+        """Whether another reading may match what this one does, and is not around it."""
+        self.crossing: set[_Reading[R]] | None = None
+        """Readings of which neither is inside the other."""
+
+
+L = TypeVar("L")
+
+
+class _Node(Generic[L]):
+    """A place in a tree. What it leads to, by method: for paths that end here, and that go on."""
+
     __slots__ = ("here", "literals", "one", "rest")
 
     def __init__(self) -> None:
-        self.literals: dict[str, _Node[R]] = {}
-        self.one: _Node[R] | None = None
-        self.here: dict[str, _Leaf[R]] = {}
-        self.rest: dict[str, _Leaf[R]] = {}
+        self.literals: dict[str, _Node[L]] = {}
+        self.one: _Node[L] | None = None
+        self.here: dict[str, L] = {}
+        self.rest: dict[str, L] = {}
 
 
 class RouteTree(Generic[R]):
-    """Routes by method and path. `add` them all, then only `match`."""
+    """Routes by method and path. `add` them all, each once, then only look up.
 
-    __slots__ = ("_root",)
+    ``ignores_case`` and ``ignores_last_slash``: what the target may do, for all that is known.
+    """
 
-    def __init__(self) -> None:
-        self._root: _Node[R] = _Node()
+    __slots__ = ("_case", "_inside", "_last_slash", "_lax", "_root")
+
+    def __init__(self, *, ignores_case: bool = True, ignores_last_slash: bool = True) -> None:
+        self._root: _Node[_Leaf[R]] = _Node()
+        self._case = ignores_case
+        self._last_slash = ignores_last_slash
+        self._lax: _Node[_Reading[R]] = _Node()
+        # By method: the routes that another one can shadow. Most can't be, and cost no second look.
+        self._inside: dict[str, dict[R, _Reading[R]]] = {}
 
     def add(self, methods: Sequence[str], pattern: str, route: R) -> None:
         """Add a route. Raises `PatternError` for a conflict with one that is there."""
         segments = parse_pattern(pattern)
-        for method, other in self._overlapping(self._root, segments, 0):
+        for method, other in _overlapping(self._root, segments, 0):
             if method not in methods:
                 continue
-            relation = _relation(segments, other.segments)
-            if relation in {_Relation.EQUAL, _Relation.CROSSING}:
+            if relation(segments, other.segments) in {Relation.EQUAL, Relation.CROSSING}:
                 raise PatternError(f"{method} {pattern!r} and {other.pattern!r} could both win")
-        node = self._root
         leaf = _Leaf(pattern, segments, route)
-        for segment in segments:
-            if isinstance(segment, str):
-                node = node.literals.setdefault(segment, _Node())
-            elif segment is _Wild.ONE:
-                node.one = node.one or _Node()
-                node = node.one
-            else:
-                node.rest.update(dict.fromkeys(methods, leaf))
-                return
-        node.here.update(dict.fromkeys(methods, leaf))
+        leaves = _place(self._root, segments)
+        leaves.update(dict.fromkeys(methods, leaf))
+        if self._case or self._last_slash:
+            self._add_reading(frozenset(methods), segments, route)
 
     def match(self, method: str, segments: Sequence[str], start: int = 0) -> R | None:
         """The most specific route for a method and the decoded segments from ``start`` on."""
         leaf = _match(self._root, method, segments, start, len(segments))
         return None if leaf is None else leaf.route
 
-    def _overlapping(
-        self, node: _Node[R], segments: tuple[_Segment, ...], depth: int
-    ) -> Iterator[tuple[str, _Leaf[R]]]:
-        """Routes that may share a path with the pattern: a superset, judged by `_relation`."""
-        if depth == len(segments):
-            yield from node.here.items()
-            return
-        yield from node.rest.items()
-        segment = segments[depth]
-        if segment is _Wild.REST:
-            yield from _below(node)
-            return
+    def shadows(self, method: str, segments: Sequence[str], start: int, route: R) -> bool:
+        """Whether a lax reader may give a path to another route than the one that matches it.
+
+        ``route`` is what `match` said. It may be one that is narrower, or one that lies across.
+        """
+        inside = self._inside.get(method)
+        if inside is None:
+            return False
+        reading = inside.get(route)
+        if reading is None:
+            return False
+        read = self._read(segments, start)
+        if _match(self._lax, method, read, 0, len(read)) is not reading:
+            return True
+        # No narrower one, or it would have come first. Those that are around it may be there.
+        crossing = reading.crossing
+        return crossing is not None and any(
+            other in crossing for other in _all(self._lax, method, read, 0)
+        )
+
+    def read_laxly(self, method: str, segments: Sequence[str], start: int = 0) -> Sequence[R]:
+        """The routes that a lax reader may give a path to: those of the narrowest reading."""
+        read = self._read(segments, start)
+        reading = _match(self._lax, method, read, 0, len(read))
+        return () if reading is None else reading.routes
+
+    def _read(self, segments: Sequence[str], start: int) -> list[str]:
+        end = len(segments)
+        if self._last_slash and not segments[-1]:
+            end -= 1
+        return [lax_segment(segments[i], self._case) for i in range(start, end)]
+
+    def _add_reading(
+        self, methods: frozenset[str], segments: tuple[Segment, ...], route: R
+    ) -> None:
+        if self._last_slash and segments[-1] == "":
+            segments = segments[:-1]
+        read = tuple(
+            lax_segment(segment, self._case) if isinstance(segment, str) else segment
+            for segment in segments
+        )
+        others = {
+            (method, other)
+            for method, other in _overlapping(self._lax, read, 0)
+            if method in methods
+        }
+        made = {method: other for method, other in others if other.segments == read}
+        for method in methods:
+            if method not in made:
+                made[method] = self._place_reading(method, read)
+        for method, other in others:
+            self._relate(method, made[method], other)
+        for method, reading in made.items():
+            reading.routes.append(route)
+            if reading.shadowed:
+                self._inside.setdefault(method, {})[route] = reading
+
+    def _place_reading(self, method: str, read: tuple[Segment, ...]) -> _Reading[R]:
+        reading: _Reading[R] = _Reading(read)
+        _place(self._lax, read)[method] = reading
+        if self._last_slash and read and read[-1] is Wild.REST:
+            # `/a/` is below `/a/{rest*}`, and without its last slash it is `/a`.
+            _place(self._lax, read[:-1]).setdefault(method, reading)
+        return reading
+
+    def _relate(self, method: str, reading: _Reading[R], other: _Reading[R]) -> None:
+        how = relation(reading.segments, other.segments, empty_rest=self._last_slash)
+        if how is Relation.CROSSING:
+            for one, two in ((reading, other), (other, reading)):
+                one.crossing = one.crossing or set()
+                one.crossing.add(two)
+        if how in {Relation.CROSSING, Relation.INSIDE}:
+            self._shade(method, other)
+        if how in {Relation.CROSSING, Relation.AROUND}:
+            self._shade(method, reading)
+
+    def _shade(self, method: str, reading: _Reading[R]) -> None:
+        if not reading.shadowed:
+            reading.shadowed = True
+            self._inside.setdefault(method, {}).update(dict.fromkeys(reading.routes, reading))
+
+
+def _place(node: _Node[L], segments: tuple[Segment, ...]) -> dict[str, L]:
+    """What a pattern leads to, by method; made where it is not there yet."""
+    for segment in segments:
         if isinstance(segment, str):
-            children = [node.literals[segment]] if segment in node.literals else []
+            below = node.literals.get(segment)
+            if below is None:
+                below = node.literals[segment] = _Node()
+            node = below
+        elif segment is Wild.ONE:
+            node.one = node.one or _Node()
+            node = node.one
         else:
-            children = list(node.literals.values())
-        if node.one is not None:
-            children.append(node.one)
-        for child in children:
-            yield from self._overlapping(child, segments, depth + 1)
+            return node.rest
+    return node.here
 
 
-def _below(node: _Node[R]) -> Iterator[tuple[str, _Leaf[R]]]:
+def _overlapping(
+    node: _Node[L], segments: tuple[Segment, ...], depth: int
+) -> Iterator[tuple[str, L]]:
+    """What may share a path with the pattern: a superset, judged by `relation`."""
+    yield from node.rest.items()
+    if depth == len(segments):
+        yield from node.here.items()
+        return
+    segment = segments[depth]
+    if segment is Wild.REST:
+        yield from node.here.items()
+        yield from _below(node)
+        return
+    if isinstance(segment, str):
+        children = [node.literals[segment]] if segment in node.literals else []
+    else:
+        children = list(node.literals.values())
+    if node.one is not None:
+        children.append(node.one)
+    for child in children:
+        yield from _overlapping(child, segments, depth + 1)
+
+
+def _below(node: _Node[L]) -> Iterator[tuple[str, L]]:
     for child in (*node.literals.values(), *((node.one,) if node.one else ())):
         yield from child.here.items()
         yield from child.rest.items()
         yield from _below(child)
 
 
-def _match(node: _Node[R], method: str, segments: Sequence[str], i: int, n: int) -> _Leaf[R] | None:
+def _match(node: _Node[L], method: str, segments: Sequence[str], i: int, n: int) -> L | None:
     """Literal before ``{name}`` before ``{rest*}``, one step back where a branch ends."""
     while i < n:
         segment = segments[i]
@@ -209,3 +255,15 @@ def _match(node: _Node[R], method: str, segments: Sequence[str], i: int, n: int)
                 return found
         return rest.get(method)
     return node.here.get(method)
+
+
+def _all(node: _Node[L], method: str, segments: Sequence[str], i: int) -> Iterator[L]:
+    """All that match, the narrowest first; what it finds by `_Node.here` may come again."""
+    if i < len(segments):
+        for child in (node.literals.get(segments[i]), node.one if segments[i] else None):
+            if child is not None:
+                yield from _all(child, method, segments, i + 1)
+    elif method in node.here:
+        yield node.here[method]
+    if method in node.rest:
+        yield node.rest[method]

@@ -43,7 +43,8 @@ from valetkey.proxy.core.headers import (
 )
 from valetkey.proxy.core.json_rpc import Message
 from valetkey.proxy.core.mcp_routes import McpEndpoint
-from valetkey.proxy.core.routing import PatternError, RouteTree, parse_pattern
+from valetkey.proxy.core.patterns import PatternError, parse_pattern
+from valetkey.proxy.core.routing import RouteTree
 from valetkey.proxy.settings import (
     CredentialSettings,
     InterceptionSettings,
@@ -110,7 +111,10 @@ class Target:
         self.override_parameters = OVERRIDE_PARAMETERS - parameters
         for parameter in parameters - CREDENTIAL_PARAMETERS - OVERRIDE_PARAMETERS:
             raise ConfigError(f"{where}.pass_parameters: {parameter!r} would pass anyway")
-        self.routes: RouteTree[Route | McpEndpoint[Route]] = RouteTree()
+        self.routes: RouteTree[Route | McpEndpoint[Route]] = RouteTree(
+            ignores_case="case" not in settings.tells_apart,
+            ignores_last_slash="last_slash" not in settings.tells_apart,
+        )
         self.has_mcp = False
         """Whether some path of it is an MCP endpoint."""
         try:
@@ -559,7 +563,14 @@ def _digest(settings: ProxySettings) -> str:
     """SHA-256 over what decides: targets, routes, workload. Timeouts and ports are not policy."""
     policy = {
         "targets": {
-            name: [target.url, target.audience, target.credential, target.prefix, target.hosts]
+            name: [
+                target.url,
+                target.audience,
+                target.credential,
+                target.prefix,
+                target.hosts,
+                sorted(target.tells_apart),
+            ]
             for name, target in settings.targets.items()
         },
         "routes": [

@@ -230,6 +230,46 @@ def test_per_request_details_name_the_exact_call(snapshot: Snapshot) -> None:
     assert details["exact"] is True
 
 
+LAX = [
+    ("another case", "/Admin/7", {}, [], "admin"),
+    ("a last slash", "/admin/7/", {}, [], "admin"),
+    ("a parameter and case", "/ADMIN;x/7", {}, [], "admin"),
+    ("an encoded capital", "/%41dmin/7", {}, [], "admin"),
+    ("case, and it counts", "/Admin/7", {}, ["case"], None),
+    ("a last slash, and it counts", "/admin/7/", {}, ["last_slash"], None),
+    ("a last slash, and case counts", "/admin/7/", {}, ["case"], "admin"),
+    ("behind a prefix", "/vendor/Admin/7", {"listener_target": None}, [], "admin"),
+    ("another method", "/Admin/7", {"method": "PUT"}, [], None),
+    ("nothing narrower", "/Users/7/", {}, [], None),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "facts", "tells_apart", "shadow"), LAX, ids=[c[0] for c in LAX]
+)
+def test_a_wide_route_does_not_answer_for_a_narrow_one(
+    name: str, path: str, facts: dict[str, Any], tells_apart: list[str], shadow: str | None
+) -> None:
+    document = tree(
+        routes=[
+            route("all", "/{rest*}", target="vendor", methods=["GET", "PUT"]),
+            route("admin", "/admin/{id}", target="vendor", scopes=["admin"]),
+        ]
+    )
+    document["targets"]["vendor"]["tells_apart"] = tells_apart
+    verdict = ask(compiled(document), path, **{"listener_target": "vendor", **facts})
+    if shadow is None:
+        assert isinstance(verdict, NeedsCredential)
+        assert verdict.route.id == "all"
+        return
+    assert isinstance(verdict, Deny)
+    assert verdict.code is codes.REQUEST_AMBIGUOUS_PATH
+    assert "read laxly" in verdict.reason
+    assert verdict.route is not None
+    assert verdict.route.id == "all"  # the record says whose scopes it would have been
+    assert verdict.path == path.removeprefix("/vendor")
+
+
 # --- admission ------------------------------------------------------------------------------------
 
 

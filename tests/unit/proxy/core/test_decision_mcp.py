@@ -176,3 +176,35 @@ def test_nothing_is_switched_where_answers_are_looked_through(
     assert isinstance(verdict, Deny)
     assert verdict.code is codes.REQUEST_UPGRADE
     assert (verdict.route.id if verdict.route else None) == route_id
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "denied"),
+    [
+        ("POST", "/MCP", True),
+        ("POST", "/mcp/", True),
+        ("GET", "/MCP", True),  # an event stream whose lists of tools nobody would look through
+        ("DELETE", "/mcp/", True),
+        ("GET", "/mcp", False),
+        ("GET", "/mcps", False),
+    ],
+)
+@pytest.mark.parametrize("wide", [["GET", "DELETE"], ["GET", "DELETE", "POST"]])
+def test_no_way_around_an_endpoint_by_another_spelling(
+    method: str, path: str, denied: bool, wide: list[str]
+) -> None:
+    routes = [mcp("base", ["initialize"]), route("all", "/{rest*}", methods=wide)]
+    verdict = ask(compiled(tree(routes=routes)), method, path)
+    if not denied:
+        assert isinstance(verdict, NeedsCredential)
+        return
+    assert isinstance(verdict, Deny)
+    lax = method != "POST" or "POST" in wide
+    assert verdict.code is (codes.REQUEST_AMBIGUOUS_PATH if lax else codes.ROUTE_NO_MATCH)
+
+
+def test_another_spelling_is_another_path_where_the_target_says_so() -> None:
+    document = tree(routes=[mcp("base", ["initialize"]), route("all", "/{rest*}")])
+    document["targets"]["tickets"]["tells_apart"] = ["case"]
+    assert isinstance(ask(compiled(document), "GET", "/MCP"), NeedsCredential)
+    assert isinstance(ask(compiled(document), "GET", "/mcp/"), Deny)

@@ -12,7 +12,7 @@ from valetkey.contracts.mcp import NamePattern, message_patterns
 from valetkey.proxy.core.headers import HeaderPolicy
 from valetkey.proxy.core.json_rpc import Message
 from valetkey.proxy.core.mcp_routes import McpEndpoint
-from valetkey.proxy.core.routing import PatternError
+from valetkey.proxy.core.patterns import PatternError
 
 POLICY = HeaderPolicy.of(injected=None, subject_header="X-Subject", passed=())
 Routes = dict[str, tuple[list[str], list[str]]]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valetkey.proxy.core.routing import PatternError, RouteTree, parse_pattern
+from valetkey.proxy.core.patterns import PatternError, parse_pattern
+from valetkey.proxy.core.routing import RouteTree
 
 Routes = list[tuple[list[str], str]]
 
@@ -207,6 +208,131 @@ def test_accepted_patterns_are_ordered_and_lookup_is_the_naive_one(
             ]
             expected = min(fitting)[1] if fitting else None
             assert made.match(method, segments) == expected
+
+
+# --- what a lax reader makes of it ----------------------------------------------------------------
+
+BOTH: dict[str, bool] = {}
+CASE_COUNTS = {"ignores_case": False}
+SLASH_COUNTS = {"ignores_last_slash": False}
+NOTHING_IGNORED = CASE_COUNTS | SLASH_COUNTS
+
+SHADOWED: list[tuple[str, list[str], str, dict[str, bool], bool]] = [
+    ("another case", ["/{r*}", "/admin"], "/Admin", BOTH, True),
+    ("the case of the pattern", ["/{r*}", "/Admin"], "/admin", BOTH, True),
+    ("case further down", ["/v1/{r*}", "/v1/users/{id}/keys"], "/v1/users/7/KEYS", BOTH, True),
+    ("case above a wildcard", ["/{r*}", "/users/{id}"], "/Users/Bob", BOTH, True),
+    ("one segment for one", ["/{x}", "/admin"], "/ADMIN", BOTH, True),
+    ("case counts", ["/{r*}", "/admin"], "/Admin", CASE_COUNTS, False),
+    ("case counts, and the slash does not", ["/{r*}", "/admin"], "/Admin/", CASE_COUNTS, False),
+    ("case of a wildcard's segment", ["/{r*}", "/users/{id}"], "/users/Bob", BOTH, False),
+    ("a last slash", ["/{r*}", "/admin"], "/admin/", BOTH, True),
+    ("a last slash that the pattern has", ["/{r*}", "/admin/"], "/admin", BOTH, True),
+    ("a last slash behind a wildcard", ["/{r*}", "/users/{id}"], "/users/7/", BOTH, True),
+    ("the slash counts", ["/{r*}", "/admin"], "/admin/", SLASH_COUNTS, False),
+    ("the slash counts, and case does not", ["/{r*}", "/admin/"], "/ADMIN/", SLASH_COUNTS, True),
+    ("both count", ["/{r*}", "/admin"], "/ADMIN/", NOTHING_IGNORED, False),
+    ("what is above rest", ["/files", "/files/{r*}"], "/files/", BOTH, True),
+    ("what is above rest, and no slash", ["/files", "/files/{r*}"], "/files/a", BOTH, False),
+    ("across an empty rest", ["/{x}", "/files/{r*}"], "/files/", BOTH, True),
+    ("across, and not there", ["/{x}", "/files/{r*}"], "/files/a", BOTH, False),
+    ("across, through the slash", ["/{x}/b", "/a/{y}/"], "/a/b/", BOTH, True),
+    ("across an empty rest, and it counts", ["/{x}", "/files/{r*}"], "/files/", SLASH_COUNTS, False),
+    ("a parameter", ["/{r*}", "/admin"], "/admin;x", BOTH, True),
+    ("a parameter and case", ["/{r*}", "/admin"], "/Admin;x=y", BOTH, True),
+    ("a parameter beneath case", ["/{r*}", "/a/b"], "/A;x/b;y", BOTH, True),
+    ("the root", ["/{r*}", "/"], "/", BOTH, False),
+    ("the long s", ["/{r*}", "/users"], "/u\u017fers", BOTH, True),
+    ("the Kelvin sign", ["/{r*}", "/keys"], "/\u212aeys", BOTH, True),
+    ("the dotless i", ["/{r*}", "/admin"], "/adm\u0131n", BOTH, True),
+    ("fullwidth letters", ["/{r*}", "/admin"], "/\uff41dmin", BOTH, True),
+    ("sharp s", ["/{r*}", "/STRASSE"], "/stra\xdfe", BOTH, True),
+    ("another word", ["/{r*}", "/admin"], "/admins", BOTH, False),
+    ("nothing narrower", ["/{r*}"], "/Admin/", BOTH, False),
+    ("itself", ["/{r*}", "/admin"], "/admin", BOTH, False),
+    ("two spellings, each with its route", ["/{r*}", "/a", "/A"], "/A", BOTH, False),
+    ("two spellings and a third", ["/{r*}", "/ab", "/AB"], "/Ab", BOTH, True),
+    ("with and without the slash", ["/{r*}", "/a", "/a/"], "/a/", BOTH, False),
+    ("narrower under another spelling", ["/A/{x}", "/a/b"], "/A/b", BOTH, True),
+    ("three deep, the middle one", ["/{r*}", "/a/{r*}", "/a/b"], "/a/B", BOTH, True),
+    ("three deep, the outer one", ["/{r*}", "/a/{r*}", "/a/b"], "/A/c", BOTH, True),
+    ("three deep, and none", ["/{r*}", "/a/{r*}", "/a/b"], "/a/c", BOTH, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "routes", "path", "how", "shadowed"), SHADOWED, ids=[case[0] for case in SHADOWED]
+)
+def test_shadowed_paths(
+    name: str, routes: list[str], path: str, how: dict[str, bool], shadowed: bool
+) -> None:
+    for order in (routes, routes[::-1]):
+        made: RouteTree[str] = RouteTree(**how)
+        for pattern in order:
+            made.add(["GET", "PUT"], pattern, pattern)
+        for start, segments in ((0, split(path)), (1, ["prefix", *split(path)])):
+            found = made.match("GET", segments, start)
+            assert found is not None
+            assert made.shadows("GET", segments, start, found) is shadowed
+
+
+def test_only_routes_of_the_same_method_shadow() -> None:
+    made = tree((["GET", "POST"], "/{r*}"), ("POST", "/admin"))
+    assert not made.shadows("GET", ["Admin"], 0, "/{r*}")
+    assert made.shadows("POST", ["Admin"], 0, "/{r*}")
+
+
+def test_who_would_get_the_path_of_a_lax_reader() -> None:
+    made = tree(("GET", "/{r*}"), ("GET", "/a/{x}"), ("GET", "/A/{x}/"), ("POST", "/a/b"))
+    assert list(made.read_laxly("GET", ["A", "b;x", ""])) == ["/a/{x}", "/A/{x}/"]
+    assert list(made.read_laxly("GET", ["p", "z"], 1)) == ["/{r*}"]
+    assert list(made.read_laxly("PUT", ["a", "b"])) == []
+
+
+LAX_SAMPLES = [
+    [*segments, *end]
+    for size in range(4)
+    for segments in itertools.product(["a", "A", "b", "z"], repeat=size)
+    for end in ([], [""], ["q"], ["q", ""], ["q", "q"], ["q", "q", ""])
+    if size or end
+]
+
+
+def laxly(segments: Sequence[str]) -> tuple[str, ...]:
+    return tuple("/".join(segments).lower().removesuffix("/").split("/"))
+
+
+@given(
+    st.lists(st.sampled_from(["a", "A", "b", "{x}"]), max_size=3).flatmap(
+        lambda parts: st.lists(
+            st.sampled_from([["a"], ["A"], ["{x}"], ["{x*}"], [""]]).map(
+                lambda end: _named("/" + "/".join([*parts, *end]))
+            ),
+            max_size=2,
+        )
+    ),
+    st.lists(PATTERNS, max_size=6),
+)
+@settings(max_examples=60, deadline=None)
+def test_shadows_are_those_of_a_naive_reading(some: list[str], more: list[str]) -> None:
+    """Whoever lies not around the route that matches, and has the path in another spelling too."""
+    made: RouteTree[str] = RouteTree()
+    extents: dict[str, frozenset[tuple[str, ...]]] = {}
+    for pattern in dict.fromkeys([*some, *more]):
+        try:
+            made.add(["GET"], pattern, pattern)
+        except PatternError:
+            continue
+        extents[pattern] = frozenset(laxly(path) for path in LAX_SAMPLES if fits(pattern, path))
+    for path in LAX_SAMPLES:
+        found = made.match("GET", path)
+        if found is None:
+            continue
+        read = laxly(path)
+        expected = any(
+            read in extent and not extents[found] <= extent for extent in extents.values()
+        )
+        assert made.shadows("GET", path, 0, found) == expected, (found, path, list(extents))
 
 
 SHAPES = [
