@@ -29,12 +29,15 @@ from valetkey.contracts.jose import b64url
 IDP = "https://idp.demo.example"  # projected tokens: reusable
 USERS = "https://users.demo.example"
 OPERATIONS = "https://operations.demo.example"  # administrators
+CI = "https://ci.demo.example"  # deployments
 BOT = "spiffe://demo.example/ns/agents/sa/bot"
 SELF_SIGNED = "spiffe://demo.example/ns/batch/sa/report"
 READER = "spiffe://demo.example/ns/api/sa/tickets"
 TICKETS = "https://tickets.example.com"
 PAYMENTS = "https://payments.example.com"
 FILES = "https://files.example.com"
+JOB = "repo:acme/tickets:environment:production"
+JOB_CLAIMS = {"repository": "acme/tickets", "ref": "refs/heads/main", "environment": "production"}
 
 GRANTS: list[dict[str, Any]] = [
     {
@@ -145,6 +148,7 @@ class World:
     users: Issuer = field(default_factory=lambda: Issuer(USERS))
     own: Issuer = field(default_factory=lambda: Issuer(SELF_SIGNED))
     operations: Issuer = field(default_factory=lambda: Issuer(OPERATIONS))
+    ci: Issuer = field(default_factory=lambda: Issuer(CI))
     overrides: dict[str, Any] = field(default_factory=dict)
     proof_key: ProofKey = field(default_factory=ProofKey)
 
@@ -156,6 +160,7 @@ class World:
             ("users", self.users),
             ("own", self.own),
             ("operations", self.operations),
+            ("ci", self.ci),
         ):
             (self.root / f"{name}.json").write_text(json.dumps(issuer.jwks()))
         master = self.root / "master.key"
@@ -228,6 +233,16 @@ class World:
                     for role in ("viewer", "approver", "operator", "admin", "provisioner")
                 ],
             },
+            "deployments": {
+                "issuers": [
+                    {
+                        "issuer": CI,
+                        "audience": self.url,
+                        "use": "deployment",
+                        "jwks_file": str(self.root / "ci.json"),
+                    }
+                ]
+            },
             "resource_servers": [{"issuer": IDP, "subject": READER, "audiences": [TICKETS]}],
             "log_level": "warning",
             **self.overrides,
@@ -239,6 +254,12 @@ class World:
     # --- tokens and proofs ---------------------------------------------------------------------
     def workload(self, subject: str = BOT, **more: Any) -> str:
         return self.idp.token(subject, more.pop("aud", [self.url]), now=self.clock(), **more)
+
+    def job(self, subject: str = JOB, **more: Any) -> str:
+        """A token of one run of a CI job; ``jti=None`` leaves it out."""
+        claims = {"ttl": 600, "jti": secrets.token_urlsafe(16), **JOB_CLAIMS, **more}
+        claims = {name: value for name, value in claims.items() if value is not None}
+        return self.ci.token(subject, claims.pop("aud", self.url), now=self.clock(), **claims)
 
     def assertion(self, **more: Any) -> str:
         claims = {"ttl": 60, "jti": secrets.token_urlsafe(16), **more}

@@ -33,6 +33,7 @@ from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.approvals import ApprovalsPart
 from valetkey.broker.parts.certificates import CertificatesPart
 from valetkey.broker.parts.directory import DirectoryPart
+from valetkey.broker.parts.grants import GrantsPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.policy_file import PolicyFile
@@ -48,6 +49,7 @@ from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.store.signals import Signals
+from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.kinds import KINDS
@@ -78,6 +80,7 @@ def _parts(base: Foundation) -> list[Part]:
         SignalsPart(base),
         DirectoryPart(base),
         CertificatesPart(base),
+        GrantsPart(base),
     ]
 
 
@@ -109,6 +112,7 @@ class Broker:
             config.grants_file,
             config.compiled_targets(),
             issuers=config.workload_issuers(),
+            deployers=config.deployment_issuers(),
             metrics=metrics,
         )
         await policies.load()
@@ -210,6 +214,8 @@ def _foundation(
         revocations,
         epochs,
         SeenKeys(database, clock=clock),
+        policies,
+        clock=clock,
         skew=config.incidents.skew,
     )
     assertions = UsedAssertions(database, clock=clock)
@@ -238,6 +244,7 @@ def _foundation(
         revocations=revocations,
         epochs=epochs,
         standings=standings,
+        uses=GrantUses(database, changes, policies.live, clock=clock),
         assertions=assertions,
         actions=actions,
         directories=directories,

@@ -9,6 +9,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from valetkey import __version__
+from valetkey.broker.core.grants import LiveGrants
 from valetkey.contracts.codes import Code
 
 # From a warm exchange on an idle core (0.5 ms) to one that waited for an issuer's keys (5 s).
@@ -76,6 +77,14 @@ class Metrics:
             ("event",),
             registry=self.registry,
         )
+        self._grants_made = Gauge(
+            "valetkey_broker_grants_made",
+            "Grants made by API that are in force or ended in the last hour.",
+            registry=self.registry,
+        )
+        self._windows = Gauge(
+            "valetkey_broker_windows_open", "Deployment windows open.", registry=self.registry
+        )
         self._key_age = Gauge(
             "valetkey_broker_signing_key_age_seconds",
             "Age of the key that signs.",
@@ -115,6 +124,11 @@ class Metrics:
         for event in ("requested", "approved", "denied", "revoked", "used"):
             self.approvals.labels(event)
         self._issued = self._exchanges.labels("issued", "ok")
+
+    def watch_grants(self, live: LiveGrants) -> None:
+        """Read these when scraped."""
+        self._grants_made.set_function(lambda: float(len(live.made)))
+        self._windows.set_function(lambda: float(live.windows))
 
     def watch(self, *, key_age: Callable[[], float], proofs: Callable[[], float]) -> None:
         """Read these when scraped."""

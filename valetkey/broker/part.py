@@ -27,6 +27,7 @@ from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
+from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.mtls import Certificates
 from valetkey.broker.trust.parties import PartyResolver
@@ -58,6 +59,7 @@ class Foundation:
     revocations: Revocations
     epochs: Epochs
     standings: Standings
+    uses: GrantUses
     assertions: UsedAssertions
     actions: AdminActions
     directories: Sources

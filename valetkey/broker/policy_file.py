@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from valetkey.broker.core.grants import GrantsFile, Policy, PolicyInvalid, Target
+from valetkey.broker.core.grants import GrantsFile, LiveGrants, Policy, PolicyInvalid, Target
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.watched import Watched
 from valetkey.contracts.errors import ConfigError
@@ -13,7 +13,10 @@ from valetkey.contracts.settings import parse
 
 
 class PolicyFile(Watched[Policy]):
-    """``issuers`` are the issuers that settings trust for workloads."""
+    """``issuers`` are the issuers that settings trust for workloads, ``deployers`` for deployments.
+
+    ``live`` is what changes beside the file: it goes on from each policy to the next.
+    """
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class PolicyFile(Watched[Policy]):
         *,
         issuers: frozenset[str],
         metrics: Metrics,
+        deployers: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(
             "grants",
@@ -30,15 +34,30 @@ class PolicyFile(Watched[Policy]):
             failing=metrics.grants_failing,
             count=metrics.grants,
         )
+        self.live = LiveGrants()
         self._file = path
         self._targets = tuple(targets)
         self._issuers = issuers
+        self._deployers = deployers
+        self._on_removed: Callable[[list[str]], Awaitable[None]] | None = None
 
     def _files(self) -> tuple[Path, ...]:
         return (self._file,)
 
     def _size(self, snapshot: Policy) -> int:
         return snapshot.count
+
+    def on_removed(self, handler: Callable[[list[str]], Awaitable[None]]) -> None:
+        """Have ``handler`` called with the ids of grants that a reload no longer found."""
+        self._on_removed = handler
+
+    async def reload(self, *, force: bool = False) -> None:
+        """Look at the file again; with ``force`` even if it looks unchanged."""
+        before = self.current.written
+        await super().reload(force=force)
+        removed = [name for name in before if name not in self.current.written]
+        if removed and self._on_removed is not None:
+            await self._on_removed(removed)
 
     def _read(self) -> Policy:
         try:
@@ -47,6 +66,12 @@ class PolicyFile(Watched[Policy]):
             raise ConfigError(f"{self._file}: can't be read: {error}") from error
         file = parse(GrantsFile, text, name=str(self._file), program="broker")
         try:
-            return Policy.compile(file, self._targets, issuers=self._issuers)
+            return Policy.compile(
+                file,
+                self._targets,
+                issuers=self._issuers,
+                deployers=self._deployers,
+                live=self.live,
+            )
         except PolicyInvalid as error:
             raise ConfigError(f"{self._file}: {error}") from error

@@ -163,6 +163,24 @@ class AdminSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"roles: {rule.issuer} is not among the admin issuers")
 
 
+class DeploymentSettings(Settings, frozen=True, kw_only=True):
+    """Whose tokens open deployment windows: ``issuers`` (``use: deployment``) of CI systems.
+
+    Which identity opens which window is said by the grant. Left out, no window can be opened.
+    """
+
+    issuers: tuple[IssuerSettings, ...]
+
+    def __post_init__(self) -> None:
+        if not self.issuers:
+            raise ValueError("issuers must not be empty: leave deployments out for none")
+        if any(issuer.use != "deployment" for issuer in self.issuers):
+            raise ValueError("issuers: each must have use: deployment")
+        names = [issuer.issuer for issuer in self.issuers]
+        if len(set(names)) != len(names):
+            raise ValueError("issuers: one is listed twice")
+
+
 class RateSettings(Settings, frozen=True, kw_only=True):
     """``rate`` requests a second for each caller, ``burst`` at once."""
 
@@ -222,6 +240,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     resource_servers: tuple[ResourceServerSettings, ...] = ()
     admin: AdminSettings | None = None
     approvals: ApprovalsSettings = msgspec.field(default_factory=ApprovalsSettings)
+    deployments: DeploymentSettings | None = None
     policies: Path | None = None
     claims: tuple[ClaimTablesSettings, ...] = ()
     agents: tuple[AgentSettings, ...] = ()
@@ -265,9 +284,14 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"feed.receivers: {receiver.issuer} is no issuer of workloads")
         if self.directory:
             self._check_directory(self.directory.issuers())
+        if self.issuer in self.deployment_issuers():
+            raise ValueError("deployments.issuers: the broker's own tokens open no windows")
         for issuer in self.issuers:
-            if issuer.use == "admin":
-                raise ValueError(f"issuer {issuer.issuer}: use: admin belongs in admin.issuers")
+            if issuer.use in {"admin", "deployment"}:
+                section = "admin" if issuer.use == "admin" else "deployments"
+                raise ValueError(
+                    f"issuer {issuer.issuer}: use: {issuer.use} belongs in {section}.issuers"
+                )
             if issuer.use == "workload" and issuer.issuer == self.issuer:
                 # What we mint is for targets: it must never authenticate a client here.
                 raise ValueError("issuers: the broker is no issuer of workload tokens to itself")
@@ -313,6 +337,11 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             )
             for name, target in self.targets.items()
         )
+
+    def deployment_issuers(self) -> frozenset[str]:
+        """The issuers whose tokens can open deployment windows."""
+        issuers = () if self.deployments is None else self.deployments.issuers
+        return frozenset(issuer.issuer for issuer in issuers)
 
     def workload_issuers(self) -> frozenset[str]:
         return frozenset(issuer.issuer for issuer in self.issuers if issuer.use == "workload")

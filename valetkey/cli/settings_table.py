@@ -14,10 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect as types
 
-from valetkey.contracts.settings import Duration, Size
+from valetkey.contracts.settings import Duration, Size, spelled
 
-_DURATION_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"), (0.001, "ms"))
-_SIZE_UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 _CUSTOM: Final = {"Duration": "duration", "Size": "size", "Path": "file"}
 
 
@@ -112,10 +110,8 @@ def _value(field: types.Field) -> Any:
 
 def _show(value: Any) -> str:
     match value:
-        case Duration():
-            return _with_unit(value, _DURATION_UNITS)
-        case Size():
-            return _with_unit(value, _SIZE_UNITS)
+        case Duration() | Size():
+            return spelled(value)
         case bool():
             return str(value).lower()
         case tuple() | list():
@@ -124,15 +120,6 @@ def _show(value: Any) -> str:
             return "{}"
         case _:
             return str(value)
-
-
-def _with_unit(value: float, units: tuple[tuple[float, str], ...]) -> str:
-    """The shortest spelling: the largest unit in which it is a whole number."""
-    for factor, unit in units:
-        count = value / factor
-        if count >= 1 and abs(count - round(count)) < 1e-9:
-            return f"{round(count)}{unit}"
-    return f"{value:g}{units[-2][1]}"
 
 
 def _name(info: types.Type) -> str:

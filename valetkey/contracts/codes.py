@@ -379,6 +379,43 @@ GRANT_CONDITION: Final = _code(
     "invalid_authorization_details",
 )
 
+GRANT_OUTSIDE_WINDOW: Final = _code(
+    "grant.outside_window",
+    403,
+    "A grant exists, but not for now: it has not begun, or its deployment window is not open.",
+    "invalid_target",
+)
+GRANT_USED_UP: Final = _code(
+    "grant.used_up", 403, "A grant exists, but all of its uses are spent.", "invalid_target"
+)
+GRANT_ENDED: Final = _code(
+    "grant.ended", 403, "A grant existed, but has ended or was revoked.", "invalid_target"
+)
+GRANT_CONFLICT: Final = _code(
+    "grant.conflict",
+    409,
+    "Another grant has this id, with other content: choose another id.",
+)
+GRANT_UNKNOWN: Final = _code("grant.unknown", 404, "There is no grant of this id.")
+GRANT_OF_FILE: Final = _code(
+    "grant.of_file",
+    409,
+    "The grant stands in the grants file: take it out there, the API can't revoke it.",
+)
+
+# --- window: a deployment announces itself, and its end -----------------------------------------
+WINDOW_DENIED: Final = _code(
+    "window.denied",
+    403,
+    "No deployment grant of this id lets the token's identity open or close a window.",
+)
+WINDOW_ENDED: Final = _code(
+    "window.ended",
+    409,
+    "The window that was opened with this token has ended: announce again with a fresh token.",
+)
+WINDOW_UNKNOWN: Final = _code("window.unknown", 404, "There is no window of this id.")
+
 # --- policy: the Cedar policies say no -----------------------------------------------------------
 POLICY_DENIED: Final = _code(
     "policy.denied",

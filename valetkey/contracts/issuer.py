@@ -26,7 +26,7 @@ from valetkey.contracts.spiffe_id import SpiffeId, SpiffeIdInvalid
 from valetkey.contracts.subjects import WorkloadPattern
 
 Algorithm = Literal["ES256", "ES384", "RS256", "PS256", "EdDSA"]
-Use = Literal["workload", "user", "admin"]
+Use = Literal["workload", "user", "admin", "deployment"]
 Kind = Literal["oidc", "kubernetes", "spiffe"]
 
 # How long a token that held is taken to hold: a key withdrawn by its issuer stops counting soon.
@@ -57,7 +57,8 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
     """One trusted issuer.
 
     ``use`` says for what its tokens count: ``workload`` (they authenticate a workload), ``user``
-    (a workload may act for their subject), ``admin`` (their subject administers the broker).
+    (a workload may act for their subject), ``admin`` (their subject administers the broker),
+    ``deployment`` (a CI job, which opens deployment windows).
     ``audience`` is what they must be for, alone. ``audience_list`` accepts a one-element list as
     ``aud``. ``reusable`` accepts the same token more than once and for longer than 60 s as a client
     assertion: projected token files need it, self-signed assertions must not have it.

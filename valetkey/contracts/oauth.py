@@ -76,6 +76,8 @@ class TokenResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     # token is for one call: nobody may keep it for another.
     approval: str = ""
     single_use: bool = False
+    # Ours: the grants and deployment windows that the token rests on; it ends with any of them.
+    grants: list[str] = []
 
 
 class Introspection(msgspec.Struct, frozen=True):

@@ -120,6 +120,29 @@ def parse_yaml(text: str, name: str) -> Any:
     return _compose(text, name)[0]
 
 
+def convert(kind: type[T], tree: Any) -> T:
+    """Plain data (of JSON or YAML) as one ``kind``. Raises `msgspec.ValidationError`."""
+    return msgspec.convert(tree, kind, dec_hook=_decode)
+
+
+def plain(value: Settings) -> dict[str, Any]:
+    """A settings value as plain data that `convert` reads back."""
+    made: dict[str, Any] = msgspec.to_builtins(value, enc_hook=_encode)
+    return made
+
+
+def spelled(value: Duration | Size) -> str:
+    """A duration or size as the loader reads it: in the largest unit that leaves a whole number."""
+    of_kind: Mapping[str, float] = _DURATION_UNITS if isinstance(value, Duration) else _SIZE_UNITS
+    units = list(of_kind.items())  # the smallest first
+    for unit, factor in reversed(units):
+        count = value / factor
+        if count >= 1 and abs(count - round(count)) < 1e-9:
+            return f"{round(count)}{unit}"
+    unit = "s" if isinstance(value, Duration) else "B"
+    return (f"{value:.9f}".rstrip("0").rstrip(".") or "0") + unit
+
+
 def schema(kind: type[Any]) -> dict[str, Any]:
     """JSON Schema (2020-12) of a settings type."""
     made = msgspec.json.schema(kind, schema_hook=_schema_of)
@@ -233,6 +256,14 @@ def _key_path(where: str) -> Keys:
             break
         keys.append(int(index) if index else name)
     return tuple(keys)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Duration | Size):
+        return spelled(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
 
 
 def _decode(kind: type[Any], value: Any) -> Any:

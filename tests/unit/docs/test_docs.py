@@ -153,6 +153,7 @@ def test_the_example_of_mcp_loads_and_its_grants_cover_its_routes() -> None:
             for_user=False,
             scopes=route.scopes,
             calls=[call for detail in details for call in Call.all_of(detail)],
+            now=0,
         )
         given[route.id] = granted.name if isinstance(granted, Code) else granted.scopes
     assert given == {

@@ -17,7 +17,7 @@ from valetkey.broker.core.rate_limit import RateLimit, whole_seconds
 from valetkey.broker.core.roles import Role
 from valetkey.broker.trust.admins import Admin, Admins
 from valetkey.broker.trust.tokens import Clock
-from valetkey.contracts import codes, problem
+from valetkey.contracts import codes, problem, settings
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.service import Handler, problem_response
 
@@ -71,7 +71,7 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
         raise CallerError(codes.SERVICE_MEDIA_TYPE, "the body must be application/json")
     try:
         body = await request.read()
-        return msgspec.json.decode(body, type=kind)
+        return settings.convert(kind, msgspec.json.decode(body))
     except web.HTTPRequestEntityTooLarge as error:
         raise CallerError(codes.SERVICE_TOO_LARGE, "body over the cap") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -25,6 +25,7 @@ from valetkey.broker.core.request import parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
@@ -52,6 +53,7 @@ class TokenEndpoint:
         people: People,
         policies: PolicyFile,
         cedar: CedarFiles,
+        uses: GrantUses,
         issuer: JwtIssuer,
         metrics: Metrics,
         limit: RateLimit,
@@ -68,6 +70,7 @@ class TokenEndpoint:
         self._people = people
         self._policies = policies
         self._cedar = cedar
+        self._uses = uses
         self._issuer = issuer
         self._metrics = metrics
         self._standings = standings
@@ -110,8 +113,13 @@ class TokenEndpoint:
             asked, acting, user, client.proof, incidents, client.certificate, known=known
         )
         decision = self._decide(facts)
+        while isinstance(decision, Issue) and not await self._claim(decision):
+            # Another replica had the last use. That is known now, so the next decision rests on
+            # another grant, or is a no.
+            decision = self._decide(facts)
         if isinstance(decision, NeedsApproval):
             decision = await self._gate.pass_or_ask(decision, facts)
+            await self._claim_approved(decision)
         return self._answer(decision, asked.issued_token_type)
 
     async def _redeem(
@@ -131,7 +139,17 @@ class TokenEndpoint:
             asked, party, user, client.proof, incidents, client.certificate, known=known
         )
         issue = await self._gate.redeem(waited, self._decide(facts), facts)
+        await self._claim_approved(issue)
         return self._answer(issue, asked.issued_token_type)
+
+    async def _claim(self, issue: Issue) -> bool:
+        """Claim the uses that the token takes, if it takes any. Raises `StoreError`."""
+        return not issue.limited or await self._uses.claim(issue.limited)
+
+    async def _claim_approved(self, issue: Issue) -> None:
+        """The same of what people approved: they approved of these grants and of no others."""
+        if not await self._claim(issue):
+            raise PolicyError(codes.GRANT_USED_UP, f"grants {', '.join(issue.grant_ids)}")
 
     def _decide(self, facts: ExchangeFacts) -> Issue | NeedsApproval:
         """Raises `CallerError` or `PolicyError` for a refusal."""
@@ -172,7 +190,7 @@ class TokenEndpoint:
             workload=issue.client.subject,
             issuer=issue.client.issuer,
             target=issue.target,
-            grant=" ".join(issue.grant_ids),
+            grant=" ".join(issue.rests_on),
             policy=" ".join(issue.policy_ids),
             approval=issue.approval,
             seconds=issue.expires_in,
@@ -194,4 +212,5 @@ class TokenEndpoint:
             client_epoch=issue.client_epoch,
             approval=issue.approval,
             single_use=issue.single_use,
+            grants=list(issue.rests_on),
         )

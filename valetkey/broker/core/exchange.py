@@ -101,13 +101,15 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """What the token says. ``expires_in`` is in whole seconds, at least 1.
+    """What the token says. ``expires_in`` is in whole seconds from ``decided_at`` on, at least 1.
 
     ``thumbprint`` is empty unless the token is bound to a proof key, ``certificate`` unless it is
     bound to a client certificate. ``txn`` is empty where a new one is to be made. ``policy_ids``
     are the policies that permitted it.
     ``approval`` is the id of the approval that it rests on, if it does; ``single_use`` says that
     the token is for one call, since the approval's uses are counted.
+    ``windows`` are the deployment windows that it rests on. Of each grant in ``limited`` one of so
+    many uses is claimed before it is minted.
     """
 
     client: Party
@@ -126,10 +128,18 @@ class Issue:
     epoch: int
     """The subject's (`core.containment`)."""
     client_epoch: int
+    decided_at: float
     policy_ids: tuple[str, ...] = ()
     approval: str = ""
     single_use: bool = False
     certificate: str = ""
+    windows: tuple[str, ...] = ()
+    limited: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def rests_on(self) -> tuple[str, ...]:
+        """The ids of the grants and windows with which the token ends."""
+        return (*self.grant_ids, *self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,7 @@ def decide(
         return Refuse(
             codes.MTLS_MISSING, f"tokens for target {target.name} are bound to a certificate"
         )
-    expires_in = _lifetime(target, granted.ttl, client, user, now)
+    expires_in = _lifetime(target, granted, client, user, now)
     if expires_in < 1:
         # Within the leeway a token still identifies, but it has no life left to hand on.
         code = codes.ACTOR_INVALID if user is None else codes.SUBJECT_INVALID
@@ -212,6 +222,9 @@ def decide(
         client_epoch=facts.incidents.client.epoch.number,
         policy_ids=permitted.policy_ids,
         certificate=facts.certificate if target.credential == "mtls" else "",
+        decided_at=now,
+        windows=granted.windows,
+        limited=granted.limited,
     )
     names = ", ".join(permitted.policy_ids)
     by_policies = [
@@ -247,7 +260,7 @@ def _allowed(
     policy: Policy, policies: Policies, target: Target, facts: ExchangeFacts, now: float
 ) -> tuple[Granted, Permission] | Refuse:
     """What grants give and policies permit, with the same scopes in both."""
-    granted = _grant(policy, target, facts, facts.request.scopes)
+    granted = _grant(policy, target, facts, facts.request.scopes, now)
     if isinstance(granted, Code):
         return Refuse(granted, f"policy, target {target.name}")
     permitted = _permission(policies, target, facts, granted.scopes, now)
@@ -255,14 +268,14 @@ def _allowed(
         return permitted
     if permitted.scopes != granted.scopes:
         # Only the grants that give what is left count, with their limits.
-        granted = _grant(policy, target, facts, permitted.scopes)
+        granted = _grant(policy, target, facts, permitted.scopes, now)
         if isinstance(granted, Code):
             return Refuse(granted, f"policy, target {target.name}")
     return granted, permitted
 
 
 def _grant(
-    policy: Policy, target: Target, facts: ExchangeFacts, scopes: tuple[str, ...]
+    policy: Policy, target: Target, facts: ExchangeFacts, scopes: tuple[str, ...], now: float
 ) -> Granted | Code:
     return policy.grant(
         target,
@@ -271,6 +284,7 @@ def _grant(
         for_user=facts.user is not None,
         scopes=scopes,
         calls=facts.request.calls,
+        now=now,
     )
 
 
@@ -309,11 +323,11 @@ def _permission(
 
 
 def _lifetime(
-    target: Target, grant_ttl: float | None, client: Party, user: User | None, now: float
+    target: Target, granted: Granted, client: Party, user: User | None, now: float
 ) -> int:
-    limits = [target.ttl, client.expires - now]
-    if grant_ttl is not None:
-        limits.append(grant_ttl)
+    limits = [target.ttl, granted.until - now, client.expires - now]
+    if granted.ttl is not None:
+        limits.append(granted.ttl)
     if user is not None:
         limits.append(user.expires - now)
     return math.floor(min(limits))

@@ -105,8 +105,12 @@ class JwtIssuer:
         self._checks = {"iss": jose.equals(issuer), "jti": jose.present, "txn": jose.present}
 
     def mint(self, issue: Issue) -> MintedToken:
-        """The token of that decision."""
-        now = int(self._clock())
+        """The token of that decision.
+
+        It lives from the decision on, however long a use took to claim: what bounds it in time was
+        measured then.
+        """
+        now = int(issue.decided_at)
         jti = self._random_id()
         txn = issue.txn or self._random_id()
         claims: dict[str, Any] = {
@@ -123,9 +127,9 @@ class JwtIssuer:
             "scope": " ".join(issue.scopes),
             "policy_digest": issue.policy_digest,
             "policies": issue.policy_ids,
+            # Ours: what the token rests on, and ends with.
+            "grants": list(issue.rests_on),
         }
-        if issue.grant_ids:
-            claims["grants"] = issue.grant_ids
         if issue.act is not None:
             claims["act"] = issue.act
             # Ours, too: a user is known by issuer and subject.

@@ -28,6 +28,7 @@ class OAuthPart(Part):
             base.people,
             base.policies,
             base.cedar,
+            base.uses,
             base.issuer,
             base.metrics,
             config.limits.exchanges.of_callers(config.limits.callers),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from sqlalchemy import Row, insert, select
@@ -21,7 +21,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import ADMIN_ACTIONS
-from valetkey.broker.trust.admins import Admin
 from valetkey.contracts.logs import Log
 
 _NONE: Final = "0" * 64
@@ -52,6 +51,15 @@ class ChainVerdict:
     broken_at: int | None
 
 
+class Actor(Protocol):
+    """Who acts, by its token: an administrator, or a deployment that announces itself."""
+
+    @property
+    def issuer(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+
+
 class AdminActions:
     """``clock`` gives seconds since the epoch."""
 
@@ -64,7 +72,7 @@ class AdminActions:
         self,
         connection: AsyncConnection,
         *,
-        actor: Admin | str,
+        actor: Actor | str,
         action: str,
         subject: str,
         reason: str = "",
@@ -72,15 +80,15 @@ class AdminActions:
     ) -> None:
         """Append one action inside the transaction that makes the change.
 
-        ``actor`` is an administrator, or the part of the broker that acted by itself.
+        ``actor`` is who did it, or the part of the broker that acted by itself.
         """
         await self._database.take_turn(connection)
         last = select(ADMIN_ACTIONS.c.hash).order_by(ADMIN_ACTIONS.c.seq.desc()).limit(1)
         before = (await connection.execute(last)).scalar() or _NONE
         row: dict[str, Any] = {
             "at": float(self._clock()),  # as the column gives it back: the hash is over its text
-            "actor": actor.subject if isinstance(actor, Admin) else actor,
-            "actor_issuer": actor.issuer if isinstance(actor, Admin) else "",
+            "actor": actor if isinstance(actor, str) else actor.subject,
+            "actor_issuer": "" if isinstance(actor, str) else actor.issuer,
             "action": action,
             "subject": subject,
             "reason": reason,

@@ -278,3 +278,54 @@ NOTICES: Final = Table(
     Column("claimed_until", Float, nullable=False),
     Index(None, "due_at"),
 )
+
+# Grants made by API. `document` is the grant as written, in one form; the columns beside it are
+# what is searched for. `ended_at` is set when it was revoked.
+GRANTS: Final = Table(
+    "grants",
+    METADATA,
+    Column("id", String(128), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("workload", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("not_before", Float, nullable=True),
+    Column("not_after", Float, nullable=True),
+    Column("max_uses", BigInteger, nullable=True),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(1024), nullable=False),
+    Column("created_by_issuer", String(512), nullable=False),
+    Column("ended_at", Float, nullable=True),
+    Column("ended_by", String(1024), nullable=False),
+    Column("ended_by_issuer", String(512), nullable=False),
+    Column("ended_reason", Text, nullable=False),
+)
+
+# How many tokens were minted under a grant that counts them, of the file or made by API.
+GRANT_USES: Final = Table(
+    "grant_uses",
+    METADATA,
+    Column("grant_id", String(128), primary_key=True),
+    Column("uses", BigInteger, nullable=False),
+    Column("used_at", Float, nullable=False),
+)
+
+# Deployment windows. `announcement` is a digest of grant and token: each token opens one window of
+# a grant. `closed_at` is set when it was closed, at the latest some time after its deadline.
+WINDOWS: Final = Table(
+    "windows",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("grant_id", String(128), nullable=False),
+    Column("announcement", LargeBinary(32), nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("opened_by", String(1024), nullable=False),
+    Column("opened_by_issuer", String(512), nullable=False),
+    Column("closed_at", Float, nullable=True),
+    Column("closed_by", String(1024), nullable=False),
+    Column("closed_by_issuer", String(512), nullable=False),
+    Column("closed_reason", Text, nullable=False),
+    Index(None, "announcement", unique=True),
+    Index(None, "grant_id"),
+    Index(None, "deadline"),
+)

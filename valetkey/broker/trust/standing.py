@@ -1,14 +1,16 @@
-"""What incidents say of parties and of our own tokens: the one place that asks the stores."""
+"""What is held against parties and our own tokens: the one place that asks the stores."""
 
 from __future__ import annotations
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
 from valetkey.broker.core.exchange import User
 from valetkey.broker.issuers.jwt import OwnToken
+from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.revocations import Revocations, subject_value, token_value
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.trust.clients import Client
+from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import jose
 from valetkey.contracts.jose import VerifiedClaims
 
@@ -17,11 +19,20 @@ class Standings:
     """Every answer is from memory, but for a key that this replica has not seen lately."""
 
     def __init__(
-        self, revocations: Revocations, epochs: Epochs, keys: SeenKeys, *, skew: float
+        self,
+        revocations: Revocations,
+        epochs: Epochs,
+        keys: SeenKeys,
+        policies: PolicyFile,
+        *,
+        clock: Clock,
+        skew: float,
     ) -> None:
         self._revocations = revocations
         self._epochs = epochs
         self._keys = keys
+        self._policies = policies
+        self._clock = clock
         self._skew = skew
 
     async def sweep(self) -> None:
@@ -46,6 +57,7 @@ class Standings:
                 for who in {client, subject}
             )
             and not revocations.refuses("target", token.audience, issued_at=issued)
+            and self._policies.current.stands(token.grants, self._clock())
             and not any(
                 revocations.refuses("grant", grant, issued_at=issued) for grant in token.grants
             )

@@ -38,6 +38,7 @@ def issue(**changes: Any) -> Issue:
         "subject_issuer": "https://idp",
         "epoch": 0,
         "client_epoch": 0,
+        "decided_at": 10_000,
         **changes,
     }
     return Issue(**values)
@@ -127,6 +128,16 @@ async def test_whose_it_is_and_under_which_epochs(
     assert (own.client_issuer, own.client_id) == ("https://idp", "bot")
     assert (own.kid, own.bound_to) == (keys.signer().times.kid, ("jkt",))
     assert (own.audience, own.grants, own.issued) == ("https://t", ("g",), 10_000)
+
+
+async def test_it_names_its_grants_and_windows_and_lives_from_the_decision_on(
+    keys: KeyRing,
+) -> None:
+    """What bounds it was measured at the decision: claiming a use takes nothing from that."""
+    minted = issuer(keys, now=10_007).mint(issue(windows=("win:1",)))
+    claims = read(keys, minted.compact.reveal())
+    assert claims["grants"] == ["g", "win:1"]
+    assert (claims["iat"], claims["exp"]) == (10_000, 10_060)
 
 
 async def test_the_header_follows_the_key(database: Database) -> None:

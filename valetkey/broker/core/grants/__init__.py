@@ -22,7 +22,8 @@ from valetkey.broker.core.grants.form import (
     GrantsFile,
     McpConditionSettings,
 )
-from valetkey.broker.core.grants.policy import Granted, Policy
+from valetkey.broker.core.grants.live import LiveGrants, OpenWindow
+from valetkey.broker.core.grants.policy import Granted, GrantRules, Policy
 
 __all__ = [
     "METHOD",
@@ -30,10 +31,13 @@ __all__ = [
     "Call",
     "ConditionSettings",
     "Grant",
+    "GrantRules",
     "GrantSettings",
     "Granted",
     "GrantsFile",
+    "LiveGrants",
     "McpConditionSettings",
+    "OpenWindow",
     "Policy",
     "PolicyInvalid",
     "Target",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from valetkey.broker.core.approvals import Requirement
 from valetkey.broker.core.grants.calls import Call
-from valetkey.broker.core.grants.form import GrantSettings
+from valetkey.broker.core.grants.form import GrantSettings, WindowSettings
 from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadPattern
 from valetkey.contracts.mcp import message_patterns
 
@@ -28,8 +30,45 @@ class PolicyInvalid(ValueError):  # noqa: N818 - reads as what it is
 
 
 @dataclass(frozen=True, slots=True)
+class Opener:
+    """Who may open a window: every condition that there is must hold, to the letter."""
+
+    issuer: str
+    subject: str | None
+    claims: Mapping[str, str]
+
+    def admits(self, issuer: str, subject: str, claims: Mapping[str, Any]) -> bool:
+        """Whether the holder of these verified claims is meant."""
+        return (
+            issuer == self.issuer
+            and (self.subject is None or subject == self.subject)
+            # `type`: a claim that is no text equals no text, whatever it would compare to.
+            and all(
+                type(claims.get(name)) is str and claims[name] == text
+                for name, text in self.claims.items()
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Who opens windows of a grant, and for how many seconds at the most."""
+
+    openers: tuple[Opener, ...]
+    longest: float
+
+    def admits(self, issuer: str, subject: str, claims: Mapping[str, Any]) -> bool:
+        return any(opener.admits(issuer, subject, claims) for opener in self.openers)
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
-    """A grant ready to be asked. ``conditions`` is ``None`` for any call on the target."""
+    """A grant ready to be asked. ``conditions`` is ``None`` for any call on the target.
+
+    It is in force from ``not_before`` on and before ``not_after`` (seconds since the epoch), and
+    with an ``opening`` only while a window is open. ``ended``: it was revoked, and is still known
+    so that who asks can be told.
+    """
 
     id: str
     workload: WorkloadPattern
@@ -40,6 +79,11 @@ class Grant:
     conditions: tuple[Call, ...] | None
     ttl: float | None
     approval: Requirement | None = None
+    not_before: float = -math.inf
+    not_after: float = math.inf
+    max_uses: int | None = None
+    opening: Opening | None = None
+    ended: bool = False
 
     def covers(self, call: Call) -> bool:
         """Whether one condition includes the call whole; without conditions, always."""
@@ -78,4 +122,18 @@ def compile_grant(written: GrantSettings) -> Grant:
         approval=None
         if written.approval is None
         else written.approval.compiled(f"grant {written.id}"),
+        not_before=-math.inf if written.not_before is None else written.not_before.timestamp(),
+        not_after=math.inf if written.not_after is None else written.not_after.timestamp(),
+        max_uses=written.max_uses,
+        opening=None if written.window is None else _opening(written.window),
+    )
+
+
+def _opening(window: WindowSettings) -> Opening:
+    return Opening(
+        tuple(
+            Opener(opener.issuer, opener.subject, opener.claims or {})
+            for opener in window.opened_by
+        ),
+        float(window.longest),
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from valetkey.broker.core.approvals import ApprovalRuleSettings
 from valetkey.broker.core.grants.compiled import Target
-from valetkey.broker.core.grants.form import ConditionSettings, GrantsFile
+from valetkey.broker.core.grants.form import ConditionSettings, GrantSettings, GrantsFile
 from valetkey.contracts.jose import b64url
 from valetkey.contracts.mcp import ANY
 
@@ -32,6 +32,7 @@ def policy_digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
                     else sorted(_canonical(condition) for condition in grant.conditions),
                     "ttl": None if grant.ttl is None else float(grant.ttl),
                     **_approval(grant.approval),
+                    **_bounds(grant),
                 }
                 for grant in file.grants
             ),
@@ -65,3 +66,24 @@ def _canonical(condition: ConditionSettings) -> list[Any]:
     if condition.mcp is not None:
         form += [sorted(set(condition.mcp.methods)), sorted(set(condition.mcp.tools or (ANY,)))]
     return form
+
+
+def _bounds(grant: GrantSettings) -> dict[str, Any]:
+    """What bounds a grant in time and number; one without keeps the form that it always had.
+
+    Reason, ticket and owner decide nothing, so they are not in it.
+    """
+    bounds: dict[str, Any] = {
+        "not_before": grant.not_before and grant.not_before.timestamp(),
+        "not_after": grant.not_after and grant.not_after.timestamp(),
+        "max_uses": grant.max_uses,
+    }
+    if grant.window is not None:
+        bounds["window"] = {
+            "longest": float(grant.window.longest),
+            "opened_by": sorted(
+                [opener.issuer, opener.subject or "", sorted((opener.claims or {}).items())]
+                for opener in grant.window.opened_by
+            ),
+        }
+    return {name: value for name, value in bounds.items() if value is not None}

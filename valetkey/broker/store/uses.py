@@ -1,0 +1,106 @@
+"""Uses of grants that give only so many tokens: claimed in the database, across all replicas.
+
+Invariants:
+
+- A use is claimed before the token is minted, by one conditional write: of two replicas that want
+  the last one, one gets it. Memory only ever saves the question.
+- What was claimed is spent, whatever becomes of the answer: a grant gives no token too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from valetkey.broker.core.grants import LiveGrants
+from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.database import Database
+from valetkey.broker.store.schema import GRANT_USES
+
+_TOPIC: Final = "grant_uses"
+
+
+class GrantUses:
+    """Counts in the database, and in ``live`` as far as they are known.
+
+    ``clock`` gives seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        live: LiveGrants,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._changes = changes
+        self._live = live
+        self._clock = clock
+        changes.subscribe(_TOPIC, self._changed)
+
+    async def load(self) -> None:
+        """Read how often grants were used. Called before the first request."""
+        query = select(GRANT_USES.c.grant_id, GRANT_USES.c.uses)
+        async with self._database.read() as connection:
+            for grant_id, uses in await connection.execute(query):
+                self._live.count(grant_id, uses)
+
+    async def claim(self, limited: Sequence[tuple[str, int]]) -> bool:
+        """Claim one use of each of these grants (id, most uses), or of none of them.
+
+        ``False``: one was used up, which `LiveGrants` knows from now on. Raises `StoreError`.
+        """
+        counted: dict[str, int] = {}
+        try:
+            async with self._database.write() as connection:
+                for grant_id, most in limited:
+                    counted[grant_id] = await self._claim(connection, grant_id, most)
+                # Only now: who waits for the order of changes must hold no row that others want.
+                for grant_id, most in limited:
+                    if counted[grant_id] == most:
+                        await self._changes.publish(connection, _TOPIC, grant_id)
+        except _UsedUp as used_up:
+            self._live.count(used_up.grant_id, used_up.most)
+            return False
+        for grant_id, uses in counted.items():
+            self._live.count(grant_id, uses)
+        return True
+
+    async def _claim(self, connection: AsyncConnection, grant_id: str, most: int) -> int:
+        """The number of this use. Raises `_UsedUp`, which undoes the transaction."""
+        first = self._database.insert(GRANT_USES).values(
+            grant_id=grant_id, uses=1, used_at=self._clock()
+        )
+        claim = first.on_conflict_do_update(
+            index_elements=[GRANT_USES.c.grant_id],
+            set_={"uses": GRANT_USES.c.uses + 1, "used_at": first.excluded.used_at},
+            where=GRANT_USES.c.uses < most,
+        ).returning(GRANT_USES.c.uses)
+        uses: int | None = (await connection.execute(claim)).scalar()
+        if uses is None:
+            raise _UsedUp(grant_id, most)
+        return uses
+
+    async def counts(self, grant_ids: Sequence[str]) -> dict[str, int]:
+        """How often these grants were used; those that never were are left out."""
+        query = select(GRANT_USES.c.grant_id, GRANT_USES.c.uses).where(
+            GRANT_USES.c.grant_id.in_(grant_ids)
+        )
+        async with self._database.read() as connection:
+            return {row.grant_id: row.uses for row in await connection.execute(query)}
+
+    async def _changed(self, grant_id: str) -> None:
+        for known, uses in (await self.counts([grant_id])).items():
+            self._live.count(known, uses)
+
+
+class _UsedUp(Exception):  # noqa: N818 - it is no error
+    def __init__(self, grant_id: str, most: int) -> None:
+        super().__init__(grant_id)
+        self.grant_id = grant_id
+        self.most = most
