@@ -18,7 +18,7 @@ help: ## Show the targets
 demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if every step holds
 	@$(BIN)/valetkey demo
 
-test: $(VENV)/.dev .venv-clients/.done ## Run all tests; what was skipped, and why, is listed at the end
+test: $(VENV)/.dev $(VENV)/.ldap .venv-clients/.done ## Run all tests; what was skipped, and why, is listed at the end
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are up to date
@@ -69,6 +69,7 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade pyproject.toml --extra all -o requirements/runtime.txt
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev -o requirements/dev.txt
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev --group bench -o requirements/bench.txt
+	$(LOCK) --upgrade requirements/ldap.in -o requirements/ldap.txt
 	$(LOCK) --upgrade requirements/mitmproxy.in -o requirements/mitmproxy.txt
 	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
@@ -101,6 +102,12 @@ $(VENV)/.runtime: requirements/runtime.txt requirements/build.txt $(RELEASED) | 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "installing what tests and checks need"
 	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Built here, on the system's libldap; where there is none the tests that need it say so.
+$(VENV)/.ldap: requirements/ldap.txt $(VENV)/.dev
+	@if [ -e /usr/include/ldap.h ]; then $(PIP) install --require-hashes --no-deps \
+		--no-build-isolation -r requirements/ldap.txt; fi
 	@touch $@
 
 # The benchmark measures the package as it is deployed: installed, its data path compiled where the

@@ -198,6 +198,7 @@ def test_the_requirements_are_pinned_hashed_and_name_no_host() -> None:
         "build.txt",
         "clients.txt",
         "dev.txt",
+        "ldap.txt",
         "mitmproxy.txt",
         "runtime.txt",
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from valetkey.broker.part import Foundation, Part
@@ -14,6 +16,16 @@ class DirectoryPart(Part):
 
     def __init__(self, base: Foundation) -> None:
         self._base = base
+
+    async def load(self) -> None:
+        await self._base.directories.load()
+
+    async def run(self) -> None:
+        """Nothing but to leave the directories at the end."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._base.directories.close()
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         if self._base.directories.scim is not None:
