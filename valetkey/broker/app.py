@@ -31,6 +31,7 @@ from valetkey.broker.mtls_settings import LOOPBACK
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.approvals import ApprovalsPart
+from valetkey.broker.parts.authzen import AuthzenPart
 from valetkey.broker.parts.certificates import CertificatesPart
 from valetkey.broker.parts.directory import DirectoryPart
 from valetkey.broker.parts.grants import GrantsPart
@@ -81,6 +82,7 @@ def _parts(base: Foundation) -> list[Part]:
         DirectoryPart(base),
         CertificatesPart(base),
         GrantsPart(base),
+        AuthzenPart(base),
     ]
 
 

@@ -127,7 +127,7 @@ def run_cases(policies: Policies, cases: Sequence[PolicyCase]) -> list[CaseResul
 
 
 def _run(policies: Policies, case: PolicyCase) -> CaseResult:
-    if case.target not in policies.targets:
+    if case.target not in policies.places:
         return CaseResult(case.name, "deny", (), f"{case.target!r} is {_NO_TARGET}")
     asking = Asking(
         target=case.target,

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from valetkey.broker.approval_settings import ApprovalsSettings
+from valetkey.broker.authzen_settings import AuthzenSettings
 from valetkey.broker.core.grants import Target
 from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
@@ -244,6 +245,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     policies: Path | None = None
     claims: tuple[ClaimTablesSettings, ...] = ()
     agents: tuple[AgentSettings, ...] = ()
+    authzen: AuthzenSettings | None = None
     feed: FeedSettings = msgspec.field(default_factory=FeedSettings)
     directory: DirectorySettings | None = None
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
@@ -274,6 +276,8 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
         )
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so nobody could authenticate")
+        if self.authzen:
+            _check_points(self.authzen, self.workload_issuers(), self.admin)
         check_issuers((issuer.issuer for issuer in self.issuers), self.claims, self.agents)
         if any("/" in name for name in self.targets):
             raise ValueError("targets: a name has no '/': policies write target/route")
@@ -345,6 +349,19 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
 
     def workload_issuers(self) -> frozenset[str]:
         return frozenset(issuer.issuer for issuer in self.issuers if issuer.use == "workload")
+
+
+def _check_points(
+    authzen: AuthzenSettings, workload_issuers: frozenset[str], admin: AdminSettings | None
+) -> None:
+    """An enforcement point of an issuer that is not trusted for its use could never ask."""
+    administrators = {issuer.issuer for issuer in admin.issuers} if admin else set()
+    for point in authzen.enforcement_points:
+        known = administrators if point.use == "admin" else workload_issuers
+        if point.issuer not in known:
+            raise ValueError(
+                f"authzen: {point.issuer} is not among the issuers of use: {point.use}"
+            )
 
 
 def longest_ttl(targets: Iterable[Target]) -> float:

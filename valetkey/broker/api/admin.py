@@ -37,6 +37,11 @@ class AdminApi:
         self._limit = limit
         self._clock = clock
 
+    @property
+    def admins(self) -> Admins:
+        """Who authenticates administrators."""
+        return self._admins
+
     def guard(self, role: Role, handler: AdminHandler) -> Handler:
         """``handler``, for administrators who have ``role`` only."""
 

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -99,6 +99,7 @@ class Policies:
         self, slices: Mapping[str, Slice], written: Sequence[WrittenPolicy], digest: str
     ) -> None:
         self._slices = slices
+        self._places = {name: of.target for name, of in slices.items()}
         self.written = tuple(written)
         self.digest = digest
         self._answers: LRUCache[Any, Verdict] = LRUCache(_REMEMBERED)
@@ -122,9 +123,14 @@ class Policies:
         return cls(slices, written, _digest(written, by_name))
 
     @property
-    def targets(self) -> Collection[str]:
-        """The names of all targets."""
-        return self._slices.keys()
+    def places(self) -> Mapping[str, TargetFacts]:
+        """What is known of each target, by name."""
+        return self._places
+
+    @property
+    def named_tools(self) -> frozenset[tuple[str, str]]:
+        """The tools that policies name, each with its target."""
+        return frozenset((target, tool) for target, of in self._slices.items() for tool in of.tools)
 
     def of_target(self, name: str) -> Slice:
         """The policies for a target of the settings."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from valetkey.broker.core.attributes import AttributesInvalid, Directory, Known
-from valetkey.broker.core.exchange import User
+from valetkey.broker.core.attributes import Attributes, AttributesInvalid, Directory, Known
+from valetkey.broker.core.exchange import Party, User
 from valetkey.broker.core.patterns import WorkloadPattern
 from valetkey.broker.trust.clients import Client
 from valetkey.contracts import codes
@@ -28,14 +29,22 @@ class People:
             actor = await self._directory.attributes(claims.issuer, claims.subject, claims.claims)
         except AttributesInvalid as error:
             raise CallerError(codes.ACTOR_INVALID, str(error)) from error
-        agent = self.is_agent(claims.issuer, claims.subject)
-        if user is None:
-            return Known(actor, agent)
         try:
-            found = await self._directory.attributes(user.home, user.subject, user.claims)
+            found = await self._of_user(user)
         except AttributesInvalid as error:
             raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
-        return Known(actor, agent, found)
+        return Known(actor, self.is_agent(claims.issuer, claims.subject), found)
+
+    async def known(self, client: Party, claims: Mapping[str, Any], user: User | None) -> Known:
+        """The same of parties that somebody else has verified. Raises `AttributesInvalid`."""
+        actor = await self._directory.attributes(client.issuer, client.subject, claims)
+        agent = self.is_agent(client.issuer, client.subject)
+        return Known(actor, agent, await self._of_user(user))
+
+    async def _of_user(self, user: User | None) -> Attributes:
+        if user is None:
+            return Attributes()
+        return await self._directory.attributes(user.home, user.subject, user.claims)
 
     def is_agent(self, issuer: str, subject: str) -> bool:
         return any(pattern.matches(subject) for pattern in self._agents.get(issuer, ()))

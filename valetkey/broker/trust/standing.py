@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
-from valetkey.broker.core.exchange import User
+from valetkey.broker.core.exchange import Party, User
 from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.epochs import Epochs
@@ -77,6 +80,28 @@ class Standings:
             skew=self._skew,
         )
 
+    def of_question(
+        self, client: Party, claims: Mapping[str, Any], user: User | None, audience: str
+    ) -> IncidentFacts:
+        """The facts of an exchange that somebody asks about; no key is shown and none is noted.
+
+        ``claims`` are those of the client's token, as far as they are given: without ``iat`` it
+        attests nothing.
+        """
+        who = (client.issuer, client.subject)
+        return IncidentFacts(
+            client=Standing(
+                epoch=self._epochs.of(*who),
+                attestation=Attestation(_time(claims.get("iat")), None),
+                ended=self._revocations.blocks("subject", subject_value(*who)),
+                key_ended=False,
+            ),
+            user=None if user is None else self._of_user(user),
+            target_ended=self._revocations.blocks("target", audience),
+            ended_grants=self._revocations.ended_grants,
+            skew=self._skew,
+        )
+
     async def _of_client(self, client: Client) -> Standing:
         claims = client.assertion.claims
         who = (claims.issuer, claims.subject)
@@ -95,15 +120,17 @@ class Standings:
 
     def _of_user(self, user: User) -> Standing:
         who = (user.home, user.subject)
-        issued_at = user.claims.get("iat")
         return Standing(
             epoch=self._epochs.of(*who),
-            attestation=Attestation(float(issued_at) if jose.is_time(issued_at) else None, None),
+            attestation=Attestation(_time(user.claims.get("iat")), None),
             ended=self._revocations.blocks("subject", subject_value(*who)),
             key_ended=False,
         )
 
 
 def _issued_at(claims: VerifiedClaims) -> float | None:
-    issued_at = claims.claims.get("iat")
-    return float(issued_at) if jose.is_time(issued_at) else None
+    return _time(claims.claims.get("iat"))
+
+
+def _time(claim: Any) -> float | None:
+    return float(claim) if jose.is_time(claim) else None
