@@ -35,6 +35,7 @@ from valetkey.broker.parts.authzen import AuthzenPart
 from valetkey.broker.parts.certificates import CertificatesPart
 from valetkey.broker.parts.directory import DirectoryPart
 from valetkey.broker.parts.grants import GrantsPart
+from valetkey.broker.parts.incidents import IncidentsPart
 from valetkey.broker.parts.oauth import OAuthPart
 from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.policy_file import PolicyFile
@@ -45,6 +46,7 @@ from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.epochs import Epochs
+from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
@@ -83,6 +85,7 @@ def _parts(base: Foundation) -> list[Part]:
         CertificatesPart(base),
         GrantsPart(base),
         AuthzenPart(base),
+        IncidentsPart(base),
     ]
 
 
@@ -128,6 +131,7 @@ class Broker:
             await base.ring.load()
             await base.revocations.load()
             await base.epochs.load()
+            await base.incidents.load()
             broker = cls(base)
             for part in broker.parts:
                 await part.load()
@@ -148,8 +152,12 @@ class Broker:
 
     async def close(self) -> None:
         """End the background work and the database."""
-        for task in self._tasks:
-            task.cancel()
+        working = set(self._tasks)
+        while working:
+            for task in working:
+                task.cancel()
+            # A driver may lose a cancellation that comes just as it is done: it is asked again.
+            _, working = await asyncio.wait(working, timeout=5)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.base.database.close()
 
@@ -212,10 +220,12 @@ def _foundation(
     signals = Signals(database, changes, _audience(config), clock=clock, random_id=_random_id)
     revocations = Revocations(database, changes, signals, clock=clock)
     epochs = Epochs(database, changes, signals)
+    incidents = Incidents(database, changes, clock=clock)
     standings = Standings(
         revocations,
         epochs,
         SeenKeys(database, clock=clock),
+        incidents,
         policies,
         clock=clock,
         skew=config.incidents.skew,
@@ -245,6 +255,7 @@ def _foundation(
         signals=signals,
         revocations=revocations,
         epochs=epochs,
+        incidents=incidents,
         standings=standings,
         uses=GrantUses(database, changes, policies.live, clock=clock),
         assertions=assertions,

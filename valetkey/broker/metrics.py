@@ -17,6 +17,9 @@ _BUCKETS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
 
+# From a push on one machine to a sidecar that was away for minutes.
+_CONTAINED: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0)
+
 
 class Metrics:
     """One registry, children bound once."""
@@ -37,6 +40,18 @@ class Metrics:
         )
         self.revocations = Counter(
             "valetkey_broker_revocations", "Tokens revoked.", registry=self.registry
+        )
+        self.incidents = Counter(
+            "valetkey_broker_incidents",
+            "Incidents opened (or renewed), by what opened them.",
+            ("source",),
+            registry=self.registry,
+        )
+        self.incident_contained = Histogram(
+            "valetkey_broker_incident_contain_seconds",
+            "From an incident to the last sidecar's acknowledgement.",
+            registry=self.registry,
+            buckets=_CONTAINED,
         )
         self.grants_reloads = Counter(
             "valetkey_broker_grants_reload",

@@ -24,6 +24,7 @@ from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.epochs import Epochs
+from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
@@ -58,6 +59,7 @@ class Foundation:
     signals: Signals
     revocations: Revocations
     epochs: Epochs
+    incidents: Incidents
     standings: Standings
     uses: GrantUses
     assertions: UsedAssertions

@@ -23,6 +23,7 @@ from valetkey.cli.approvals import approvals
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
+from valetkey.cli.incidents import incidents
 from valetkey.cli.policy import policy
 from valetkey.contracts.errors import ConfigError
 
@@ -58,6 +59,7 @@ main.add_command(admin)
 main.add_command(approvals)
 main.add_command(audit)
 main.add_command(doctor)
+main.add_command(incidents)
 main.add_command(policy)
 
 

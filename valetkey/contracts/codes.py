@@ -660,6 +660,20 @@ SERVICE_UNAVAILABLE: Final = _code(
     retry_after=5,
 )
 
+# --- incident: what administrators do about them ------------------------------------------------
+INCIDENT_UNKNOWN: Final = _code("incident.unknown", 404, "There is no incident of this id.")
+INCIDENT_TOKEN_UNKNOWN: Final = _code(
+    "incident.token_unknown",
+    422,
+    "This is no token of the broker's, nor one that holds of an issuer that it trusts: name the "
+    "subject instead.",
+)
+INCIDENT_OPEN: Final = _code(
+    "incident.open",
+    409,
+    "The incident can't be closed: its subject has not attested itself since, or it is closed.",
+)
+
 # --- audit: what the collector refuses to put on record -----------------------------------------
 AUDIT_BATCH_INVALID: Final = _code(
     "audit.batch_invalid",

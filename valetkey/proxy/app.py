@@ -228,8 +228,10 @@ class Sidecar:
     async def _watch(self) -> None:
         """Reload when the file changes, or when somebody asks for it."""
         while True:
+            # Not `wait_for`, which in Python 3.11 may lose a cancellation (CPython gh-86296).
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reload_asked.wait(), _WATCH)
+                async with asyncio.timeout(_WATCH):
+                    await self._reload_asked.wait()
             for listener in self._listeners:
                 await asyncio.to_thread(listener.refresh)
             if await asyncio.to_thread(self._file.changed) or self._reload_asked.is_set():

@@ -113,6 +113,7 @@ class TokenEndpoint:
             asked, acting, user, client.proof, incidents, client.certificate, known=known
         )
         decision = self._decide(facts)
+        await self._standings.note_attested(facts)
         while isinstance(decision, Issue) and not await self._claim(decision):
             # Another replica had the last use. That is known now, so the next decision rests on
             # another grant, or is a no.
@@ -138,7 +139,9 @@ class TokenEndpoint:
         facts = ExchangeFacts(
             asked, party, user, client.proof, incidents, client.certificate, known=known
         )
-        issue = await self._gate.redeem(waited, self._decide(facts), facts)
+        decision = self._decide(facts)
+        await self._standings.note_attested(facts)
+        issue = await self._gate.redeem(waited, decision, facts)
         await self._claim_approved(issue)
         return self._answer(issue, asked.issued_token_type)
 

@@ -126,6 +126,30 @@ class KeyRing:
                         self._log.info("signing_key_removed", kid=kid)
             self._take(stored.values())
 
+    def holds(self, kid: str) -> bool:
+        """Whether this is one of the keys, whatever it does at present."""
+        return kid in self._keys
+
+    async def replace(self, kid: str) -> str:
+        """Drop a key that leaked, at once; gives the one that signs now. Idempotent.
+
+        Nothing under it verifies any more, and its successor was not published before it signs:
+        verifiers that hold an older JWK Set fetch it again for the new ``kid``.
+        """
+        async with self._rotating:
+            async with self._store.exclusive() as held:
+                stored = {key.kid: key for key in await held.all()}
+                times = [KeyTimes(k.kid, k.signs_from, k.longest_ttl) for k in stored.values()]
+                if stored.pop(kid, None) is not None:
+                    if plan(times, self._schedule, now=self._clock()).signing == kid:
+                        made = self._make(self._clock())
+                        await held.add(made)
+                        stored[made.kid] = made
+                    await held.remove([kid])
+                    self._log.warning("signing_key_replaced", kid=kid)
+            self._take(stored.values())
+            return self.signer().times.kid
+
     async def _changed(self, _key: str) -> None:
         """A replica (or this one) changed the keys."""
         async with self._rotating:

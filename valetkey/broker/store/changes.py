@@ -91,8 +91,10 @@ class Changes:
         listener = asyncio.ensure_future(self._listen()) if self._database.postgres else None
         try:
             while True:
+                # Not `wait_for`, which in Python 3.11 may lose a cancellation (CPython gh-86296).
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudged.wait(), SWEEP)
+                    async with asyncio.timeout(SWEEP):
+                        await self._nudged.wait()
                 self._nudged.clear()
                 try:
                     await self.catch_up()

@@ -329,3 +329,45 @@ WINDOWS: Final = Table(
     Index(None, "grant_id"),
     Index(None, "deadline"),
 )
+
+# Incidents (`core.incidents.Incident`). `open_key` is a digest of what an open one is about, so
+# that there is one of it; none once it is closed.
+INCIDENTS: Final = Table(
+    "incidents",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("value", String(1024), nullable=False),
+    Column("issuer", String(512), nullable=False),
+    Column("subject_issuer", String(512), nullable=False),
+    Column("subject", String(1024), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("source", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("opened_by", Text, nullable=False),
+    Column("renewed_at", Float, nullable=False),
+    Column("contained_at", Float, nullable=True),
+    Column("attested_at", Float, nullable=True),
+    Column("closed_at", Float, nullable=True),
+    Column("closed_by", Text, nullable=False),
+    Column("close_reason", Text, nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("open_key", LargeBinary(32), nullable=True),
+    Index("ux_incidents_open_key", "open_key", unique=True),
+    Index(None, "opened_at"),
+)
+
+# What issuers were asked to replace because of an incident; `next_at` is when it is due.
+INCIDENT_ROTATIONS: Final = Table(
+    "incident_rotations",
+    METADATA,
+    Column("incident", String(64), primary_key=True),
+    Column("rotator", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("next_at", Float, nullable=False),
+)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
-from valetkey.broker.core.exchange import Party, User
+from valetkey.broker.core.exchange import ExchangeFacts, Party, User
 from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.epochs import Epochs
+from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.revocations import Revocations, subject_value, token_value
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.trust.clients import Client
@@ -26,6 +27,7 @@ class Standings:
         revocations: Revocations,
         epochs: Epochs,
         keys: SeenKeys,
+        incidents: Incidents,
         policies: PolicyFile,
         *,
         clock: Clock,
@@ -34,6 +36,7 @@ class Standings:
         self._revocations = revocations
         self._epochs = epochs
         self._keys = keys
+        self._incidents = incidents
         self._policies = policies
         self._clock = clock
         self._skew = skew
@@ -101,6 +104,16 @@ class Standings:
             ended_grants=self._revocations.ended_grants,
             skew=self._skew,
         )
+
+    async def note_attested(self, facts: ExchangeFacts) -> None:
+        """Both parties were found good: tell incidents that wait for it. Raises `StoreError`."""
+        incidents, client, user = facts.incidents, facts.client, facts.user
+        parties = [((client.issuer, client.subject), incidents.client)]
+        if user is not None and incidents.user is not None:
+            parties.append(((user.home, user.subject), incidents.user))
+        for who, standing in parties:
+            if standing.epoch.attest_after and self._incidents.awaits(*who):
+                await self._incidents.attested(*who, epoch=standing.epoch.number)
 
     async def _of_client(self, client: Client) -> Standing:
         claims = client.assertion.claims
