@@ -209,7 +209,8 @@ MCP_NO_MATCH: Final = _code(
 IDENTITY_UNAVAILABLE: Final = _code(
     "identity.unavailable",
     503,
-    "The sidecar has no usable workload identity (token file missing, empty or expired).",
+    "The sidecar has no usable workload identity (token file missing, empty or expired; SPIFFE "
+    "agent away for longer than its SVIDs live).",
     retry_after=5,
 )
 SUBJECT_INVALID: Final = _code(

@@ -39,7 +39,7 @@ from valetkey.proxy.credentials.revalidation import Revalidation
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.resolver import Resolver
-from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.identity.sources import open_identity
 from valetkey.proxy.intercept.connect import ConnectTunnels
 from valetkey.proxy.intercept.listeners import Listener
 from valetkey.proxy.limits import Capacity
@@ -75,14 +75,20 @@ class Sidecar:
         self._proof_key = ProofKey()
         snapshot = compile_snapshot(current, thumbprint=self._proof_key.thumbprint)
         self.metrics = Metrics()
-        self.identity = FileIdentity(current.workload.identity.file)
+        broker = current.broker
+        self.identity = open_identity(
+            current.workload.identity,
+            audience=broker.url.rstrip("/"),
+            certificates=broker.mtls_url is not None,
+            ca_file=broker.ca_file,
+        )
         self._identities = [self.identity]
         self._exchange = ExchangeClient(
-            current.broker.url.rstrip("/") + "/token",
+            (broker.mtls_url or broker.url).rstrip("/") + "/token",
             self.identity,
             self._proof_key,
-            ca_file=current.broker.ca_file,
-            timeout=current.broker.timeout,
+            ca_file=broker.ca_file,
+            timeout=broker.timeout,
         )
         self.cache = CredentialCache(current.limits.credentials)
         self.spool = Spool(
@@ -142,7 +148,7 @@ class Sidecar:
         if collector.identity is None:
             identity = self.identity
         else:
-            identity = FileIdentity(collector.identity.file)
+            identity = open_identity(collector.identity, audience=collector.url.rstrip("/"))
             identity.refresh()
             self._identities.append(identity)
         return Shipper(collector, self.spool, self._recorder, identity, self.metrics)

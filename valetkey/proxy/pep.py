@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.credentials.injector import Injector
     from valetkey.proxy.http1.head import ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
-    from valetkey.proxy.identity.file import FileIdentity
+    from valetkey.proxy.identity.source import Identity
     from valetkey.proxy.metrics import Metrics, TargetTally
 
 _SWEEP: Final = 0.25
@@ -99,7 +99,7 @@ class EnforcementPoint:
     def __init__(
         self,
         snapshot: Snapshot,
-        identity: FileIdentity,
+        identity: Identity,
         cache: CredentialCache,
         exchange: ExchangeClient,
         proof_key: ProofKey,

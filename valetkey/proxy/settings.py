@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from valetkey.contracts.settings import Duration, Settings, Size, duration, pattern, size
+from valetkey.contracts.spiffe_id import SpiffeId
 
 Name = Annotated[str, pattern(r"[a-z0-9][a-z0-9._-]{0,62}")]
 HeaderName = Annotated[str, pattern(r"[A-Za-z0-9-]{1,64}")]
@@ -25,10 +26,35 @@ UpgradeProtocol = Annotated[
 ]
 
 
-class IdentitySettings(Settings, frozen=True, kw_only=True):
-    """Where the workload's own identity comes from: a token file, re-read when it changes."""
+class SpiffeIdentitySettings(Settings, frozen=True, kw_only=True):
+    """SVIDs of the SPIFFE Workload API; needs ``valetkey[spiffe]`` to be installed.
 
-    file: Path
+    ``socket`` is the agent's. ``id`` is the SPIFFE ID to take where the agent has several for this
+    process. ``audience`` is whom the tokens are for: the broker or collector that they go to, if
+    left out.
+    """
+
+    socket: Annotated[str, pattern(r"unix:///[^\x00-\x20?#%]+")]
+    id: str | None = None
+    audience: Annotated[str, Meta(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.id is not None:
+            SpiffeId.parse(self.id)
+
+
+class IdentitySettings(Settings, frozen=True, kw_only=True):
+    """Where the workload's own identity comes from: one of the two.
+
+    ``file`` is a token file, re-read when it changes. ``spiffe`` is an agent's Workload API.
+    """
+
+    file: Path | None = None
+    spiffe: SpiffeIdentitySettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.spiffe is None):
+            raise ValueError("give one of file and spiffe")
 
 
 class WorkloadSettings(Settings, frozen=True, kw_only=True):
@@ -45,11 +71,14 @@ class WorkloadSettings(Settings, frozen=True, kw_only=True):
 class BrokerSettings(Settings, frozen=True, kw_only=True):
     """The broker. Plain HTTP is accepted for loopback only.
 
-    ``url`` is its issuer identifier. ``revalidate`` is how often it is asked whether credentials
-    in use are still good: the longest that a revoked one goes on being used.
+    ``url`` is its issuer identifier. ``mtls_url`` is where it takes client certificates; with it,
+    exchanges go there with the workload's X.509-SVID (``identity: {spiffe: …}``). ``revalidate``
+    is how often it is asked whether credentials in use are still good: the longest that a revoked
+    one goes on being used.
     """
 
     url: str
+    mtls_url: str | None = None
     ca_file: Path | None = None
     timeout: Duration = duration(5)
     revalidate: Duration = duration(5)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.core.cache_policy import CacheKey
     from valetkey.proxy.core.credential import Credential
     from valetkey.proxy.credentials.cache import CredentialCache, Fetch
-    from valetkey.proxy.identity.file import FileIdentity
+    from valetkey.proxy.identity.source import Identity
     from valetkey.proxy.metrics import Metrics
     from valetkey.proxy.pep import EnforcementPoint
 
@@ -79,7 +79,7 @@ class Streams:
     def __init__(
         self,
         pep: EnforcementPoint,
-        identity: FileIdentity,
+        identity: Identity,
         cache: CredentialCache,
         metrics: Metrics,
     ) -> None:

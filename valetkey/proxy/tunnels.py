@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.audit.spool import Spool
     from valetkey.proxy.core.snapshot import Snapshot, Target
     from valetkey.proxy.http1.call import Call
-    from valetkey.proxy.identity.file import FileIdentity
+    from valetkey.proxy.identity.source import Identity
     from valetkey.proxy.metrics import Metrics
     from valetkey.proxy.pep import EnforcementPoint
 
@@ -37,7 +37,7 @@ class Tunnels:
     def __init__(
         self,
         pep: EnforcementPoint,
-        identity: FileIdentity,
+        identity: Identity,
         spool: Spool,
         recorder: Recorder,
         metrics: Metrics,

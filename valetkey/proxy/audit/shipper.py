@@ -29,7 +29,7 @@ from valetkey.proxy.audit.reader import SegmentTail, segments
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import TORN, SpoolRecord
 from valetkey.proxy.audit.spool import Spool
-from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.identity.source import Identity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.settings import CollectorSettings
 
@@ -60,7 +60,7 @@ class Shipper:
         settings: CollectorSettings,
         spool: Spool,
         recorder: Recorder,
-        identity: FileIdentity,
+        identity: Identity,
         metrics: Metrics,
     ) -> None:
         self._url = settings.url.rstrip("/") + "/v1/events"

@@ -318,6 +318,11 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     """
     broker_tls, broker_host, _ = split_origin(settings.broker.url, "broker.url")
     _require_tls(broker_tls, broker_host, "broker.url")
+    if settings.broker.mtls_url is not None:
+        if not split_origin(settings.broker.mtls_url, "broker.mtls_url")[0]:
+            raise ConfigError("broker.mtls_url: certificates need https")
+        if settings.workload.identity.spiffe is None:
+            raise ConfigError("broker.mtls_url: workload.identity has no certificates; use spiffe")
     if settings.collector is not None:
         tls, host, _ = split_origin(settings.collector.url, "collector.url")
         _require_tls(tls, host, "collector.url")

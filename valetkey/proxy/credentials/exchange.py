@@ -31,7 +31,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.injector import Injector
-from valetkey.proxy.identity.file import FileIdentity
+from valetkey.proxy.identity.source import Identity
 
 _MAX_ANSWER: Final = 64 << 10
 # RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
@@ -50,7 +50,7 @@ class ExchangeClient:
     def __init__(
         self,
         endpoint: str,
-        identity: FileIdentity,
+        identity: Identity,
         key: ProofKey,
         *,
         ca_file: Path | None,
@@ -77,7 +77,7 @@ class ExchangeClient:
         actor_token, actor_left = self._identity.token()
         form = {
             "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
-            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
             "audience": key.audience,
             "scope": key.scopes,
@@ -102,7 +102,7 @@ class ExchangeClient:
         """Whether the broker still stands by a credential (RFC 7662). Raises `ValetkeyError`."""
         actor_token, _ = self._identity.token()
         form = {
-            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
             "token": credential.token.reveal(),
             "token_type_hint": "access_token",
@@ -123,6 +123,7 @@ class ExchangeClient:
         return status, body
 
     async def _post_once(self, url: str, form: dict[str, str]) -> tuple[int, bytes, str]:
+        certificate = self._identity.client_context()
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -139,7 +140,7 @@ class ExchangeClient:
                 url,
                 data=form,
                 headers={"DPoP": proof, "Accept": "application/json"},
-                ssl=self._ssl if self._ssl is not None else True,
+                ssl=certificate or self._ssl or True,
                 allow_redirects=False,
             ) as response:
                 body = await response.content.read(_MAX_ANSWER + 1)

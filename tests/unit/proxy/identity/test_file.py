@@ -11,7 +11,6 @@ from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError
-from valetkey.proxy.identity import file as module
 from valetkey.proxy.identity.file import FileIdentity
 
 
@@ -179,7 +178,7 @@ def test_a_spoiled_file_keeps_the_token_until_it_expires_and_no_longer(
     said = [record for record in caplog.records if record.getMessage() == "identity_unavailable"]
     assert len(said) == 1
     now = time.time() + 3601
-    monkeypatch.setattr(module.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     assert problem in refused(read)
 
 
@@ -214,7 +213,7 @@ def test_an_expired_token(idp, path, read):
 
 def test_expiry_is_noticed_without_a_reading(read, monkeypatch):
     now = time.time() + 3601
-    monkeypatch.setattr(module.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     assert refused(read) == "the token has expired"
 
 
