@@ -196,3 +196,35 @@ async def test_bad_policies_at_the_start_stop_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'main\.cedar:2: Target::"tickts"'):
         async with serving(made):
             pass
+
+
+async def test_roles_are_not_lost_on_the_way_through_our_own_tokens(tmp_path: Path) -> None:
+    """Whoever exchanges on a token of ours acts for the same user, with the same groups."""
+    made = world(
+        tmp_path,
+        ALL + '@id("no") forbid (principal in Role::"support", action, resource)'
+        ' when { context.scope == "tickets:list" };',
+    )
+    ours = {"issuer": made.url, "audience": TICKETS, "use": "user", "jwks_url": made.url + "/jwks"}
+    made.overrides = {"issuers": [*made.document()["issuers"], ours]}
+    async with serving(made) as broker:
+        token = made.workload()
+
+        async def chained(root: str) -> dict[str, Any]:
+            _, body, _ = await broker.exchange(made.user_form(token, root, scope="tickets:list"))
+            return body
+
+        root = await ask_for_user(broker, realm={"roles": ["S"]})
+        claims = claims_of(root["access_token"])
+        assert (claims["roles"], claims["groups"]) == (["support"], [])
+        assert (await chained(root["access_token"]))["code"] == "policy.denied"
+        root = await ask_for_user(broker)
+        assert claims_of(root["access_token"])["roles"] == []
+        child = await chained(root["access_token"])
+        assert claims_of(child["access_token"])["sub_iss"] == USERS
+
+
+async def test_tokens_say_nothing_of_roles_where_nobody_exchanges_on(tmp_path: Path) -> None:
+    async with serving(world(tmp_path, ALL)) as broker:
+        body = await ask_for_user(broker, realm={"roles": ["S"]})
+        assert not {"roles", "groups"} & claims_of(body["access_token"]).keys()

@@ -269,7 +269,13 @@ def _foundation(
         ),
         certificates=certificates,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),
-        issuer=JwtIssuer(ring, issuer=config.issuer, clock=clock, random_id=_random_id),
+        issuer=JwtIssuer(
+            ring,
+            issuer=config.issuer,
+            clock=clock,
+            random_id=_random_id,
+            carries_roles=any(issuer.issuer == config.issuer for issuer in config.issuers),
+        ),
         admin=AdminApi(
             _admins(config, certificates, clock),
             config.limits.admin.of_callers(config.limits.callers),

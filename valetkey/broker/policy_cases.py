@@ -78,6 +78,7 @@ class PolicyCase(Settings, frozen=True, kw_only=True):
     now: str
     scopes: tuple[str, ...]
     user: PartyCase | None = None
+    window: bool = False
     calls: tuple[CallCase, ...] = ()
     policies: tuple[str, ...] | None = None
 
@@ -135,6 +136,7 @@ def _run(policies: Policies, case: PolicyCase) -> CaseResult:
         user=None if case.user is None else _principal(case.user, user=True),
         scopes=case.scopes,
         calls=tuple(call for written in case.calls for call in written.compiled()),
+        windowed=frozenset(case.scopes) if case.window else frozenset(),
         now=from_rfc3339(case.now),
     )
     found = permission(policies, asking)

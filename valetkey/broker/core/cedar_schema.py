@@ -61,6 +61,7 @@ action call appliesTo {
     weekday: Long,         // of now, in UTC: 1 is Monday, 7 is Sunday
     scope: String,
     environment: String,   // settings: targets.NAME.environment, or empty
+    window: Bool,          // a grant whose deployment window is open gives the scope
     risk: String,          // settings: targets.NAME.risk: low, medium, high or unrated
     actor: Party,          // the workload that acts
     user?: Party,          // the user that it acts for

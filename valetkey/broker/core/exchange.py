@@ -130,6 +130,9 @@ class Issue:
     client_epoch: int
     decided_at: float
     policy_ids: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    """The subject's, as are ``groups``."""
+    groups: tuple[str, ...] = ()
     approval: str = ""
     single_use: bool = False
     certificate: str = ""
@@ -204,6 +207,7 @@ def decide(
         # Within the leeway a token still identifies, but it has no life left to hand on.
         code = codes.ACTOR_INVALID if user is None else codes.SUBJECT_INVALID
         return Refuse(code, "the subject's or the actor's token is about to expire")
+    subject = known.actor if user is None else known.user
     issue = Issue(
         client=client,
         target=target.name,
@@ -221,6 +225,8 @@ def decide(
         epoch=(facts.incidents.user or facts.incidents.client).epoch.number,
         client_epoch=facts.incidents.client.epoch.number,
         policy_ids=permitted.policy_ids,
+        roles=tuple(sorted(subject.roles)),
+        groups=tuple(sorted(subject.groups)),
         certificate=facts.certificate if target.credential == "mtls" else "",
         decided_at=now,
         windows=granted.windows,
@@ -263,7 +269,8 @@ def _allowed(
     granted = _grant(policy, target, facts, facts.request.scopes, now)
     if isinstance(granted, Code):
         return Refuse(granted, f"policy, target {target.name}")
-    permitted = _permission(policies, target, facts, granted.scopes, now)
+    windowed = _windowed(policy, target, facts, granted, now)
+    permitted = _permission(policies, target, facts, granted, windowed, now)
     if isinstance(permitted, Refuse):
         return permitted
     if permitted.scopes != granted.scopes:
@@ -288,11 +295,22 @@ def _grant(
     )
 
 
+def _windowed(
+    policy: Policy, target: Target, facts: ExchangeFacts, granted: Granted, now: float
+) -> frozenset[str]:
+    """The scopes that are given, one by one, by a grant whose deployment window is open."""
+    if not granted.windows:
+        return frozenset()
+    of_scope = {s: _grant(policy, target, facts, (s,), now) for s in granted.scopes}
+    return frozenset(s for s, g in of_scope.items() if isinstance(g, Granted) and g.windows)
+
+
 def _permission(
     policies: Policies,
     target: Target,
     facts: ExchangeFacts,
-    scopes: tuple[str, ...],
+    granted: Granted,
+    windowed: frozenset[str],
     now: float,
 ) -> Permission | Refuse:
     """What the policies permit of what the grants give."""
@@ -309,7 +327,8 @@ def _permission(
         user=None
         if user is None
         else Principal("User", user.home, user.subject, known.user.roles, known.user.groups),
-        scopes=scopes,
+        scopes=granted.scopes,
+        windowed=windowed,
         calls=facts.request.calls,
         now=now,
     )

@@ -35,7 +35,10 @@ _DAY: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Who asks for what on a target. ``now`` is in seconds since the epoch."""
+    """Who asks for what on a target. ``now`` is in seconds since the epoch.
+
+    ``windowed`` are the scopes that a grant with an open deployment window gives.
+    """
 
     target: str
     actor: Principal
@@ -43,6 +46,7 @@ class Asking:
     scopes: tuple[str, ...]
     calls: tuple[Call, ...]
     now: float
+    windowed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,15 @@ def permission(policies: Policies, asking: Asking) -> Permission | Verdict:
     approvals: dict[ApprovalRule, None] = {}
     refusal: Verdict | None = None
     shared = _shared(slice_, asking)
-    told_apart = len(asking.scopes) if "scope" in slice_.reads else 1
+    by_scope = slice_.reads & {"scope", "window"}
+    told_apart = len(asking.scopes) if by_scope else 1
     if len(places) * len(principals) * told_apart > MAX_QUESTIONS:
         return Verdict("open", errors=("the request has more kinds of calls than are asked about",))
     for scope in asking.scopes:
-        context = {**shared, "scope": scope} if "scope" in slice_.reads else shared
+        context = shared
+        if by_scope:
+            own = {"scope": scope, "window": scope in asking.windowed}
+            context = {**shared, **{name: own[name] for name in by_scope}}
         verdict = _of_scope(policies, slice_, principals, places, context)
         if verdict.outcome == "permit":
             scopes.append(scope)

@@ -87,7 +87,11 @@ class OwnToken:
 
 
 class JwtIssuer:
-    """Mints, and recognises its own. ``random_id`` gives at least 128 bits as URL-safe text."""
+    """Mints, and recognises its own. ``random_id`` gives at least 128 bits as URL-safe text.
+
+    ``carries_roles`` puts the subject's roles and groups into tokens: for installations that accept
+    the broker's own tokens as those of users.
+    """
 
     def __init__(
         self,
@@ -96,7 +100,9 @@ class JwtIssuer:
         issuer: str,
         clock: Callable[[], float],
         random_id: Callable[[], str],
+        carries_roles: bool = False,
     ) -> None:
+        self._carries_roles = carries_roles
         self._ring = ring
         self._issuer = issuer
         self._clock = clock
@@ -138,6 +144,10 @@ class JwtIssuer:
                 claims["client_epoch"] = issue.client_epoch
         if issue.epoch:
             claims["epoch"] = issue.epoch
+        if self._carries_roles:
+            # RFC 9068 §2.2.3.1. Whoever acts on with this token acts for somebody whose roles and
+            # groups still count.
+            claims |= {"roles": issue.roles, "groups": issue.groups}
         if issue.thumbprint:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
         if issue.approval:

@@ -44,7 +44,22 @@ class People:
     async def _of_user(self, user: User | None) -> Attributes:
         if user is None:
             return Attributes()
-        return await self._directory.attributes(user.home, user.subject, user.claims)
+        if not user.origin:
+            return await self._directory.attributes(user.home, user.subject, user.claims)
+        # A token of our own: it carries names of ours, which no table for others' values may read.
+        carried = Attributes(_names(user.claims, "roles"), _names(user.claims, "groups"))
+        return carried | await self._directory.attributes(user.home, user.subject, {})
 
     def is_agent(self, issuer: str, subject: str) -> bool:
         return any(pattern.matches(subject) for pattern in self._agents.get(issuer, ()))
+
+
+def _names(claims: Mapping[str, Any], claim: str) -> frozenset[str]:
+    """RFC 9068 §2.2.3.1, as `JwtIssuer` writes it. What is missing could have forbidden something.
+
+    Raises `AttributesInvalid`.
+    """
+    names = claims.get(claim)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AttributesInvalid(f"{claim} is missing from a token of our own")
+    return frozenset(names)

@@ -108,6 +108,14 @@ def test_scopes_are_permitted_one_by_one() -> None:
     assert found.scopes == ("a:read", "b:read")
 
 
+def test_a_window_is_of_its_scope() -> None:
+    text = ALL + f'@id("no") forbid {SCOPE} unless {{ context.window }};'
+    asking = Asking("tickets", BOT, None, ("a", "b", "c"), (READ,), NOW, frozenset({"b"}))
+    found = module.permission(compiled(text), asking)
+    assert isinstance(found, Permission)
+    assert found.scopes == ("b",)
+
+
 def test_questions_are_bounded() -> None:
     calls = [call("GET", f"/{number}") for number in range(4096)]
     assert outcome(ALL, *calls) == "permit all"  # no policy tells them apart: one question
@@ -126,7 +134,7 @@ def test_what_is_asked_fits_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
 
     names = [
         'context.environment == ""', "context.actor.agent", 'context.scope == ""', 'context.risk == ""',
-        'context.now == datetime("2020-01-01")', "context.weekday == 1", "context.approved",
+        "context.window", 'context.now == datetime("2020-01-01")', "context.weekday == 1", "context.approved",
         'context.method == ""', 'context.path == ""', 'context.mcp_method == ""', 'context.mcp_tool == ""',
         "(context has user && context.user.agent)",
     ]  # fmt: skip
@@ -146,4 +154,4 @@ def test_what_is_asked_fits_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(module.permission(policies, asking), Permission)
     assert len(asked) > 10
     assert all(errors == [] for _, errors in asked), asked
-    assert max(len(context) for context, _ in asked) == 12
+    assert max(len(context) for context, _ in asked) == 13
