@@ -23,8 +23,10 @@ from valetkey.cli.approvals import approvals
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
+from valetkey.cli.grants import grants
 from valetkey.cli.incidents import incidents
 from valetkey.cli.policy import policy
+from valetkey.cli.windows import windows
 from valetkey.contracts.errors import ConfigError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -59,8 +61,10 @@ main.add_command(admin)
 main.add_command(approvals)
 main.add_command(audit)
 main.add_command(doctor)
+main.add_command(grants)
 main.add_command(incidents)
 main.add_command(policy)
+main.add_command(windows)
 
 
 @main.command()

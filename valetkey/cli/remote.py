@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ import click
 
 from valetkey.cli.service import Service, ServiceError
 from valetkey.contracts.plain_text import plain
+from valetkey.contracts.secret import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
 Document = dict[str, Any]
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TOKEN: Final = "VALETKEY_TOKEN"  # noqa: S105 - the name of a variable
 _MAX_PAGE: Final = 500
 _PIPE_WIDTH: Final = 1000
 
@@ -98,8 +101,7 @@ def broker_options(command: F) -> F:
         "--token-file",
         type=_FILE,
         envvar="VALETKEY_TOKEN_FILE",
-        required=True,
-        help="File with your token. [env: VALETKEY_TOKEN_FILE]",
+        help="File with your token [env: VALETKEY_TOKEN_FILE]; without, it is in VALETKEY_TOKEN.",
     )
     @click.option(
         "--broker",
@@ -112,13 +114,13 @@ def broker_options(command: F) -> F:
     def with_remote(
         *args: Any,
         broker: str,
-        token_file: Path,
+        token_file: Path | None,
         ca_file: Path | None,
         as_json: bool,
         **options: Any,
     ) -> Any:
         try:
-            service = Service("broker", broker, token_file, ca_file)
+            service = Service("broker", broker, token_file or _token_variable(), ca_file)
         except ServiceError as error:
             fail(str(error), status=2)
         try:
@@ -127,6 +129,14 @@ def broker_options(command: F) -> F:
             service.close()
 
     return with_remote  # type: ignore[return-value]
+
+
+def _token_variable() -> Secret:
+    """CI jobs have their token in a variable; a file of it would outlive the job."""
+    token = os.environ.get(_TOKEN, "").strip()
+    if not token:
+        raise ServiceError(f"give --token-file, or the token in {_TOKEN}")
+    return Secret(token)
 
 
 def fail(message: str, *, status: int) -> NoReturn:

@@ -39,9 +39,12 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class Service:
-    """A connection, opened with the first request. ``name`` is what the service is called."""
+    """A connection, opened with the first request. ``name`` is what the service is called.
 
-    def __init__(self, name: str, url: str, token_file: Path, ca_file: Path | None) -> None:
+    ``token`` is the caller's token, or the file that it is in.
+    """
+
+    def __init__(self, name: str, url: str, token: Path | Secret, ca_file: Path | None) -> None:
         try:
             parts, port = urlsplit(url), urlsplit(url).port
         except ValueError as error:
@@ -53,7 +56,7 @@ class Service:
         self._name = name
         self._url = url
         self._base = parts.path.rstrip("/")
-        self._token = Secret(_read_token(token_file))
+        self._token = token if isinstance(token, Secret) else Secret(_read_token(token))
         if parts.scheme == "https":
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
                 parts.hostname, port, timeout=_TIMEOUT, context=_context(ca_file)

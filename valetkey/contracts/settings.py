@@ -27,7 +27,7 @@ T = TypeVar("T")
 _RESERVED: Final = frozenset({
     "VALETKEY_CONFIG", "VALETKEY_REQUIRE",
     # How the command line reaches a broker (valetkey/cli/remote.py).
-    "VALETKEY_BROKER_URL", "VALETKEY_TOKEN_FILE", "VALETKEY_CA_FILE",
+    "VALETKEY_BROKER_URL", "VALETKEY_TOKEN_FILE", "VALETKEY_TOKEN", "VALETKEY_CA_FILE",
 })  # fmt: skip
 _PROGRAMS: Final = ("PROXY", "BROKER", "COLLECTOR")
 

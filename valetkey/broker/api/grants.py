@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from heapq import merge
 from typing import Annotated, Any, Final, get_args
 
@@ -22,6 +21,7 @@ from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.admins import Admin
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
+from valetkey.contracts.times import rfc3339
 
 _FILTERS: Final = ("workload", "target", "state")
 _STATES: Final[dict[str, State]] = {state: state for state in get_args(State)}
@@ -166,12 +166,6 @@ class GrantsApi:
         except PolicyInvalid as error:
             document["unusable"] = str(error)
         return document
-
-
-def rfc3339(at: float) -> str:
-    """A time in seconds since the epoch as RFC 3339, in UTC, to the millisecond."""
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
 
 
 def _filter(request: web.Request) -> GrantFilter:

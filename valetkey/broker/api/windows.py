@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from valetkey.broker.api.admin import ContentInvalid, answer, page_answer, read_json, read_page
-from valetkey.broker.api.grants import Reason, rfc3339
+from valetkey.broker.api.grants import Reason
 from valetkey.broker.core.grants import Grant
 from valetkey.broker.core.grants.compiled import Opening
 from valetkey.broker.core.rate_limit import RateLimit, whole_seconds
@@ -22,6 +22,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError
 from valetkey.contracts.service import Handler, problem_response
 from valetkey.contracts.settings import Duration
+from valetkey.contracts.times import rfc3339
 
 DeploymentHandler = Callable[[web.Request, Deployment], Awaitable[web.StreamResponse]]
 _STATES: Final = ("open", "closed")

@@ -59,7 +59,7 @@ class Identity(NamedTuple):
         )
 
 
-class ApprovalRuleSettings(Settings, frozen=True, kw_only=True):
+class ApprovalRuleSettings(Settings, frozen=True, kw_only=True, omit_defaults=True):
     """What a grant asks for before it gives anything: people who say yes.
 
     ``quorum`` people have to, each with one of ``roles`` or in one of ``groups`` (of their own

@@ -25,7 +25,7 @@ _MAX_CLAIM: Final = 1024
 GRANT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
-class McpConditionSettings(Settings, frozen=True, kw_only=True):
+class McpConditionSettings(Settings, frozen=True, kw_only=True, omit_defaults=True):
     """Messages of MCP that a grant is good for, as in the sidecar's routes.
 
     ``methods`` are JSON-RPC methods, ``tools`` the tools of ``tools/call`` (left out: any). Each
@@ -43,7 +43,7 @@ class McpConditionSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("tools without tools/call among the methods")
 
 
-class ConditionSettings(Settings, frozen=True, kw_only=True):
+class ConditionSettings(Settings, frozen=True, kw_only=True, omit_defaults=True):
     """Calls that a grant is good for: these methods on the paths of this pattern.
 
     With ``mcp``, only calls that carry such a message; without, whatever they carry.
@@ -63,7 +63,7 @@ class ConditionSettings(Settings, frozen=True, kw_only=True):
 Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class OpenerSettings(Settings, frozen=True, kw_only=True):
+class OpenerSettings(Settings, frozen=True, kw_only=True, omit_defaults=True):
     """An identity that may open a window: a CI job, by its OIDC token.
 
     ``issuer`` is the exact issuer of the token, ``subject`` its exact subject, ``claims`` the exact
