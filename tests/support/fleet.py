@@ -218,7 +218,8 @@ class Fleet:
 
     def _target_app(self) -> web.Application:
         async def handle(request: web.Request) -> web.StreamResponse:
-            CANARIES.add(request.headers["Authorization"].partition(" ")[2], name="access token")
+            sent = request.headers.get("Authorization") or request.headers["Txn-Token"]
+            CANARIES.add(sent.rpartition(" ")[2], name="access token")
             self.received.append(request)
             return await self.target(request)
 

@@ -241,6 +241,13 @@ def _foundation(
         capacity=config.limits.verified_tokens,
     )
     nonces = Nonces(secrets.token_bytes(32))
+    issuer = JwtIssuer(
+        ring,
+        issuer=config.issuer,
+        clock=clock,
+        random_id=_random_id,
+        carries_roles=any(issuer.issuer == config.issuer for issuer in config.issuers),
+    )
     certificates = _certificates(config)
     return Foundation(
         config=config,
@@ -262,20 +269,14 @@ def _foundation(
         actions=actions,
         directories=directories,
         tokens=tokens,
-        parties=PartyResolver(tokens, standings, issuer=config.issuer),
+        parties=PartyResolver(tokens, standings, issuer=config.issuer, recognise=issuer.recognise),
         people=People(
             Directories([ClaimDirectory(compiled_claims(config.claims)), *directories.all]),
             compiled_agents(config.agents),
         ),
         certificates=certificates,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),
-        issuer=JwtIssuer(
-            ring,
-            issuer=config.issuer,
-            clock=clock,
-            random_id=_random_id,
-            carries_roles=any(issuer.issuer == config.issuer for issuer in config.issuers),
-        ),
+        issuer=issuer,
         admin=AdminApi(
             _admins(config, certificates, clock),
             config.limits.admin.of_callers(config.limits.callers),

@@ -46,6 +46,8 @@ from valetkey.contracts.settings import Duration, Settings, duration
 
 # RFC 9068 tokens are checked offline: what can't be called back must not live long.
 MAX_TTL: Final = 3600.0
+# draft-ietf-oauth-transaction-tokens, "Txn-Token Lifetime": minutes, or less.
+MAX_TXN_TTL: Final = 300.0
 
 
 class TargetSettings(Settings, frozen=True, kw_only=True):
@@ -53,13 +55,14 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
 
     ``audience`` is the ``aud`` of its tokens and what sidecars ask for. ``credential`` says
     whether they are bound to the caller's key (``dpop``) or client certificate (``mtls``).
+    ``txn_token``: the audience is a trust domain, and gets transaction tokens, of at most 5m.
     ``resource`` (default: the audience) is the URI under which RFC 8707 resource indicators must
     lie. ``ttl`` replaces ``token_ttl``. ``environment`` and ``risk`` are for policies to read,
     ``routes`` are calls that they name.
     """
 
     audience: str
-    credential: Literal["bearer", "dpop", "mtls"]
+    credential: Literal["bearer", "dpop", "mtls", "txn_token"]
     resource: str | None = None
     ttl: Duration | None = None
     environment: str = ""
@@ -261,6 +264,10 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
             )
         _check_issuer(self.issuer)
         _check_ttl(self.token_ttl)
+        for name, target in self.targets.items():
+            ttl = self.token_ttl if target.ttl is None else target.ttl
+            if target.credential == "txn_token" and ttl > MAX_TXN_TTL:
+                raise ValueError(f"targets.{name}: a transaction token lives for 5m at most")
         if not self.targets:
             raise ValueError("targets is empty: no token could ever be minted")
         audiences = [target.audience for target in self.targets.values()]

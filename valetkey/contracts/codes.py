@@ -281,8 +281,15 @@ EXCHANGE_GRANT_TYPE: Final = _code(
 EXCHANGE_TOKEN_TYPE: Final = _code(
     "exchange.token_type",
     400,
-    "Token types are urn:ietf:params:oauth:token-type:access_token and "
-    "urn:ietf:params:oauth:token-type:jwt, and a type comes with its token.",
+    "Token types are urn:ietf:params:oauth:token-type:access_token, :jwt and, for a trust domain "
+    "and nothing else, :txn_token; a type comes with its token.",
+    oauth="invalid_request",
+)
+EXCHANGE_CONTEXT: Final = _code(
+    "exchange.context",
+    400,
+    "request_context and request_details go with a request for a transaction token: JSON objects "
+    "of at most 2048 bytes, without a token in them, that take back nothing of an earlier one.",
     oauth="invalid_request",
 )
 EXCHANGE_TARGET: Final = _code(

@@ -13,6 +13,8 @@ GRANT_DEFERRED: Final = "urn:ietf:params:oauth:grant-type:deferred"
 COMPLETION_DEFERRED: Final = "deferred"
 # RFC 8693 §3
 TOKEN_TYPE_ACCESS: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105
+# draft-ietf-oauth-transaction-tokens, "Txn-Token Request"
+TOKEN_TYPE_TXN: Final = "urn:ietf:params:oauth:token-type:txn_token"  # noqa: S105
 TOKEN_TYPE_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105
 # RFC 7523 §2.2
 ASSERTION_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

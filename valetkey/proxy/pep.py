@@ -42,6 +42,7 @@ from valetkey.proxy.core.json_rpc import (
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
 from valetkey.proxy.credentials.header import HeaderInjector
+from valetkey.proxy.credentials.txn_token import TxnTokenInjector
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
@@ -185,6 +186,8 @@ class EnforcementPoint:
             case "header":
                 assert target.inject is not None
                 injector = HeaderInjector(target.inject)
+            case "txn_token":
+                injector = TxnTokenInjector()
         connect = snapshot.settings.timeouts.connect
         context = context_for(target, contexts)
         pool = Pool(target, self.outbox, self.dialler, context, connect_timeout=connect)

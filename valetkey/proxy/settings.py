@@ -193,10 +193,11 @@ class CredentialSettings(Settings, frozen=True, kw_only=True):
     """How the credential is put into the call.
 
     ``bearer``: ``Authorization: Bearer``. ``dpop``: ``Authorization: DPoP`` with a proof per
-    request (RFC 9449). ``header``: the token alone in the header called ``name``.
+    request (RFC 9449). ``header``: the token alone in the header called ``name``. ``txn_token``: a
+    transaction token in ``Txn-Token``, for services of the trust domain that is the audience.
     """
 
-    kind: Literal["bearer", "dpop", "header"]
+    kind: Literal["bearer", "dpop", "header", "txn_token"]
     name: HeaderName | None = None
 
 

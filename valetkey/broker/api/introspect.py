@@ -8,7 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
-from valetkey.broker.issuers.jwt import JwtIssuer, OwnToken
+from valetkey.broker.issuers.jwt import TXN_TYP, JwtIssuer, OwnToken
 from valetkey.broker.settings import ResourceServerSettings
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.standing import Standings
@@ -79,7 +79,9 @@ class IntrospectEndpoint:
             return {"active": False}
         answer: dict[str, Any] = {"active": True}
         answer |= {name: own.claims[name] for name in _ANSWERED if name in own.claims}
-        answer["token_type"] = "DPoP" if "jkt" in own.claims.get("cnf", {}) else "Bearer"
+        bound = "DPoP" if "jkt" in own.claims.get("cnf", {}) else "Bearer"
+        # RFC 8693 §2.2.1: a transaction token is not to be sent as an access token.
+        answer["token_type"] = "N_A" if own.typ == TXN_TYP else bound
         return answer
 
     def _concerns(self, own: OwnToken, client: Client) -> bool:

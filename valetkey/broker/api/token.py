@@ -201,7 +201,7 @@ class TokenEndpoint:
         return TokenResponse(
             access_token=token.compact.reveal(),
             issued_token_type=issued_token_type,
-            token_type="DPoP" if issue.thumbprint else "Bearer",  # RFC 9449 §5
+            token_type=_token_type(issue),
             expires_in=issue.expires_in,
             scope=" ".join(issue.scopes),
             authorization_details=list(issue.details),  # RFC 9396 §7
@@ -217,3 +217,9 @@ class TokenEndpoint:
             single_use=issue.single_use,
             grants=list(issue.rests_on),
         )
+
+
+def _token_type(issue: Issue) -> str:
+    if issue.transaction is not None:
+        return "N_A"  # RFC 8693 §2.2.1
+    return "DPoP" if issue.thumbprint else "Bearer"  # RFC 9449 §5

@@ -27,6 +27,7 @@ from valetkey.broker.core.grants import Granted, Policy, Target
 from valetkey.broker.core.permission import Asking, Permission, permission
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.broker.core.resources import resource_belongs
+from valetkey.broker.core.transactions import Earlier, Transaction, added
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.jose import b64url
@@ -56,12 +57,13 @@ class User(Party):
 
     ``txn`` and ``origin`` are given where the user's token is one of our own: what descends from it
     shares its transaction and is revoked with it, and its user is known under the issuer of the
-    token that it was made from.
+    token that it was made from. ``earlier`` is given where it is a transaction token.
     """
 
     claims: Mapping[str, Any] = field(repr=False)
     txn: str = ""
     origin: str = ""
+    earlier: Earlier | None = field(default=None, repr=False)
 
     @property
     def home(self) -> str:
@@ -138,6 +140,8 @@ class Issue:
     certificate: str = ""
     windows: tuple[str, ...] = ()
     limited: tuple[tuple[str, int], ...] = ()
+    transaction: Transaction | None = None
+    """``rctx`` and ``tctx`` of a transaction token; ``None``: it is an access token."""
 
     @property
     def rests_on(self) -> tuple[str, ...]:
@@ -196,6 +200,9 @@ def decide(
     suspended = facts.incidents.ended_grants.intersection(granted.grant_ids)
     if suspended:
         return Refuse(codes.GRANT_SUSPENDED, f"grants {', '.join(sorted(suspended))}")
+    transaction = _transaction(target, request, user)
+    if isinstance(transaction, Refuse):
+        return transaction
     if target.credential == "dpop" and not facts.proof:
         return Refuse(codes.DPOP_MISSING, f"tokens for target {target.name} are bound to a key")
     if target.credential == "mtls" and not facts.certificate:
@@ -231,6 +238,7 @@ def decide(
         decided_at=now,
         windows=granted.windows,
         limited=granted.limited,
+        transaction=transaction,
     )
     names = ", ".join(permitted.policy_ids)
     by_policies = [
@@ -238,7 +246,31 @@ def decide(
         for rule in permitted.approvals
     ]
     requirement = Requirement.strictest((*granted.approvals, *by_policies))
+    if requirement is not None and transaction is not None:
+        # What people would be asked about is in its context, which is not kept.
+        return Refuse(codes.EXCHANGE_TOKEN_TYPE, "transaction tokens do not wait for approval")
     return issue if requirement is None else NeedsApproval(issue, requirement)
+
+
+def _transaction(
+    target: Target, request: ExchangeRequest, user: User | None
+) -> Transaction | Refuse | None:
+    """What the token says of its transaction: what an earlier one says, and what is added."""
+    asked = request.transaction
+    if (asked is not None) != (target.credential == "txn_token"):
+        # A trust domain gets transaction tokens and nothing else does.
+        return Refuse(codes.EXCHANGE_TOKEN_TYPE, f"not the token type of target {target.name}")
+    earlier = user.earlier if user is not None else None
+    if asked is None or earlier is None:
+        return asked
+    if earlier.audience != target.audience:
+        return Refuse(codes.EXCHANGE_TARGET, "a transaction token of another trust domain")
+    if not earlier.covers(request.scopes, request.calls):
+        return Refuse(codes.GRANT_SCOPE, "more than the earlier transaction token opens")
+    context, details = added(earlier.rctx, asked.request), added(earlier.tctx, asked.details)
+    if context is None or details is None:
+        return Refuse(codes.EXCHANGE_CONTEXT, "would change what the earlier token says")
+    return Transaction(context, details)
 
 
 def _contained(facts: ExchangeFacts, now: float) -> Refuse | None:

@@ -20,6 +20,7 @@ from valetkey.broker.core.form import Form
 from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call
 from valetkey.broker.core.patterns import PatternInvalid
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
+from valetkey.broker.core.transactions import Transaction, read_context
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.mcp import NameInvalid
@@ -29,6 +30,7 @@ from valetkey.contracts.oauth import (
     GRANT_TOKEN_EXCHANGE,
     TOKEN_TYPE_ACCESS,
     TOKEN_TYPE_JWT,
+    TOKEN_TYPE_TXN,
     HttpCallDetails,
 )
 from valetkey.contracts.secret import Secret
@@ -56,7 +58,8 @@ class ExchangeRequest:
 
     ``details`` are plain data, as they will be echoed; ``calls`` are the same, compiled.
     ``deferred`` says that the client takes a deferral for an answer. ``purpose`` is what the asking
-    side says of itself: for people to read, never for a decision.
+    side says of itself: for people to read, never for a decision. ``transaction`` is there where a
+    transaction token is asked for; it ``replaces`` one where the subject token is such a token.
     """
 
     subject_token: Secret
@@ -69,6 +72,8 @@ class ExchangeRequest:
     calls: tuple[Call, ...]
     deferred: bool = False
     purpose: str = ""
+    transaction: Transaction | None = None
+    replaces: bool = False
 
     def saved(self) -> dict[str, Any]:
         """What of it can be kept until people have decided: all but the tokens."""
@@ -102,7 +107,8 @@ def parse_exchange(form: Form) -> ExchangeRequest:
     if form.required("grant_type") != GRANT_TOKEN_EXCHANGE:
         raise CallerError(codes.EXCHANGE_GRANT_TYPE, "another grant_type")
     subject_token = form.required("subject_token")
-    if form.required("subject_token_type") not in _TOKEN_TYPES:
+    subject_token_type = form.required("subject_token_type")
+    if subject_token_type not in _TOKEN_TYPES | {TOKEN_TYPE_TXN}:
         raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "subject_token_type")
     actor_token, actor_token_type = form.get("actor_token"), form.get("actor_token_type")
     # RFC 8693 §2.1: the type is required with the token and must not come without it.
@@ -111,8 +117,12 @@ def parse_exchange(form: Form) -> ExchangeRequest:
     if actor_token_type and actor_token_type not in _TOKEN_TYPES:
         raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "actor_token_type")
     requested = form.get("requested_token_type") or TOKEN_TYPE_ACCESS
-    if requested not in _TOKEN_TYPES:
+    if requested not in _TOKEN_TYPES | {TOKEN_TYPE_TXN}:
         raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "requested_token_type")
+    replaces = subject_token_type == TOKEN_TYPE_TXN
+    if replaces and requested != TOKEN_TYPE_TXN:
+        # Transaction tokens are no access tokens, and none is to be had for one.
+        raise CallerError(codes.EXCHANGE_TOKEN_TYPE, "a transaction token for another token")
     audience = _audience(form.all("audience"))
     details = _details(form.get("authorization_details"), audience)
     return ExchangeRequest(
@@ -126,7 +136,20 @@ def parse_exchange(form: Form) -> ExchangeRequest:
         calls=_calls(details),
         deferred=_deferred(form.get("completion_mode")),
         purpose=_purpose(form.get("purpose")),
+        transaction=_transaction(form, requested),
+        replaces=replaces,
     )
+
+
+def _transaction(form: Form, requested: str) -> Transaction | None:
+    names = ("request_context", "request_details")
+    if requested != TOKEN_TYPE_TXN:
+        if any(form.get(name) for name in names):
+            raise CallerError(codes.EXCHANGE_CONTEXT, "a context without a transaction token")
+        return None
+    tokens = [form.get(name) for name in ("subject_token", "actor_token", "client_assertion")]
+    context, details = (read_context(form.get(name), name, tokens=tokens) for name in names)
+    return Transaction(context, details)
 
 
 def _deferred(mode: str) -> bool:

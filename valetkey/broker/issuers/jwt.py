@@ -1,4 +1,4 @@
-"""Access tokens as JWTs (RFC 9068), signed with ES256."""
+"""Access tokens as JWTs (RFC 9068), and transaction tokens, signed with ES256."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 from valetkey.contracts.secret import Secret
 
 TYP: Final = "at+jwt"  # RFC 9068 §2.1
+TXN_TYP: Final = "txntoken+jwt"  # draft-ietf-oauth-transaction-tokens, "JWT Header"
 _ALGORITHMS: Final = frozenset({"ES256"})
 
 
@@ -32,8 +33,9 @@ class OwnToken:
     """A token of ours whose signature, issuer, type and times held; revocation is not checked.
 
     ``client_issuer`` and ``client_id`` are the client that it was issued to, ``subject_issuer``
-    and ``subject`` whom it speaks for, each with its epoch of then. ``kid`` is the key that signed
-    it, ``bound_to`` those that it is bound to. Times are in seconds since the epoch.
+    and ``subject`` whom it speaks for, each with its epoch of then. ``typ`` is its header's: access
+    token or transaction token. ``kid`` is the key that signed it, ``bound_to`` those that it is
+    bound to. Times are in seconds since the epoch.
     """
 
     client_issuer: str
@@ -47,6 +49,7 @@ class OwnToken:
     audience: str
     grants: tuple[str, ...]
     kid: str
+    typ: str
     bound_to: tuple[str, ...]
     issued: float
     expires: float
@@ -79,6 +82,7 @@ class OwnToken:
             audience=str(claims.get("aud", "")),
             grants=tuple(str(grant) for grant in grants),
             kid=str(verified.header.get("kid", "")),
+            typ=str(verified.header.get("typ", "")),
             bound_to=tuple(str(thumbprint) for thumbprint in cnf.values()),
             issued=float(issued),
             expires=float(claims["exp"]),
@@ -108,6 +112,7 @@ class JwtIssuer:
         self._clock = clock
         self._random_id = random_id
         self._signer = Signer(ring, TYP)
+        self._txn_signer = Signer(ring, TXN_TYP)
         self._checks = {"iss": jose.equals(issuer), "jti": jose.present, "txn": jose.present}
 
     def mint(self, issue: Issue) -> MintedToken:
@@ -144,7 +149,7 @@ class JwtIssuer:
                 claims["client_epoch"] = issue.client_epoch
         if issue.epoch:
             claims["epoch"] = issue.epoch
-        if self._carries_roles:
+        if self._carries_roles or issue.transaction is not None:
             # RFC 9068 §2.2.3.1. Whoever acts on with this token acts for somebody whose roles and
             # groups still count.
             claims |= {"roles": issue.roles, "groups": issue.groups}
@@ -156,7 +161,12 @@ class JwtIssuer:
             claims["cnf"] = {CONFIRMATION: issue.certificate}  # RFC 8705 §3.1
         if issue.details:
             claims["authorization_details"] = issue.details  # RFC 9396 §9.1
-        return MintedToken(Secret(self._signer.sign(claims)), jti, txn)
+        signer = self._signer
+        if issue.transaction is not None:
+            signer = self._txn_signer
+            claims["req_wl"] = issue.client.subject
+            claims["rctx"], claims["tctx"] = issue.transaction.request, issue.transaction.details
+        return MintedToken(Secret(signer.sign(claims)), jti, txn)
 
     def recognise(self, compact: str, *, expired: bool = False) -> OwnToken | None:
         """One of our own tokens that has not expired (or also one that has), or ``None``."""
@@ -176,7 +186,7 @@ class JwtIssuer:
         except TokenInvalid:
             return None
         # Our own clock made `exp`: no leeway here.
-        return own if verified.header.get("typ") == TYP and own.expires > now else None
+        return own if own.typ in {TYP, TXN_TYP} and own.expires > now else None
 
 
 def _within(token: jose.UnverifiedToken, now: float) -> float:

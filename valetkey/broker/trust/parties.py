@@ -6,11 +6,13 @@ the client must stand beside it, RFC 8693 §2.1) or the client itself (then none
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from valetkey.broker.core.exchange import Party, User
 from valetkey.broker.core.request import ExchangeRequest
-from valetkey.broker.issuers.jwt import OwnToken
+from valetkey.broker.core.transactions import Earlier
+from valetkey.broker.issuers.jwt import TXN_TYP, TYP, OwnToken
 from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.tokens import TokenVerifier, VerifiedToken
 from valetkey.contracts import codes
@@ -25,9 +27,20 @@ class OwnTokens(Protocol):
 
 
 class PartyResolver:
-    """``issuer`` is the broker's own identifier: only its own tokens can be revoked here."""
+    """``issuer`` is the broker's own identifier: only its own tokens can be revoked here.
 
-    def __init__(self, tokens: TokenVerifier, own: OwnTokens, *, issuer: str) -> None:
+    ``recognise`` gives a token of ours that holds, of whatever type.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenVerifier,
+        own: OwnTokens,
+        *,
+        issuer: str,
+        recognise: Callable[[str], OwnToken | None],
+    ) -> None:
+        self._recognise = recognise
         self._tokens = tokens
         self._own = own
         self._issuer = issuer
@@ -35,6 +48,8 @@ class PartyResolver:
     async def resolve(self, request: ExchangeRequest, client: Client) -> tuple[Party, User | None]:
         """The acting client, and the user it acts for. Raises `CallerError`."""
         own = client.assertion
+        if request.replaces:
+            return await self._replace(request, client)
         subject = await self._subject(request.subject_token.reveal(), client)
         actor_token = request.actor_token.reveal()
         if subject.issuer.use == "user":
@@ -47,6 +62,30 @@ class PartyResolver:
             raise CallerError(codes.ACTOR_MISMATCH, "an actor for a workload's own token")
         expires = min(own.expires, subject.expires)
         return Party(own.claims.issuer, own.claims.subject, expires), None
+
+    async def _replace(self, request: ExchangeRequest, client: Client) -> tuple[Party, User]:
+        """A transaction token as subject: for whoever it says, and whoever presents it acts."""
+        compact = request.subject_token.reveal()
+        expires = client.assertion.expires
+        if request.actor_token.reveal():
+            expires = await self._check_actor(request.actor_token.reveal(), client)
+        own = self._recognise(compact)
+        earlier = Earlier.of(own.claims) if own is not None and own.typ == TXN_TYP else None
+        if own is None or earlier is None:
+            raise CallerError(codes.SUBJECT_INVALID, "no transaction token of ours that holds")
+        if not self._own.token_counts(own, compact):
+            raise CallerError(codes.SUBJECT_REVOKED, "the transaction token no longer counts")
+        claims = client.assertion.claims
+        user = User(
+            self._issuer,
+            own.subject,
+            own.expires,
+            own.claims,
+            txn=own.txn,
+            origin=own.subject_issuer,
+            earlier=earlier,
+        )
+        return Party(claims.issuer, claims.subject, expires), user
 
     async def _subject(self, compact: str, client: Client) -> VerifiedToken:
         if compact and compact == client.compact:
@@ -79,6 +118,9 @@ class PartyResolver:
             own = OwnToken.of(claims)
         except TokenInvalid as error:
             raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
+        if own.typ != TYP:
+            # RFC 8725 §3.11: what is no access token is not taken for one.
+            raise CallerError(codes.SUBJECT_INVALID, f"a token of ours of type {own.typ}")
         if not self._own.token_counts(own, compact):
             raise CallerError(codes.SUBJECT_REVOKED, "the subject token no longer counts")
         return User(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 
+from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey, token_hash
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.credential import Credential
@@ -20,6 +21,7 @@ class DpopInjector:
     """Proofs for one target: its nonce, and the hash of each token made once."""
 
     token_type = "DPoP"  # noqa: S105 - the type's name
+    requested = oauth.TOKEN_TYPE_ACCESS
 
     def __init__(self, key: ProofKey) -> None:
         self._key = key

@@ -79,6 +79,7 @@ class ExchangeClient:
             "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
             "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
+            "requested_token_type": injector.requested,
             "audience": key.audience,
             "scope": key.scopes,
             "authorization_details": key.details,
@@ -172,8 +173,8 @@ class ExchangeClient:
         if answer.token_type.lower() != injector.token_type.lower():
             # A bound token must not be sent as a bearer, nor an unbound one called bound.
             raise _unusable(f"token_type is not {injector.token_type}")
-        if answer.issued_token_type not in {oauth.TOKEN_TYPE_ACCESS, oauth.TOKEN_TYPE_JWT}:
-            raise _unusable("issued_token_type is not an access token")
+        if answer.issued_token_type != injector.requested:
+            raise _unusable(f"issued_token_type is not {injector.requested}")
         if answer.expires_in <= 0:
             raise _unusable("expires_in is not positive")
         # RFC 6749 §5.1: no scope in the answer means the scope that was asked for.

@@ -15,6 +15,9 @@ class Injector(Protocol):
     token_type: str
     """The ``token_type`` that the broker must have answered with (RFC 6749 §7.1)."""
 
+    requested: str
+    """The ``requested_token_type`` to ask for (RFC 8693 §2.1)."""
+
     def line(self, token: Secret) -> bytes:
         """The header line for a token, made once when it arrives; ``b""`` if made per call."""
 

@@ -48,7 +48,7 @@ async def resolve(
         Secret(subject), Secret(actor), TOKEN_TYPE_ACCESS, "a", "", ("s",), (), ()
     )
     client = Client(await verifier.verify(own, use="workload"), own, "")
-    resolver = PartyResolver(verifier, revoked or Revoked(), issuer=URL)
+    resolver = PartyResolver(verifier, revoked or Revoked(), issuer=URL, recognise=lambda _: None)
     return await resolver.resolve(request, client)
 
 
@@ -134,7 +134,8 @@ async def test_a_token_of_our_own(
 
     verifier = TokenVerifier(await asyncio.to_thread(trusted), clock=setup.clock, capacity=10)
     own = setup.token()
-    token = ours.token("alice", "https://t", now=setup.clock(), **claims)
+    kind = {"typ": "at+jwt"}
+    token = ours.token("alice", "https://t", now=setup.clock(), headers=kind, **claims)
     if code:
         with pytest.raises(CallerError) as refused:
             await resolve(setup, own, token, own, revoked=Revoked(*revoked), verifier=verifier)

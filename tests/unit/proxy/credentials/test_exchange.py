@@ -95,6 +95,7 @@ async def test_the_workloads_own_credential(client, broker, identity):
         "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
         "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
         "client_assertion": own,
+        "requested_token_type": oauth.TOKEN_TYPE_ACCESS,
         "audience": "https://a",
         "scope": "t:list t:read",
         "authorization_details": "[]",
@@ -195,6 +196,7 @@ HOSTILE = {
     "a refresh token": (
         answering(issued_token_type="urn:ietf:params:oauth:token-type:refresh_token"), BAD,
     ),
+    "a transaction token": (answering(issued_token_type=oauth.TOKEN_TYPE_TXN), BAD),
     "an ID token": (answering(issued_token_type="urn:ietf:params:oauth:token-type:id_token"), BAD),
     "more scopes": (answering(scope="t:list t:read t:write"), BAD),
     "other scopes": (answering(scope="t:write"), BAD),

@@ -21,7 +21,7 @@ class Target:
     name: str
     audience: str
     resource: str
-    credential: Literal["bearer", "dpop", "mtls"]
+    credential: Literal["bearer", "dpop", "mtls", "txn_token"]
     ttl: float
 
 
