@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format compiled bench exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test spire lint format compiled bench exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are 
 format: $(VENV)/.dev ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+spire: $(VENV)/.dev ## Build the SPIRE that its tests start, into .spire/ (Go; minutes the first time)
+	@$(BIN)/python -m tests.support.spire
 
 # What the compiled modules are in: the sidecar's wire, record, streams and tunnels. The programs and
 # clients around it are the same whether it is compiled.
@@ -74,7 +77,7 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) .keycloak .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .keycloak .spire .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

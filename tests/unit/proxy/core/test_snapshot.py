@@ -38,6 +38,13 @@ def mcp(methods: list[str], tools: list[str] | None = None, **more: Any) -> dict
 
 BAD = [
     ("broker in the clear", changed("broker", "url", value="http://broker.example"), "broker.url: plain http"),
+    ("certificates in the clear", changed("broker", "mtls_url", value="http://127.0.0.1:7081"), "broker.mtls_url: certificates need https"),
+    ("certificates of a token file", changed("broker", "mtls_url", value="https://broker.example:7081"), "has no certificates"),
+    ("no source of identity", changed("workload", "identity", value={}), "give one of file and spiffe"),
+    ("two sources of identity", changed("workload", "identity", value={"file": "/t", "spiffe": {"socket": "unix:///s"}}), "give one of file and spiffe"),
+    ("an agent over TCP", changed("workload", "identity", value={"spiffe": {"socket": "tcp://127.0.0.1:1"}}), "socket"),
+    ("an agent at a relative path", changed("workload", "identity", value={"spiffe": {"socket": "unix:agent.sock"}}), "socket"),
+    ("an identity that is none", changed("workload", "identity", value={"spiffe": {"socket": "unix:///s", "id": "spiffe://A/x"}}), "lower-case"),
     ("broker with a path", changed("broker", "url", value="https://b.example/token"), "broker.url: an origin has no"),
     ("collector in the clear", tree(collector={"url": "http://c.example"}), "collector.url: plain http"),
     ("collector elsewhere by a trick", tree(collector={"url": "http://localhost.evil.example"}), "collector.url: plain http"),
