@@ -278,6 +278,28 @@ async def test_certificates_that_are_no_svid_of_ours(root: Path) -> None:
     assert set(turned_away) <= {"no digital signature", "a CA", "may sign certificates"}
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"subjects": ["spiffe://acme.example/ns/agents/sa/other"]},
+        {"claims": [{"anything": ["x"]}]},
+    ],
+    ids=["subjects", "claims"],
+)
+async def test_what_limits_an_issuer_s_tokens_limits_its_certificates(
+    root: Path, limits: dict[str, Any]
+) -> None:
+    edge = build(root)
+    (issuer,) = (
+        one for one in edge.world.overrides["issuers"] if one["issuer"] == edge.domain.name
+    )
+    issuer.update(limits)
+    async with serving(edge.world):
+        for form in (edge.form(), edge.with_assertion()):
+            status, body = await edge.post(form, edge.domain.x509_svid())
+            assert (status, body["code"]) == (401, "mtls.invalid")
+
+
 async def test_the_handshake_turns_away(root: Path) -> None:
     async with running(root) as (edge, _):
         for svid in (

@@ -45,19 +45,16 @@ class Domain:
         fleet, port = self.fleet, free_port()
         fleet.broker_url = f"https://localhost:{fleet.broker_port}"
         self.mtls = f"https://localhost:{port}"
+        spiffe = {"spiffe": {"socket": self.spire.socket}}
+        collector = f"http://127.0.0.1:{fleet.collector_port}"
+        trust = {"jwks_url": self.spire.bundle_url, "jwks_ca_file": str(self.ca)}
+        domain = {"issuer": self.spire.name, "kind": "spiffe", "use": "workload"}
         fleet.broker_changes = {
             "issuer": fleet.broker_url,
             "tls": {"cert_file": str(self.certificate), "key_file": str(self.key)},
             "mtls": {"bind": f"127.0.0.1:{port}", "url": self.mtls},
             "issuers": [
-                {
-                    "issuer": self.spire.name,
-                    "kind": "spiffe",
-                    "audience": fleet.broker_url,
-                    "use": "workload",
-                    "jwks_url": self.spire.bundle_url,
-                    "jwks_ca_file": str(self.ca),
-                },
+                {**domain, **trust, "audience": fleet.broker_url},
                 fleet.people.trust(fleet.broker_url, "user"),
             ],
             "targets": {
@@ -65,8 +62,11 @@ class Domain:
                 "vault": {"audience": VAULT, "credential": "mtls"},
             },
         }
+        fleet.collector_changes = {"issuers": [{**domain, **trust, "audience": collector}]}
         fleet.sidecar_changes = {
-            "workload": {"identity": {"spiffe": {"socket": self.spire.socket}}},
+            "workload": {"identity": spiffe},
+            # A token of its own, for the collector alone.
+            "collector": {"url": collector, "identity": spiffe},
             "broker": {
                 "url": fleet.broker_url,
                 "mtls_url": self.mtls,
@@ -81,7 +81,7 @@ class Domain:
         await asyncio.to_thread(self.spire.start, self.certificate, self.key)
         try:
             self.workload = await asyncio.to_thread(self.spire.register, PATH, "unix:uid:0")
-            async with fleet.running(collector=False, broker=False, sidecar=False):
+            async with fleet.running(broker=False, sidecar=False):
                 self._grant()
                 fleet.broker.start()
                 await fleet.broker.listening()
@@ -128,6 +128,8 @@ async def _through_the_sidecar(domain: Domain, fleet: Fleet) -> None:
     claims = jwt.decode(header.removeprefix("Bearer "), options={"verify_signature": False})
     assert (claims["sub"], claims["client_iss"]) == (domain.workload, domain.spire.name)
     assert claims["aud"] == TICKETS
+    await fleet.delivered()
+    assert {event["source"] for event in fleet.events()} == {"urn:valetkey:sidecar:agent-0"}
     (issued,) = [line for line in fleet.broker.log() if line.get("event") == "exchange_issued"]
     assert issued["workload"] == domain.workload
 

@@ -60,6 +60,7 @@ class Fleet:
         self.received: list[web.Request] = []
         self.target: Callable[[web.Request], Awaitable[web.StreamResponse]] = self._answer
         self.broker_changes: dict[str, Any] = {}
+        self.collector_changes: dict[str, Any] = {}
         self.sidecar_changes: dict[str, Any] = {}
         self.routes: list[dict[str, Any]] = [
             self.route("read", methods=["GET"]),
@@ -147,6 +148,7 @@ class Fleet:
                     "database": f"sqlite+aiosqlite:///{self.database}",
                     "issuers": [self.workloads.trust(self.broker_url, reusable=True)],
                 }
+                | self.collector_changes
             )
         )
         return config
@@ -187,6 +189,7 @@ class Fleet:
     ) -> AsyncIterator[Fleet]:
         """Everything up and ready."""
         self._write_broker()
+        self._write_collector()
         self.write()
         async with AsyncExitStack() as stack:
             runner = web.AppRunner(self._target_app(), access_log=None, shutdown_timeout=0.1)

@@ -140,6 +140,23 @@ _SOURCES: Final[dict[str, str]] = {
 }
 
 
+class Admission:
+    """Whom of an issuer settings let in: by ``subjects``, and by tables of ``claims``."""
+
+    def __init__(self, settings: IssuerSettings) -> None:
+        self._settings = settings
+        self._subjects = tuple(map(WorkloadPattern.parse, settings.subjects or ()))
+
+    def check(self, subject: str, claims: Mapping[str, Any]) -> None:
+        """``claims`` is what the tables are about. Raises `TokenInvalid`."""
+        if self._settings.subjects is not None and not any(
+            pattern.matches(subject) for pattern in self._subjects
+        ):
+            raise TokenInvalid("the issuer is not trusted for this subject")
+        if self._settings.claims is not None:
+            check_tables(claims, self._settings.claims)
+
+
 class TrustedIssuer:
     """One issuer with its current keys: the base of every kind, and whole for pinned JWK Sets."""
 
@@ -158,7 +175,7 @@ class TrustedIssuer:
             "aud": jose.audience_is(settings.audience, allow_list=settings.audience_list),
             "sub": jose.present,
         }
-        self._subjects = tuple(map(WorkloadPattern.parse, settings.subjects or ()))
+        self._admission = Admission(settings)
         self._keys = KeySource(settings.issuer, self._read, self._parse)
 
     async def verify(self, token: jose.UnverifiedToken, *, now: float) -> VerifiedClaims:
@@ -179,12 +196,7 @@ class TrustedIssuer:
 
     def _admit(self, verified: VerifiedClaims) -> None:
         """Whether settings let this subject, with these claims, come in. Raises `TokenInvalid`."""
-        if self.settings.subjects is not None and not any(
-            pattern.matches(verified.subject) for pattern in self._subjects
-        ):
-            raise TokenInvalid("the issuer is not trusted for this subject")
-        if self.settings.claims is not None:
-            check_tables(self._claims_of(verified), self.settings.claims)
+        self._admission.check(verified.subject, self._claims_of(verified))
 
     def _claims_of(self, verified: VerifiedClaims) -> Mapping[str, Any]:
         """What the claim tables are about."""

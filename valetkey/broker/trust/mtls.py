@@ -29,7 +29,7 @@ from valetkey.broker.trust.spiffe import read_authorities, verify_chain, workloa
 from valetkey.broker.trust.tokens import VerifiedToken
 from valetkey.contracts import binding, codes
 from valetkey.contracts.errors import CallerError
-from valetkey.contracts.issuer import IssuerSettings, read_pinned
+from valetkey.contracts.issuer import Admission, IssuerSettings, read_pinned
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
 from valetkey.contracts.keys import KeySource
 from valetkey.contracts.service import TlsSettings
@@ -166,6 +166,8 @@ class Certificates:
         domain = self._domains.get(identity.trust_domain)
         if domain is None:
             raise TokenInvalid("the certificate is of a foreign trust domain")
+        # A certificate makes no claims, so none of it holds in a table of them.
+        domain.admission.check(str(identity), {})
         await domain.verify(leaf, intermediates, now=now)
         return _Held(
             domain.settings,
@@ -202,6 +204,7 @@ class _TrustDomain:
 
     def __init__(self, settings: IssuerSettings) -> None:
         self.settings = settings
+        self.admission = Admission(settings)
         self._source = KeySource(settings.issuer, self._read, read_authorities)
         self._known: set[bytes] = set()
         """Roots that handshakes know already, by their whole DER."""
