@@ -62,6 +62,7 @@ class Fleet:
         self.broker_changes: dict[str, Any] = {}
         self.collector_changes: dict[str, Any] = {}
         self.sidecar_changes: dict[str, Any] = {}
+        self.more_grants: list[dict[str, Any]] = []
         self.routes: list[dict[str, Any]] = [
             self.route("read", methods=["GET"]),
             self.route("write", methods=["POST"], scopes=["t:write"]),
@@ -134,6 +135,7 @@ class Fleet:
         grants = [
             {"id": "bot", **grant},
             {"id": "bot-for-users", **grant, "on_behalf_of": "users"},
+            *({**grant, **more} for more in self.more_grants),
         ]
         fresh = self.directory / "grants.new"
         fresh.write_text(json.dumps({"grants": grants}))

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +38,7 @@ from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError, PolicyError
+from valetkey.contracts.jose import b64url
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import TokenError
 from valetkey.contracts.secret import Secret
@@ -152,7 +154,7 @@ class ApprovalGate:
         code, interval = await self._deferrals.issue(
             waiting.id,
             _identity(facts.client),
-            facts.proof,
+            _keys(facts.proof, facts.certificate),
             _save(facts),
             expires_at=waiting.expires_at,
             now=now,
@@ -168,13 +170,14 @@ class ApprovalGate:
 
     # --- a deferral code ----------------------------------------------------------------------
 
-    async def poll(self, code: str, client: Party, proof: str) -> Redemption:
+    async def poll(self, code: str, client: Party, proof: str, certificate: str) -> Redemption:
         """What is behind a code whose approval can be used; decide on it, then `redeem`.
 
         Raises `AwaitsApproval`, `CallerError`, `StoreError`.
         """
         now = self._clock()
-        polled = await self._deferrals.poll(code, _identity(client), proof, now=now)
+        keys = _keys(proof, certificate)
+        polled = await self._deferrals.poll(code, _identity(client), keys, now=now)
         entry = await self._approvals.get(polled.approval)
         state = entry.approval.state(now) if entry is not None else "expired"
         refusal = {
@@ -241,7 +244,7 @@ class ApprovalGate:
             resource=facts.request.resource or issue.audience,
             scopes=issue.scopes,
             details=issue.details,
-            thumbprint=facts.proof,
+            thumbprint=_keys(facts.proof, facts.certificate),
             policy_digest=issue.policy_digest,
             epochs=(issue.epoch, issue.client_epoch),
             requirement=needs.requirement,
@@ -249,6 +252,13 @@ class ApprovalGate:
             grants=issue.grant_ids,
             also_asking=also,
         )
+
+
+def _keys(proof: str, certificate: str) -> str:
+    """One name for the keys that a client shows: its proof key, or with it its certificate."""
+    if not certificate:
+        return proof
+    return b64url(hashlib.sha256(f"{proof}.{certificate}".encode()).digest())
 
 
 def _identity(party: Party) -> Identity:

@@ -17,6 +17,10 @@ class ValetkeyError(Exception):
         self.code = code
         self.reason = reason
 
+    def again(self) -> ValetkeyError:
+        """The same error, to be raised by somebody else."""
+        return type(self)(self.code, self.reason)
+
 
 class CallerError(ValetkeyError):
     """The caller sent something that can't be accepted."""
@@ -24,6 +28,17 @@ class CallerError(ValetkeyError):
 
 class PolicyError(ValetkeyError):
     """The policy says no."""
+
+
+class ApprovalError(PolicyError):
+    """People have not said yes, or said no. ``approval`` is the id of what is before them."""
+
+    def __init__(self, code: Code, reason: str = "", *, approval: str = "") -> None:
+        super().__init__(code, reason)
+        self.approval = approval
+
+    def again(self) -> ApprovalError:
+        return ApprovalError(self.code, self.reason, approval=self.approval)
 
 
 class BrokerError(ValetkeyError):

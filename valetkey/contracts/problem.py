@@ -18,11 +18,12 @@ CONTENT_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "/docs/codes#"
 
 
-def render(code: Code, *, instance: str = "", reason: str = "") -> bytes:
+def render(code: Code, *, instance: str = "", reason: str = "", approval: str = "") -> bytes:
     """The ``application/problem+json`` body for ``code``.
 
     ``instance`` identifies the occurrence (RFC 9457 §3.1.5): the id of its decision event.
-    ``reason`` is for administrators only: what is wrong with what they sent.
+    ``reason`` is for administrators only: what is wrong with what they sent. ``approval`` is the id
+    of what people have to approve.
     """
     document: dict[str, object] = {
         "type": _TYPE_PREFIX + code.name,
@@ -33,6 +34,8 @@ def render(code: Code, *, instance: str = "", reason: str = "") -> bytes:
     }
     if instance:
         document["instance"] = instance
+    if approval:
+        document["approval"] = approval
     if reason:
         document["reason"] = reason
     return msgspec.json.encode(document)

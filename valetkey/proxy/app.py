@@ -35,6 +35,7 @@ from valetkey.proxy.audit.spool import Spool
 from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
+from valetkey.proxy.credentials.held import HeldCalls
 from valetkey.proxy.credentials.revalidation import Revalidation
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbox import Outbox
@@ -91,6 +92,7 @@ class Sidecar:
             timeout=broker.timeout,
         )
         self.cache = CredentialCache(current.limits.credentials)
+        self._held = HeldCalls(current.limits.credentials)
         self.spool = Spool(
             current.spool.dir,
             segment_size=current.spool.segment_size,
@@ -106,6 +108,7 @@ class Sidecar:
             self.identity,
             self.cache,
             self._exchange,
+            self._held,
             self._proof_key,
             self.spool,
             self._recorder,
@@ -186,6 +189,7 @@ class Sidecar:
             await self._shipper.drain(min(drain, 5.0))
             await self._shipper.close()
         await self.cache.close()
+        await self._held.close()
         await self._exchange.close()
         await self._admin.stop()
         await self.spool.stop()
@@ -319,6 +323,10 @@ class Sidecar:
         )
         self.metrics.gauges |= {
             "valetkey_exchanges_in_flight": ("Exchanges under way.", lambda: cache.in_flight),
+            "valetkey_calls_held": (
+                "Calls that wait for a person.",
+                lambda: self._held.waiting,
+            ),
             "valetkey_cache_entries": ("Credentials cached.", lambda: len(cache)),
             "valetkey_connections": ("Workload connections.", lambda: pep.connections),
             "valetkey_mcp_message_bytes": ("Messages held in memory.", lambda: pep.messages),

@@ -13,14 +13,20 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.dpop import ProofKey
-from valetkey.contracts.errors import AuditError, CallerError, TargetError, ValetkeyError
+from valetkey.contracts.errors import (
+    ApprovalError,
+    AuditError,
+    CallerError,
+    TargetError,
+    ValetkeyError,
+)
 from valetkey.contracts.events import event_id
 from valetkey.contracts.logs import Log, place_of
 from valetkey.proxy.core.authority import origin_of
@@ -33,6 +39,7 @@ from valetkey.proxy.core.decision import (
     admit,
     decide,
 )
+from valetkey.proxy.core.headers import PURPOSE
 from valetkey.proxy.core.json_rpc import (
     check_media_type,
     check_mirrors,
@@ -42,6 +49,7 @@ from valetkey.proxy.core.json_rpc import (
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
 from valetkey.proxy.credentials.header import HeaderInjector
+from valetkey.proxy.credentials.question import BrokerQuestion
 from valetkey.proxy.credentials.txn_token import TxnTokenInjector
 from valetkey.proxy.http1.call import Call, Phase
 from valetkey.proxy.http1.dial import Dialler
@@ -62,6 +70,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.core.snapshot import Snapshot, Target
     from valetkey.proxy.credentials.cache import CredentialCache, Fetch
     from valetkey.proxy.credentials.exchange import ExchangeClient
+    from valetkey.proxy.credentials.held import HeldCalls
     from valetkey.proxy.credentials.injector import Injector
     from valetkey.proxy.http1.head import ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
@@ -94,6 +103,20 @@ class _Way:
         )
 
 
+class Waiting:
+    """A call that waits for a person: the task that does so."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self._task = task
+
+    def leave(self) -> None:
+        """Nobody is there to be answered: stop waiting, and leave what others wait for."""
+        if self._task is not None:
+            self._task.cancel()
+
+
 class EnforcementPoint:
     """One per sidecar. Everything but `sweep` is driven by connections and their calls."""
 
@@ -103,6 +126,7 @@ class EnforcementPoint:
         identity: Identity,
         cache: CredentialCache,
         exchange: ExchangeClient,
+        held: HeldCalls,
         proof_key: ProofKey,
         spool: Spool,
         recorder: Recorder,
@@ -118,6 +142,7 @@ class EnforcementPoint:
         self._identity = identity
         self._cache = cache
         self._exchange = exchange
+        self._held = held
         self._proof_key = proof_key
         self._spool = spool
         self._recorder = recorder
@@ -411,36 +436,61 @@ class EnforcementPoint:
         subject = needs.facts.subject_token
 
         async def fetch() -> Credential:
-            begun = time.perf_counter()
-            result = "ok"
-            try:
-                return await self._exchange.exchange(needs.key, way.injector, subject)
-            except ValetkeyError as error:
-                result = error.code.name
-                raise
-            finally:
-                self._metrics.exchanges.observe(time.perf_counter() - begun)
-                results = self._metrics.exchange_results
-                results[result] = results.get(result, 0) + 1
+            return await self._measured(self._exchange.exchange(needs.key, way.injector, subject))
 
         return fetch
+
+    async def _measured(self, exchange: Awaitable[Credential]) -> Credential:
+        begun = time.perf_counter()
+        result = "ok"
+        try:
+            return await exchange
+        except ValetkeyError as error:
+            result = error.code.name
+            raise
+        finally:
+            self._metrics.exchanges.observe(time.perf_counter() - begun)
+            results = self._metrics.exchange_results
+            results[result] = results.get(result, 0) + 1
+
+    async def is_active(self, credential: Credential) -> bool:
+        """Whether the broker still stands by a credential. Raises `ValetkeyError`."""
+        return await self._exchange.is_active(credential)
 
     async def _obtain(self, call: Call, needs: NeedsCredential) -> None:
         """Get a credential from the broker (or from who is getting it), then decide again."""
         try:
-            fetch = self.fetch(needs)
-            if needs.route.per_request:
-                credential = await fetch()
+            if needs.route.needs_approval:
+                credential = await self._hold(call, needs)
+            elif needs.route.per_request:
+                credential = await self.fetch(needs)()
             else:
-                credential = await self._cache.obtain(needs.key, fetch)
+                credential = await self._cache.obtain(needs.key, self.fetch(needs))
         except ValetkeyError as error:
+            approval = error.approval if isinstance(error, ApprovalError) else ""
             verdict: Permit | Deny = Deny(
-                error.code, error.reason, needs.route.target, needs.route, needs.path
+                error.code, error.reason, needs.route.target, needs.route, needs.path, approval
             )
         else:
             verdict = needs.admit(credential, time.monotonic(), fresh=True)
         if call.phase != Phase.DONE:
             self._decided(call, verdict)
+
+    async def _hold(self, call: Call, needs: NeedsCredential) -> Credential:
+        """Wait for a person for as long as the route says, or until the caller leaves."""
+        question = BrokerQuestion(
+            self._exchange,
+            needs.key,
+            self._ways[needs.route.target].injector,
+            needs.facts.subject_token,
+            b" ".join(call.head.block.value(PURPOSE)).decode("utf-8", "replace"),
+            self._measured,
+        )
+        call.waits = Waiting(asyncio.current_task())
+        try:
+            return await self._held.obtain(needs.key, question, hold=needs.route.hold)
+        finally:
+            call.waits = None
 
     def _decided(self, call: Call, verdict: Permit | Deny) -> None:
         if isinstance(verdict, Deny):
@@ -508,7 +558,7 @@ class EnforcementPoint:
     def deny(self, call: Call, deny: Deny) -> None:
         call.permit = None
         self.record_denial(call, deny)
-        call.answer_problem(deny.code, "denied")
+        call.answer_problem(deny.code, "denied", deny.approval)
 
     def record_denial(self, call: Call, deny: Deny) -> None:
         principal = self._identity.principal()
@@ -600,6 +650,8 @@ class EnforcementPoint:
             return True
         if not permit.route.per_request:
             self._cache.evict(permit.credential)
+        if permit.credential.single_use:
+            return False  # another credential would take another yes
         if call.retried_credential or not call.replayable or call.needs is None:
             return False
         call.retried_credential = True
@@ -649,6 +701,8 @@ class EnforcementPoint:
     def ended(self, call: Call, outcome: str, code: Code | None) -> None:
         """Record and count the end of a call."""
         permit = call.permit
+        if call.waits is not None:
+            call.waits.leave()
         added = (
             (call.t_forward - call.started) + (call.t_reply - call.t_answer)
             if outcome == "completed"

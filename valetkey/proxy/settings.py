@@ -287,12 +287,20 @@ class RouteLimitSettings(Settings, frozen=True, kw_only=True):
     body_rate: Size | None = None
 
 
+class RouteApprovalSettings(Settings, frozen=True, kw_only=True):
+    """Calls of the route need a person's yes; each waits for it this long before it is refused."""
+
+    hold: Duration = duration(20)
+
+
 class RouteSettings(Settings, frozen=True, kw_only=True):
     """A match on one target, with the scopes that it needs.
 
     ``upgrade`` lists the protocols, in lower case, that a call may switch to (RFC 9110 §7.8):
     ``websocket``, for example. ``per_request`` asks the broker for one credential per call, bound
-    to its exact method and path. ``audit: durable`` waits until the decision is on disk.
+    to its exact method and path. ``approval`` (``required``: with a ``hold`` of 20 s) lets calls
+    wait for the person that the broker's policy asks for, implies ``per_request``, and lets no call
+    out that nobody approved. ``audit: durable`` waits until the decision is on disk.
     ``spool_full`` is what happens when the record can't be kept: ``deny``, or ``record_gap`` (the
     call goes on and the number of unrecorded events is recorded later).
 
@@ -310,6 +318,7 @@ class RouteSettings(Settings, frozen=True, kw_only=True):
     limits: RouteLimitSettings = field(default_factory=RouteLimitSettings)
     scrub_answers: bool = False
     per_request: bool = False
+    approval: Literal["required"] | RouteApprovalSettings | None = None
     audit: Literal["buffered", "durable"] = "buffered"
     spool_full: Literal["deny", "record_gap"] = "deny"
 

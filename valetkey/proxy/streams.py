@@ -183,6 +183,9 @@ class Streams:
             self._cut(call, Deny(codes.STREAM_REROUTED, "another url, path or way to reach it"))
             return
         held = watch.credential
+        if held.single_use:
+            self._check_single(call, watch, now)
+            return
         watch.doubted = watch.doubted or not _same_but_for_digest(verdict.key, held.key)
         fetch = self._pep.fetch(verdict)
         if not verdict.route.per_request:
@@ -201,6 +204,37 @@ class Streams:
         watch.asking = True
         call.recheck_at = held.expires_at if watch.lived else _NEVER
         self._pep.spawn(call, self._ask(call, watch, verdict, fetch))
+
+    def _check_single(self, call: Call, watch: Watch, now: float) -> None:
+        """A credential for one call: no other one is asked for, which would take another yes."""
+        if watch.lived and now >= watch.credential.expires_at:
+            self._cut(call, Deny(codes.STREAM_EXPIRED, "the approval was for this long"))
+        elif watch.doubted:
+            watch.asking = True
+            call.recheck_at = watch.credential.expires_at if watch.lived else _NEVER
+            self._pep.spawn(call, self._ask_active(call, watch))
+        else:
+            call.recheck_at = watch.credential.expires_at if watch.lived else _NEVER
+
+    async def _ask_active(self, call: Call, watch: Watch) -> None:
+        """Whether the broker stands by the credential in hand; without an answer it counts not."""
+        try:
+            async with self._turn:
+                good = await self._pep.is_active(watch.credential)
+        except ValetkeyError as error:
+            deny = Deny(error.code, error.reason)
+        else:
+            deny = Deny(codes.SUBJECT_REVOKED, "the broker no longer stands by the credential")
+            if good:
+                watch.doubted = False
+        watch.asking = False
+        if call.phase == Phase.DONE:
+            return
+        if watch.doubted:
+            self._cut(call, deny)
+        elif watch.again:
+            watch.again = False
+            call.recheck_at = _NOW
 
     async def _ask(self, call: Call, watch: Watch, needs: NeedsCredential, fetch: Fetch) -> None:
         try:

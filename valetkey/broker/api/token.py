@@ -132,7 +132,7 @@ class TokenEndpoint:
         self._count(client)
         own = client.assertion
         party = Party(own.claims.issuer, own.claims.subject, own.expires)
-        waited = await self._gate.poll(code, party, client.proof)
+        waited = await self._gate.poll(code, party, client.proof, client.certificate)
         asked, user = waited.request, waited.user
         incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)

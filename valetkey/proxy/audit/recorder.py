@@ -118,6 +118,8 @@ class Recorder:
             dropped = head.block.dropped(deny.target.headers)
         call.actor = _actor(workload)
         unmapped: dict[str, Any] = {"code": deny.code.name, "reason": deny.reason[:_MAX_TEXT]}
+        if deny.approval:
+            unmapped["approval"] = deny.approval
         if deny.route is not None:
             unmapped["scopes"] = deny.route.scopes
         if dropped:
@@ -411,6 +413,8 @@ def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
         policies or b'{"decision":"allowed","policy":{"version":%b}}' % version,
     )
     reference = b',"jti":%b,"txn":%b' % (_encode(credential.jti), _encode(credential.txn))
+    if credential.approval:
+        reference += b',"approval":%b' % _encode(credential.approval)
     credential.rendered = (who, reference, _actor(credential.actor))
     return credential.rendered
 

@@ -11,8 +11,9 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "expires_at", "jti", "key", "line", "near_until", "needles", "policies",
-        "policy_digest", "refresh_at", "rendered", "subject", "token", "txn", "used",
+        "actor", "approval", "claimed", "expires_at", "jti", "key", "line", "near_until", "needles",
+        "policies", "policy_digest", "refresh_at", "rendered", "single_use", "subject", "token",
+        "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -29,6 +30,8 @@ class Credential:
         txn: str,
         policy_digest: str,
         policies: tuple[str, ...] = (),
+        approval: str = "",
+        single_use: bool = False,
     ) -> None:
         self.key = key
         self.token = token
@@ -44,12 +47,24 @@ class Credential:
         self.policy_digest = policy_digest
         self.policies = policies
         """Those of the broker that permitted it, by id."""
+        self.approval = approval
+        """The id of the approval that it rests on; empty: nobody was asked."""
+        self.single_use = single_use
+        """Whether it is for one call: then it is in no cache, and `claim` gives it once."""
+        self.claimed = False
         self.near_until = 0.0
         """Until when the cache may find it without looking (`credentials.cache`)."""
         self.used = False
         """Whether it went out since it was last asked about (`credentials.revalidation`)."""
         self.rendered: tuple[bytes, bytes, bytes] | None = None
         """Its parts of events, rendered by the recorder at first use."""
+
+    def claim(self) -> bool:
+        """Take it for a call. False: it is for one, and that is another one."""
+        if self.single_use and self.claimed:
+            return False
+        self.claimed = True
+        return True
 
     def __repr__(self) -> str:
         return f"Credential(jti={self.jti!r})"

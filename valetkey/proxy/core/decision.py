@@ -113,10 +113,11 @@ class Principal:
 class Deny:
     """The call may not leave. ``reason`` is for the record, ``code`` for the caller.
 
-    ``path`` is the path at the target (its prefix taken off), once there is a target.
+    ``path`` is the path at the target (its prefix taken off), once there is a target. ``approval``
+    is the id of what people have to approve.
     """
 
-    __slots__ = ("code", "path", "reason", "route", "target")
+    __slots__ = ("approval", "code", "path", "reason", "route", "target")
 
     def __init__(
         self,
@@ -125,7 +126,9 @@ class Deny:
         target: Target | None = None,
         route: Route | None = None,
         path: str = "",
+        approval: str = "",
     ) -> None:
+        self.approval = approval
         self.code = code
         self.path = path
         self.reason = reason
@@ -204,6 +207,14 @@ class NeedsCredential:
                 "the cached credential has expired",
                 self.route.target,
                 self.route,
+            )
+        if self.route.needs_approval and not credential.approval:
+            return Deny(
+                codes.APPROVAL_NOT_ASKED,
+                "a credential that nobody approved",
+                self.route.target,
+                self.route,
+                self.path,
             )
         return Permit(
             _MINT,

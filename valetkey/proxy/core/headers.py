@@ -62,8 +62,11 @@ HANDSHAKE: Final = frozenset({
     "sec-websocket-extensions", "sec-websocket-accept",
 })  # fmt: skip
 
-# The sidecar writes these itself.
-_OWN: Final = frozenset({"host", "content-length", "via"}) | HANDSHAKE
+# What the workload says that a call is for: people who approve it read that, no target does.
+PURPOSE: Final = "x-valetkey-purpose"
+
+# The sidecar writes these itself, or they are for it.
+_OWN: Final = frozenset({"host", "content-length", "via", PURPOSE}) | HANDSHAKE
 
 # A Connection list that names one of these would make the next hop drop it (smuggling by
 # hop-by-hop removal); no honest client does.

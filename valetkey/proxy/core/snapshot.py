@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from ipaddress import IPv6Network
 from pathlib import PurePath
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -53,6 +53,7 @@ from valetkey.proxy.settings import (
     NetworkSettings,
     PassthroughSettings,
     ProxySettings,
+    RouteApprovalSettings,
     RouteLimitSettings,
     RouteSettings,
     RouteTimeoutSettings,
@@ -129,9 +130,9 @@ class Route:
     """A match on one target, with the scopes that it needs."""
 
     __slots__ = (
-        "bounds", "details", "durable", "first_byte", "headers", "id", "messages", "methods",
-        "pace", "pattern", "per_request", "record_gap", "scope", "scopes", "scrubs", "stall",
-        "stream", "target", "upgrade",
+        "bounds", "details", "durable", "first_byte", "headers", "hold", "id", "messages",
+        "methods", "needs_approval", "pace", "pattern", "per_request", "record_gap", "scope",
+        "scopes", "scrubs", "stall", "stream", "target", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -168,7 +169,10 @@ class Route:
         self.scrubs = settings.scrub_answers
         """Whether bodies of answers are searched for the credential."""
         self.headers = target.headers.for_reading() if self.scrubs else target.headers
-        self.per_request = settings.per_request
+        self.hold = _hold(settings.approval)
+        """Seconds that a call may wait for a person; negative: it needs none."""
+        self.needs_approval = self.hold >= 0
+        self.per_request = settings.per_request or self.needs_approval
         self.durable = settings.audit == "durable"
         self.record_gap = settings.spool_full == "record_gap"
         self.details = self._details(sorted(set(self.methods)), self.pattern, details, exact=False)
@@ -425,6 +429,8 @@ def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list
         for protocol in item.upgrade:
             if protocol.partition("/")[0] in _NO_UPGRADE:
                 raise ConfigError(f"{where}.upgrade: {protocol!r} can't be allowed")
+        if isinstance(item.approval, RouteApprovalSettings) and not 0 <= item.approval.hold <= 600:
+            raise ConfigError(f"{where}.approval.hold: between 0s and 10m")
         if item.upgrade and item.match.mcp is not None:
             raise ConfigError(f"{where}.upgrade: what goes through a tunnel is no message of MCP")
         if "websocket" in item.upgrade and "GET" not in item.match.methods:
@@ -462,6 +468,14 @@ def _check_limits(own: RouteLimitSettings, general: LimitSettings, where: str) -
         most = getattr(own, name)
         if most is not None and most > getattr(general, name):
             raise ConfigError(f"{where}.{name}: more than limits.{name}")
+
+
+def _hold(settings: Literal["required"] | RouteApprovalSettings | None) -> float:
+    """Seconds that a call may wait for a person; negative where it needs none."""
+    if settings is None:
+        return -1.0
+    rules = RouteApprovalSettings() if settings == "required" else settings
+    return float(rules.hold)
 
 
 def _seconds(own: float | None, general: float) -> float:
@@ -579,8 +593,15 @@ def _digest(settings: ProxySettings) -> str:
             for name, target in settings.targets.items()
         },
         "routes": [
-            msgspec.structs.replace(route, timeouts=_NO_TIMEOUTS, limits=_NO_LIMITS)
-            if route.timeouts != _NO_TIMEOUTS or route.limits != _NO_LIMITS
+            msgspec.structs.replace(
+                route,
+                timeouts=_NO_TIMEOUTS,
+                limits=_NO_LIMITS,
+                approval="required" if route.approval is not None else None,
+            )
+            if route.timeouts != _NO_TIMEOUTS
+            or route.limits != _NO_LIMITS
+            or route.approval is not None
             else route
             for route in settings.routes
         ],

@@ -8,6 +8,8 @@ The contract (design.md, "Cache"):
 - Only a policy's no is remembered, for a second; never the broker's absence, and nothing that
   failed is ever remembered as a yes.
 - A target's 401 evicts a credential only if it is still the one in the cache.
+- A credential for one call (an approval whose uses are counted) is not kept, and one of those who
+  waited gets it.
 - Bounded, least recently used out first.
 """
 
@@ -97,10 +99,14 @@ class CredentialCache:
             return arrived
         denied = self._denials.get(key)
         if denied is not None:
-            raise type(denied)(denied.code, denied.reason)
-        flight = self._flights.get(key) or self._start(key, fetch)
-        # One caller that goes away must not take the others' exchange along.
-        return await asyncio.shield(flight)
+            raise denied.again()
+        while True:
+            flight = self._flights.get(key) or self._start(key, fetch)
+            # One caller that goes away must not take the others' exchange along.
+            credential = await asyncio.shield(flight)
+            if credential.claim():
+                return credential
+            # It was for one call, which is another one: each of these takes an exchange.
 
     def put(self, credential: Credential) -> None:
         """Use a credential for its key from now on."""
@@ -146,7 +152,8 @@ class CredentialCache:
             self._log.warning("exchange_failed", code=error.code.name, reason=error.reason)
             raise
         else:
-            self.put(credential)
+            if not credential.single_use:
+                self.put(credential)
             return credential
         finally:
             del self._flights[key]

@@ -20,6 +20,7 @@ import msgspec
 from valetkey.contracts import codes, oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import (
+    ApprovalError,
     BrokerError,
     CallerError,
     ConfigError,
@@ -30,18 +31,22 @@ from valetkey.contracts.jose import TokenInvalid, is_time, parse
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.credentials.held import Deferred
 from valetkey.proxy.credentials.injector import Injector
 from valetkey.proxy.identity.source import Identity
 
 _MAX_ANSWER: Final = 64 << 10
 # RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
+# RFC 6749 appendix A: 1*VSCHAR; ours is base64url.
+_CODE: Final = re.compile(r"[\x20-\x7e]{1,1024}")
+_APPROVAL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WORD: Final = re.compile(r"[a-z0-9_]{1,64}")
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
 _INTROSPECTION: Final = msgspec.json.Decoder(oauth.Introspection)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
 # Whose refusals the workload may be told by their own code.
-_PASSED_ON: Final = frozenset({"grant", "subject", "actor", "approval"})
+_PASSED_ON: Final = frozenset({"grant", "subject", "actor"})
 
 
 class ExchangeClient:
@@ -71,9 +76,19 @@ class ExchangeClient:
             await self._session.close()
 
     async def exchange(
-        self, key: CacheKey, injector: Injector, subject_token: Secret | None
+        self,
+        key: CacheKey,
+        injector: Injector,
+        subject_token: Secret | None,
+        *,
+        deferred: bool = False,
+        purpose: str = "",
     ) -> Credential:
-        """One credential for ``key``. Raises a `ValetkeyError`: the broker's no, or no broker."""
+        """One credential for ``key``. Raises a `ValetkeyError`: the broker's no, or no broker.
+
+        ``deferred``: a deferral is an answer too (`Deferred`). ``purpose`` is what the workload
+        says that it wants it for.
+        """
         actor_token, actor_left = self._identity.token()
         form = {
             "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
@@ -84,6 +99,10 @@ class ExchangeClient:
             "scope": key.scopes,
             "authorization_details": key.details,
         }
+        if deferred:
+            form["completion_mode"] = oauth.COMPLETION_DEFERRED
+        if purpose:
+            form["purpose"] = purpose
         subject_left = actor_left
         if subject_token is None:
             form["subject_token"] = actor_token.reveal()
@@ -94,6 +113,23 @@ class ExchangeClient:
             form["subject_token_type"] = oauth.TOKEN_TYPE_JWT
             form["actor_token"] = actor_token.reveal()
             form["actor_token_type"] = oauth.TOKEN_TYPE_JWT
+        status, body = await self._post(self._endpoint, form)
+        if status != 200:
+            raise _refusal(status, body)
+        return self._accept(key, injector, body, actor_left, subject_left)
+
+    async def redeem(
+        self, key: CacheKey, injector: Injector, subject_token: Secret | None, deferral: Secret
+    ) -> Credential:
+        """What a deferral has come to. Raises `Deferred`, or another `ValetkeyError`."""
+        actor_token, actor_left = self._identity.token()
+        form = {
+            "grant_type": oauth.GRANT_DEFERRED,
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": actor_token.reveal(),
+            "deferral_code": deferral.reveal(),
+        }
+        subject_left = actor_left if subject_token is None else _seconds_left(subject_token)
         status, body = await self._post(self._endpoint, form)
         if status != 200:
             raise _refusal(status, body)
@@ -205,6 +241,8 @@ class ExchangeClient:
             txn=answer.txn,
             policy_digest=answer.policy_digest,
             policies=tuple(answer.policies),
+            approval=answer.approval,
+            single_use=answer.single_use,
         )
 
 
@@ -238,6 +276,12 @@ def _refusal(status: int, body: bytes) -> ValetkeyError:
     if status >= 500 or status == 429:
         return BrokerError(codes.BROKER_UNAVAILABLE, reason)
     code = codes.by_name(error.code)
+    approval = error.approval_id if _APPROVAL.fullmatch(error.approval_id) else ""
+    if code in {codes.APPROVAL_PENDING, codes.APPROVAL_SLOW_DOWN}:
+        deferral = Secret(error.deferral_code) if _CODE.fullmatch(error.deferral_code) else None
+        return Deferred(reason, approval=approval, deferral=deferral, interval=error.interval)
+    if code is not None and code.family == "approval":
+        return ApprovalError(code, reason, approval=approval)
     if code is not None and code.family in _PASSED_ON:
         return PolicyError(code, reason)
     if not word or word == "use_dpop_nonce":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.http1.inbound import WorkloadConnection
     from valetkey.proxy.http1.relay import Relay
     from valetkey.proxy.http1.upgrade import Upgrade
-    from valetkey.proxy.pep import EnforcementPoint
+    from valetkey.proxy.pep import EnforcementPoint, Waiting
     from valetkey.proxy.streams import Watch
 
 # A body that came whole, in one piece with its head or right behind it, is kept up to this size
@@ -72,7 +72,8 @@ class Call:
         "decision_seq", "ended", "first_byte", "head", "inbound", "kind", "lines", "needs",
         "outbound", "pace", "patience", "pending", "pep", "permit", "phase", "received",
         "recheck_at", "relay", "replay", "retried_credential", "retried_nonce", "scrubbed", "sent",
-        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "watch",
+        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +148,8 @@ class Call:
         self.recheck_at = 0.0
         """When the sweep looks at the permit again; see `valetkey.proxy.streams`."""
         self.watch: Watch | None = None
+        self.waits: Waiting | None = None
+        """What waits for a person on its behalf, and is over with it."""
 
     def permitted(self, permit: Permit) -> None:
         """It may leave, within its route's time limits."""
@@ -786,11 +789,11 @@ class Call:
             return
         self.pep.refused(self, code, reason)
 
-    def answer_problem(self, code: Code, outcome: str) -> None:
+    def answer_problem(self, code: Code, outcome: str, approval: str = "") -> None:
         """Send the problem for ``code`` and end. Called by the enforcement point."""
         self.status = code.status
         self.drop_target()
-        self.inbound.send_problem(code, self.pep.instance_of(self))
+        self.inbound.send_problem(code, self.pep.instance_of(self), approval)
         self._end(outcome, code)
 
     def _cut(self, lines: bytes, code: Code) -> None:

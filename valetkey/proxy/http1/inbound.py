@@ -154,7 +154,8 @@ class WorkloadConnection:
             return True
         if not self._buffer:
             self.close_after = True
-        if call.body_open:
+        # Who waits for a person and closes has left: a FIN is all that tells (nginx takes it so).
+        if call.body_open or call.waits is not None:
             call.workload_lost()
             return None
         return True
@@ -323,7 +324,7 @@ class WorkloadConnection:
             return _CLOSE
         return _KEEP_ALIVE if self.minor == 0 else b""
 
-    def send_problem(self, code: Code, instance: str) -> None:
+    def send_problem(self, code: Code, instance: str, approval: str = "") -> None:
         """Answer with a problem. A body that was not read whole makes it the last answer."""
         call = self.call
         if call is not None and call.body_open:
@@ -337,6 +338,7 @@ class WorkloadConnection:
                 instance=instance,
                 connection=self.connection_line(),
                 head_only=call is not None and call.head.method == "HEAD",
+                approval=approval,
             )
         )
 

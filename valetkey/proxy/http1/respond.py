@@ -27,9 +27,11 @@ def status_line(status: int, reason: bytes) -> bytes:
     return _LINES.get((status, reason)) or b"HTTP/1.1 %d %b\r\n" % (status, reason)
 
 
-def problem_answer(code: Code, *, instance: str, connection: bytes, head_only: bool) -> bytes:
+def problem_answer(
+    code: Code, *, instance: str, connection: bytes, head_only: bool, approval: str = ""
+) -> bytes:
     """A whole response with the problem for ``code``. ``connection`` is a header line or empty."""
-    body = problem.render(code, instance=instance)
+    body = problem.render(code, instance=instance, approval=approval)
     extra = _REQUIRED.get(code.status, b"")
     retry = b"retry-after: %d\r\n" % code.retry_after if code.retry_after is not None else b""
     head = b"%bcontent-type: %b\r\ncache-control: no-store\r\ncontent-length: %d\r\n%b%b%b\r\n" % (

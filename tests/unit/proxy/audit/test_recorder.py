@@ -28,6 +28,7 @@ from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.core.snapshot import compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.credentials.held import HeldCalls
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.http1.outbound import Place, TargetConnection
@@ -128,8 +129,8 @@ class Stand:
         self.turn = Turn()
         capacity = Capacity(LimitHits(), descriptors=1024, in_use=16)
         self.pep = EnforcementPoint(
-            self.snapshot, self.identity, self.cache, None, key, self.spool, self.recorder,
-            Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver(), capacity),
+            self.snapshot, self.identity, self.cache, None, HeldCalls(10), key, self.spool,
+            self.recorder, Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver(), capacity),
             capacity,
         )  # fmt: skip
         self.tail = SegmentTail.open(self.spool.current_path)
