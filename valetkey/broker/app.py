@@ -24,6 +24,8 @@ from valetkey.broker.core.nonces import Nonces
 from valetkey.broker.core.replay import ReplayMemory
 from valetkey.broker.core.rotation import Schedule
 from valetkey.broker.directory.sources import Sources
+from valetkey.broker.incidents.response import Response
+from valetkey.broker.incidents.rotation import Rotates, SigningKeys
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
@@ -230,8 +232,23 @@ def _foundation(
         clock=clock,
         skew=config.incidents.skew,
     )
-    assertions = UsedAssertions(database, clock=clock)
     actions = AdminActions(database, clock=clock)
+    rotators: tuple[Rotates, ...] = (SigningKeys(ring),)
+    response = Response(
+        database,
+        changes,
+        incidents,
+        revocations,
+        epochs,
+        signals,
+        actions,
+        rotators,
+        metrics,
+        audiences=[target.audience for target in config.compiled_targets()],
+        clock=clock,
+        random_id=_random_id,
+    )
+    assertions = UsedAssertions(database, clock=clock)
     directories = Sources(config.directory, database, changes, actions, epochs, clock=clock)
     proofs = ReplayMemory(config.limits.replay_proofs)
     metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
@@ -263,6 +280,8 @@ def _foundation(
         revocations=revocations,
         epochs=epochs,
         incidents=incidents,
+        rotators=rotators,
+        response=response,
         standings=standings,
         uses=GrantUses(database, changes, policies.live, clock=clock),
         assertions=assertions,

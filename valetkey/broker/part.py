@@ -14,6 +14,8 @@ from aiohttp import web
 from valetkey.broker.api.admin import AdminApi
 from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.directory.sources import Sources
+from valetkey.broker.incidents.response import Response
+from valetkey.broker.incidents.rotation import Rotates
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
@@ -60,6 +62,8 @@ class Foundation:
     revocations: Revocations
     epochs: Epochs
     incidents: Incidents
+    rotators: tuple[Rotates, ...]
+    response: Response
     standings: Standings
     uses: GrantUses
     assertions: UsedAssertions

@@ -190,6 +190,20 @@ def verify(
     """
     if not checks:
         raise TokenInvalid("no claim checks: refusing to accept everything")
+    check_signed(token, keys, algorithms=algorithms)
+    claims = token.unverified_claims
+    check_claims(claims, checks, now=now)
+    named, subject = issuer or claims.get("iss"), claims.get("sub")
+    if not isinstance(named, str) or not isinstance(subject, str) or not subject:
+        raise TokenInvalid("iss or sub is missing")
+    return VerifiedClaims(named, subject, claims, token.unverified_header)
+
+
+def check_signed(token: UnverifiedToken, keys: KeySet, *, algorithms: frozenset[str]) -> None:
+    """Whether one of these keys signed it, by an algorithm that is allowed; says nothing of claims.
+
+    Raises `TokenInvalid`, `UnknownKey` for a ``kid`` that the set lacks.
+    """
     algorithm = token.unverified_header["alg"]
     if algorithm not in algorithms:
         raise TokenInvalid("algorithm not allowed for this issuer")
@@ -200,12 +214,6 @@ def verify(
     if key.algorithm_name != algorithm:
         raise TokenInvalid("algorithm does not fit the key")
     _check_signature(token.compact, key, algorithm)
-    claims = token.unverified_claims
-    check_claims(claims, checks, now=now)
-    named, subject = issuer or claims.get("iss"), claims.get("sub")
-    if not isinstance(named, str) or not isinstance(subject, str) or not subject:
-        raise TokenInvalid("iss or sub is missing")
-    return VerifiedClaims(named, subject, claims, token.unverified_header)
 
 
 def check_claims(

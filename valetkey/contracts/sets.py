@@ -99,11 +99,12 @@ def verify_set(
         raise SetRefused("invalid_issuer", "iss is not the transmitter")
     if claims.get("aud") != audience:
         raise SetRefused("invalid_audience", "aud is not this receiver alone")
-    _check_form(claims, now)
+    check_form(claims, now)
     return claims
 
 
-def _check_form(claims: Mapping[str, Any], now: float) -> None:
+def check_form(claims: Mapping[str, Any], now: float) -> None:
+    """What every SET has and what none may have. Raises `SetRefused`."""
     for name in ("exp", "sub"):  # SSF 1.0 §4.1.1, §4.1.5
         if name in claims:
             raise SetRefused("invalid_request", f"{name} must not be in a SET")

@@ -7,6 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.incidents.exposed import exposure_of
+from valetkey.broker.incidents.response import Report, Response
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.settings import MAX_TTL
@@ -18,10 +20,15 @@ from valetkey.contracts.errors import CallerError, ValetkeyError
 from valetkey.contracts.logs import Log
 
 PATH: Final = "/revoke"
+# Ours: the client says that somebody else may have the token, so it is not enough to end it.
+EXPOSED: Final = "exposed"
 
 
 class RevokeEndpoint:
-    """Revokes the token and its transaction (RFC 7009 §2.1, cascading)."""
+    """Revokes the token and its transaction (RFC 7009 §2.1, cascading).
+
+    With ``reason=exposed`` it opens an incident about the token, which contains the client too.
+    """
 
     def __init__(
         self,
@@ -29,6 +36,7 @@ class RevokeEndpoint:
         issuer: JwtIssuer,
         revocations: Revocations,
         metrics: Metrics,
+        response: Response,
         *,
         url: str,
         clock: Clock,
@@ -37,6 +45,7 @@ class RevokeEndpoint:
         self._issuer = issuer
         self._revocations = revocations
         self._metrics = metrics
+        self._response = response
         self._url = url
         self._clock = clock
         self._log = Log("broker.revoke")
@@ -47,13 +56,15 @@ class RevokeEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
-            await self._revoke(token, client)
+            await self._revoke(token, client, reason=form.get("reason"))
         except ValetkeyError as error:
             self._log.info("revocation_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         return json_answer({}, nonce=self._clients.nonce(proofs))
 
-    async def _revoke(self, token: str, client: Client) -> None:
+    async def _revoke(self, token: str, client: Client, *, reason: str) -> None:
+        if reason not in {"", EXPOSED}:
+            raise CallerError(codes.SERVICE_BAD_REQUEST, "reason is none that we know")
         own = self._issuer.recognise(token)
         if own is None:
             return  # RFC 7009 §2.2: unknown, expired or foreign is 200: nothing is left to do
@@ -61,6 +72,15 @@ class RevokeEndpoint:
         if (claims.issuer, claims.subject) != (own.client_issuer, own.client_id):
             # RFC 7009 §2.1: refused, and the client is told.
             raise CallerError(codes.SERVICE_FORBIDDEN, "the token was issued to another client")
+        if reason == EXPOSED:
+            report = Report(
+                exposure_of(own),
+                source="revocation",
+                by=f"{claims.subject} of {claims.issuer}",
+                reason="revoked by its client as exposed",
+            )
+            await self._response.open(report)
+            return
         await self._revocations.revoke(
             jti=own.jti,
             txn=own.txn,

@@ -66,11 +66,9 @@ def measures(
         case "subject":
             return ()  # its epoch ends everything of it
         case "token":
+            token = Measure("jti", exposure.value, max(exposure.expires, now))
             # RFC 7009 §2.1: with the token, all that descends from it.
-            return (
-                Measure("jti", exposure.value, max(exposure.expires, now)),
-                Measure("txn", exposure.txn, last),
-            )
+            return (token, Measure("txn", exposure.txn, last)) if exposure.txn else (token,)
         case "token_hash":
             return (Measure("hash", exposure.value, last),)
         case "grant" | "target":

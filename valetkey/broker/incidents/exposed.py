@@ -13,7 +13,7 @@ from typing import Protocol
 
 from valetkey.broker.core.containment import Epoch
 from valetkey.broker.core.incidents import Exposure, Party
-from valetkey.broker.issuers.jwt import JwtIssuer
+from valetkey.broker.issuers.jwt import JwtIssuer, OwnToken
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import jose
 from valetkey.contracts.jose import TokenInvalid
@@ -47,6 +47,15 @@ class Recognises(Protocol):
         """What this is, if it is one of its own and was genuine. Raises nothing."""
 
 
+def exposure_of(token: OwnToken) -> Exposure:
+    """One of our own tokens as what an incident is about.
+
+    It leaked from who had it: the client. Its user has shown it to nobody.
+    """
+    party = Party(token.client_issuer, token.client_id)
+    return Exposure("token", token.jti, party=party, txn=token.txn, expires=token.expires)
+
+
 class OwnTokens:
     """Access tokens of ours, also those that have expired."""
 
@@ -57,15 +66,7 @@ class OwnTokens:
         own = self._issuer.recognise(credential, expired=True)
         if own is None:
             return None
-        # It leaked from who had it: the client. Its user has shown it to nobody.
-        exposure = Exposure(
-            "token",
-            own.jti,
-            party=Party(own.client_issuer, own.client_id),
-            txn=own.txn,
-            expires=own.expires,
-        )
-        return Found(exposure, own.issued, own.expires)
+        return Found(exposure_of(own), own.issued, own.expires)
 
 
 class IdentityTokens:

@@ -1,20 +1,24 @@
-"""Incidents: the API, what sidecars acknowledged, what issuers rotate."""
+"""Incidents: the API, who reports from outside, what sidecars acknowledged, what issuers rotate."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import secrets
 from typing import Final
 
 from aiohttp import web
 
+from valetkey.broker.api import github_alerts, ssf_push
+from valetkey.broker.api.github_alerts import GithubAlertsEndpoint
 from valetkey.broker.api.incidents import IncidentsApi
+from valetkey.broker.api.ssf_push import PushEndpoint
 from valetkey.broker.core.incidents import Incident
 from valetkey.broker.incidents.exposed import IdentityTokens, OwnTokens, Recognises
-from valetkey.broker.incidents.response import Response
-from valetkey.broker.incidents.rotation import Rotates, SigningKeys
+from valetkey.broker.incidents.github import AlertDesk, PinnedKeys
+from valetkey.broker.incidents.polling import Poller
+from valetkey.broker.incidents.rotation import Rotates
+from valetkey.broker.incidents.transmitters import Intake, Transmitter
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.settings import longest_ttl
 from valetkey.broker.store.database import StoreError
@@ -44,45 +48,57 @@ class IncidentsPart(Part):
         self._base = base
         config = base.config
         targets = config.compiled_targets()
-        self._rotators: dict[str, Rotates] = {
-            rotator.name: rotator for rotator in (SigningKeys(base.ring),)
-        }
-        self._recognisers: tuple[Recognises, ...] = (
-            OwnTokens(base.issuer),
-            IdentityTokens(base.tokens),
-        )
-        self.response = Response(
-            base.database,
-            base.changes,
-            base.incidents,
-            base.revocations,
-            base.epochs,
-            base.signals,
-            base.actions,
-            self._rotators.values(),
-            base.metrics,
-            audiences=[target.audience for target in targets],
-            clock=base.clock,
-            random_id=lambda: secrets.token_urlsafe(12),
-        )
+        self._rotators: dict[str, Rotates] = {one.name: one for one in base.rotators}
+        recognisers: tuple[Recognises, ...] = (OwnTokens(base.issuer), IdentityTokens(base.tokens))
         self._api = IncidentsApi(
             base.admin,
-            self.response,
+            base.response,
             base.incidents,
             base.signals,
-            self._recognisers,
+            recognisers,
             targets=targets,
             issuers=frozenset(issuer.issuer for issuer in config.issuers),
+            knows_grant=lambda id_: base.policies.current.find(id_) is not None,
             longest_life=longest_ttl(targets),
         )
+        intake = Intake(
+            base.database, base.assertions, base.response, base.epochs, clock=base.clock
+        )
+        transmitters = [
+            Transmitter(name, settings, own_issuer=config.issuer)
+            for name, settings in config.incidents.transmitters.items()
+        ]
+        self._push = PushEndpoint([one for one in transmitters if one.settings.push], intake)
+        self._pollers = [Poller(one, intake) for one in transmitters if one.settings.poll]
+        github = config.incidents.github
+        self._github_keys = None if github is None else PinnedKeys(github.keys_file)
+        self._desk = AlertDesk(base.response, base.epochs, recognisers, clock=base.clock)
         self._woken = asyncio.Event()
         base.incidents.on_change(self._wake)
         self._log = Log("broker.incidents")
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         self._api.add_routes(router)
+        router.add_post(ssf_push.PATH, self._push.handle)
+        if self._github_keys is not None:
+            alerts = GithubAlertsEndpoint(self._github_keys, self._desk)
+            router.add_post(github_alerts.PATH, alerts.handle)
+
+    async def load(self) -> None:
+        if self._github_keys is not None:
+            await self._github_keys.load()
+
+    async def sweep(self) -> None:
+        if self._github_keys is not None:
+            await self._github_keys.reload()
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as work:
+            work.create_task(self._watch())
+            for poller in self._pollers:
+                work.create_task(poller.run())
+
+    async def _watch(self) -> None:
         """Carry out rotations, and note when sidecars have acknowledged."""
         for tick in itertools.count():
             with contextlib.suppress(TimeoutError):

@@ -49,6 +49,7 @@ class OAuthPart(Part):
             base.issuer,
             base.revocations,
             base.metrics,
+            base.response,
             url=config.issuer + revoke.PATH,
             clock=base.clock,
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.schema import USED_ASSERTIONS
@@ -35,8 +36,7 @@ class UsedAssertions:
 
         Raises `StoreError`.
         """
-        # `jti` is only unique within its issuer; the length keeps two splits apart.
-        key = hashlib.sha256(f"{len(issuer)}:{issuer}{jti}".encode()).digest()
+        key = _key(issuer, jti)
         if key in self._waiting:
             return False
         first: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -44,6 +44,14 @@ class UsedAssertions:
         if self._writing is None:
             self._writing = asyncio.create_task(self._write(), name="used assertions")
         return await first
+
+    async def use_within(
+        self, connection: AsyncConnection, issuer: str, jti: str, expires: float
+    ) -> bool:
+        """As `use`, within a transaction of the caller's."""
+        row = {"id": _key(issuer, jti), "expires_at": expires}
+        new = self._database.insert(USED_ASSERTIONS).values(row).on_conflict_do_nothing()
+        return bool((await connection.execute(new)).rowcount)
 
     async def sweep(self) -> None:
         expired = delete(USED_ASSERTIONS).where(USED_ASSERTIONS.c.expires_at <= self._clock())
@@ -78,3 +86,8 @@ class UsedAssertions:
         for key, (_, first) in batch.items():
             if not first.done():
                 first.set_result(key in inserted)
+
+
+def _key(issuer: str, jti: str) -> bytes:
+    # `jti` is only unique within its issuer; the length keeps two splits apart.
+    return hashlib.sha256(f"{len(issuer)}:{issuer}{jti}".encode()).digest()
