@@ -228,3 +228,9 @@ async def test_tokens_say_nothing_of_roles_where_nobody_exchanges_on(tmp_path: P
     async with serving(world(tmp_path, ALL)) as broker:
         body = await ask_for_user(broker, realm={"roles": ["S"]})
         assert not {"roles", "groups"} & claims_of(body["access_token"]).keys()
+
+
+async def test_a_refusal_names_the_policies_that_forbid(tmp_path: Path) -> None:
+    text = ALL + "".join(f'@id("{name}") forbid (principal, action, resource);' for name in "cba")
+    async with serving(world(tmp_path, text)) as broker:
+        assert (await ask(broker))["policies"] == ["a", "b", "c"]

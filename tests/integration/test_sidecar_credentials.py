@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.fleet import USER, WORKLOAD, Fleet
+from valetkey.contracts.events import TYPE_DECISION
 
 
 @pytest.fixture
@@ -137,3 +138,33 @@ async def test_per_request_credentials_are_never_cached(fleet):
     async with fleet.running(collector=False):
         await fleet.call("/once/1")
         assert await fleet.metric("valetkey_cache_entries") == 0
+
+
+async def test_policies_decide_calls_and_are_on_record(fleet):
+    """By rule, path and change of the file; the sidecar says which policies, on both sides."""
+    policies = fleet.directory / "main.cedar"
+    policies.write_text(
+        '@id("all") permit (principal, action, resource);'
+        '@id("no-secrets") forbid (principal, action, resource)'
+        ' when { context.method == "GET" && context.path like "/once/secret*" };'
+    )
+    fleet.broker_changes = {"policies": str(policies)}
+    async with fleet.running(collector=False):
+        assert (await fleet.call("/api/1", "POST"))[0] == 200
+        assert (await fleet.call("/once/1"))[0] == 200
+        status, problem = await fleet.call("/once/secret")
+        assert (status, problem["code"]) == (403, "policy.denied")
+        # A credential for a whole pattern leaves open what the policy reads.
+        status, problem = await fleet.call("/api/1")
+        assert (status, problem["code"]) == (403, "policy.open")
+        assert len(fleet.received) == 2
+        assert [token_of(request)["policies"] for request in fleet.received] == [["all"]] * 2
+    decisions = [
+        data
+        for data in (event["data"] for event in await fleet.spooled(TYPE_DECISION))
+        if data["http_request"]["url"]["path"].startswith("/once")
+    ]
+    allowed, denied = decisions
+    assert [entry["policy"]["uid"] for entry in allowed["authorizations"]] == ["all"]
+    assert denied["unmapped"]["code"] == "policy.denied"
+    assert denied["unmapped"]["reason"].endswith("; policies no-secrets")

@@ -27,7 +27,11 @@ class CallerError(ValetkeyError):
 
 
 class PolicyError(ValetkeyError):
-    """The policy says no."""
+    """The policy says no. ``policies`` are the ids of those that decided, where they are known."""
+
+    def __init__(self, code: Code, reason: str = "", *, policies: tuple[str, ...] = ()) -> None:
+        super().__init__(code, reason)
+        self.policies = policies
 
 
 class ApprovalError(PolicyError):

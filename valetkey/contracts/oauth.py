@@ -91,6 +91,7 @@ class Introspection(msgspec.Struct, frozen=True):
 class TokenError(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refused exchange (RFC 6749 §5.2). ``code`` is the Valetkey code behind ``error``.
 
+    ``policies`` are the ids of those that refused it, for the record.
     Where people have to approve it, ``approval_id`` names what is before them; to a client that
     takes deferrals come ``deferral_code``, ``expires_in`` and ``interval`` (both in seconds).
     """
@@ -98,6 +99,7 @@ class TokenError(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str
     error_description: str = ""
     code: str = ""
+    policies: list[str] = []
     approval_id: str = ""
     deferral_code: str = ""
     expires_in: int = 0

@@ -89,7 +89,11 @@ class TokenEndpoint:
         except ValetkeyError as error:
             self._metrics.refused(error.code, time.perf_counter() - began)
             self._log.info("exchange_refused", code=error.code.name, reason=error.reason)
-            return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
+            return error_answer(
+                error.code,
+                nonce=self._clients.nonce(proofs, error.code),
+                policies=error.policies if isinstance(error, PolicyError) else (),
+            )
         self._metrics.issued(time.perf_counter() - began)
         return json_answer(response, nonce=self._clients.nonce(proofs))
 
@@ -158,11 +162,11 @@ class TokenEndpoint:
         """Raises `CallerError` or `PolicyError` for a refusal."""
         decision = decide(facts, self._policies.current, self._cedar.current, now=self._clock())
         if isinstance(decision, Refuse):
-            family = PolicyError if decision.code.family in _POLICY else CallerError
             acting = facts.client
-            raise family(
-                decision.code, f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
-            )
+            reason = f"{decision.reason}; workload {acting.subject} of {acting.issuer}"
+            if decision.code.family in _POLICY:
+                raise PolicyError(decision.code, reason, policies=decision.policy_ids)
+            raise CallerError(decision.code, reason)
         return decision
 
     def _put_off(self, waits: AwaitsApproval, nonce: str) -> web.Response:

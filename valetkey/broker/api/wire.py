@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -46,7 +47,7 @@ def json_answer(document: object, *, nonce: str = "", status: int = 200) -> web.
     return web.Response(status=status, body=msgspec.json.encode(document), headers=headers)
 
 
-def error_answer(code: Code, *, nonce: str = "") -> web.Response:
+def error_answer(code: Code, *, nonce: str = "", policies: Sequence[str] = ()) -> web.Response:
     """RFC 6749 §5.2: 400, or 401 for a client that did not authenticate.
 
     What is no fault of the request (too large or too many for us, not ready) keeps its HTTP
@@ -59,9 +60,8 @@ def error_answer(code: Code, *, nonce: str = "") -> web.Response:
         status = code.status
     else:
         status = 400
-    answer = json_answer(
-        TokenError(error, description(code), code.name), nonce=nonce, status=status
-    )
+    told = TokenError(error, description(code), code.name, list(policies))
+    answer = json_answer(told, nonce=nonce, status=status)
     if code.retry_after is not None:
         answer.headers["Retry-After"] = str(code.retry_after)
     return answer

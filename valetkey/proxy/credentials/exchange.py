@@ -42,11 +42,13 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
 _CODE: Final = re.compile(r"[\x20-\x7e]{1,1024}")
 _APPROVAL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WORD: Final = re.compile(r"[a-z0-9_]{1,64}")
+_POLICY: Final = re.compile(r"[a-z0-9._-]{1,64}")
+_MAX_POLICIES: Final = 8
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
 _INTROSPECTION: Final = msgspec.json.Decoder(oauth.Introspection)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
 # Whose refusals the workload may be told by their own code.
-_PASSED_ON: Final = frozenset({"grant", "subject", "actor"})
+_PASSED_ON: Final = frozenset({"grant", "policy", "subject", "actor"})
 
 
 class ExchangeClient:
@@ -283,6 +285,9 @@ def _refusal(status: int, body: bytes) -> ValetkeyError:
     if code is not None and code.family == "approval":
         return ApprovalError(code, reason, approval=approval)
     if code is not None and code.family in _PASSED_ON:
+        names = [name for name in error.policies[:_MAX_POLICIES] if _POLICY.fullmatch(name)]
+        if names:
+            reason += f"; policies {', '.join(names)}"
         return PolicyError(code, reason)
     if not word or word == "use_dpop_nonce":
         # Not a policy's no: the second proof had the nonce that came with the first refusal.

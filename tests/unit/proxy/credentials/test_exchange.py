@@ -112,7 +112,15 @@ async def test_the_workloads_own_credential(client, broker, identity):
 async def test_for_a_user_the_workload_is_the_actor(client, broker, identity, idp):
     user = idp.mint("alice", "https://broker.example", 50)
     broker.answer = lambda _form: web.json_response(
-        GOOD | {"sub": "alice", "act": {"sub": "bot"}, "jti": "j", "txn": "x", "policy_digest": "p"}
+        GOOD
+        | {
+            "sub": "alice",
+            "act": {"sub": "bot"},
+            "jti": "j",
+            "txn": "x",
+            "policy_digest": "p",
+            "policies": ["a"],
+        }
     )
     credential = await client.exchange(
         KEY._replace(subject="token:0", actors=("bot",)), BearerInjector(), Secret(user)
@@ -123,6 +131,7 @@ async def test_for_a_user_the_workload_is_the_actor(client, broker, identity, id
     assert form["actor_token_type"] == oauth.TOKEN_TYPE_JWT
     assert (credential.subject, credential.actor) == ("alice", "bot")
     assert (credential.jti, credential.txn, credential.policy_digest) == ("j", "x", "p")
+    assert credential.policies == ("a",)
     # Never longer than the user's own token: 50 s, a tenth of it skew.
     assert 40 < credential.expires_at - time.monotonic() <= 45.5
 
@@ -227,6 +236,7 @@ HOSTILE = {
     "a code that is not the broker's to give": (refusing("invalid_request", "proxy.internal"), REFUSED),
     "an unknown error": (refusing("teapot"), REFUSED),
     "grant.missing": (refusing("invalid_target", "grant.missing"), codes.GRANT_MISSING),
+    "policy.denied": (refusing("invalid_target", "policy.denied"), codes.POLICY_DENIED),
     "subject.revoked": (refusing("invalid_grant", "subject.revoked"), codes.SUBJECT_REVOKED),
     "actor.invalid": (refusing("invalid_client", "actor.invalid", 401), codes.ACTOR_INVALID),
     "a nonce asked for again and again": (refusing("use_dpop_nonce", "dpop.nonce", **{"DPoP-Nonce": "n"}), BAD),
@@ -247,6 +257,17 @@ async def test_a_hostile_broker_gives_a_code_and_no_credential(
     assert len(broker.forms) <= 2
     assert TOKEN not in str(failed.value)
     assert TOKEN not in caplog.text
+
+
+async def test_the_policies_that_refused_are_for_the_record(client, broker):
+    names = ["no-exports", "x y", TOKEN * 3, *(f"p{number}" for number in range(9))]
+    broker.answer = lambda _form: web.json_response(
+        {"error": "invalid_target", "code": "policy.denied", "policies": names}, status=400
+    )
+    with pytest.raises(PolicyError) as failed:
+        await client.exchange(KEY, BearerInjector(), None)
+    assert failed.value.reason.endswith("; policies no-exports, p0, p1, p2, p3, p4")
+    assert TOKEN not in failed.value.reason
 
 
 async def test_a_bearer_token_for_a_bound_target(client):
