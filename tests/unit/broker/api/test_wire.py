@@ -14,6 +14,7 @@ KNOWN = {
     "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "invalid_scope",
     "unsupported_grant_type", "invalid_target", "invalid_authorization_details",
     "invalid_dpop_proof", "use_dpop_nonce", "server_error", "temporarily_unavailable",
+    "invalid_token",  # RFC 6750 §3.1
     # RFC 8628 §3.5, OpenID Connect Core §3.1.2.6
     "authorization_pending", "slow_down", "access_denied", "expired_token", "interaction_required",
 }  # fmt: skip
