@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test spire lint format compiled bench exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test spire lint format compiled bench decisions exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -51,6 +51,9 @@ bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results 
 
 exchanges: .venv-bench/.done ## Exchanges a second of brokers and of Keycloak; bench/results/exchanges.md
 	@.venv-bench/bin/python -m bench.exchanges
+
+decisions: $(VENV)/.dev ## What grants of other workloads cost a decision; bench/results/decisions.md
+	@$(BIN)/python -m bench.decisions
 
 soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
 	@.venv-bench/bin/python -m bench.soak

@@ -49,6 +49,8 @@ class GrantIndex:
     def of(self, target: str, issuer: str, workload: str) -> list[Grant]:
         """The grants of one workload on one target: the exact ones first."""
         found: list[Grant] = []
+        if not self._by_id:
+            return found
         for pattern in patterns_of(workload):
             found += self._by_workload.get((target, issuer, pattern), {}).values()
         return found
