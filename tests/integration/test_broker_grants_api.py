@@ -114,6 +114,11 @@ async def listed(broker: Served, query: str = "", token: str = "") -> list[str]:
 # --- made, seen, revoked --------------------------------------------------------------------------
 
 
+async def test_a_token_of_an_uncounted_grant_may_be_kept(broker: Served) -> None:
+    await create(broker)
+    assert "single_use" not in await asked(broker)
+
+
 async def test_made_used_and_revoked(broker: Served) -> None:
     assert await code(broker) == "grant.scope"
     made = await create(broker)
@@ -311,7 +316,10 @@ async def test_the_clock_s_boundaries(world: World, broker: Served) -> None:
 
 async def test_uses_are_counted_per_token(broker: Served) -> None:
     await create(broker, max_uses=2)
-    tokens = [(await asked(broker))["access_token"] for _ in range(2)]
+    answers = [await asked(broker) for _ in range(2)]
+    # Who keeps tokens must not keep these: what is counted are calls.
+    assert all(answer["single_use"] for answer in answers)
+    tokens = [answer["access_token"] for answer in answers]
     assert await code(broker) == "grant.used_up"
     _, body, _ = await broker.manage("GET", "/v1/grants/jit-1")
     assert (body["state"], body["uses"], body["max_uses"]) == ("used_up", 2, 2)

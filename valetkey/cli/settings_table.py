@@ -134,6 +134,8 @@ def _name(info: types.Type) -> str:
             return f"integer{_bounds(info.ge, info.le)}"
         case types.StrType():
             return "text"
+        case types.DateTimeType():
+            return "time (RFC 3339)"
         case types.LiteralType():
             return " or ".join(f"`{value}`" for value in info.values)
         case types.UnionType():

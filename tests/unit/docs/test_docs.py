@@ -16,7 +16,7 @@ from valetkey.broker.core.grants import Call, GrantsFile, Policy, Target
 from valetkey.broker.metrics import Metrics as BrokerMetrics
 from valetkey.cli.check import check_file
 from valetkey.cli.doctor.findings import all_kinds
-from valetkey.cli.reference import PROGRAMS
+from valetkey.cli.reference import FILES, PROGRAMS
 from valetkey.cli.settings_table import sections
 from valetkey.collector.metrics import make_metrics
 from valetkey.contracts import codes, events, settings
@@ -86,7 +86,7 @@ NO_SETTING = re.compile(
 def test_each_setting_that_is_named_exists(page: Path) -> None:
     keys = {
         path.replace("[]", "").replace("NAME", "name")
-        for _, _, kind in PROGRAMS
+        for _, _, kind in (*PROGRAMS, *FILES)
         for section in sections(kind)
         for key in section.keys
         for path in [f"{section.path}.{key.name}" if section.path else key.name]
@@ -174,6 +174,13 @@ def test_the_examples_fit_together() -> None:
     assert proxy.collector.identity not in {None, proxy.workload.identity}
     for program, audience in ((broker, proxy.broker.url), (collector, proxy.collector.url)):
         assert {each.audience for each in program.issuers if each.use == "workload"} == {audience}
+    grants = settings.load(GrantsFile, ROOT / "config/grants.yaml", program="broker", environ={})
+    Policy.compile(
+        grants,
+        broker.compiled_targets(),
+        issuers=broker.workload_issuers(),
+        deployers=broker.deployment_issuers(),
+    )
     assert {
         name: (target.audience, target.credential.kind) for name, target in proxy.targets.items()
     } == {name: (target.audience, target.credential) for name, target in broker.targets.items()}

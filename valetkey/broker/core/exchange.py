@@ -109,7 +109,7 @@ class Issue:
     bound to a client certificate. ``txn`` is empty where a new one is to be made. ``policy_ids``
     are the policies that permitted it.
     ``approval`` is the id of the approval that it rests on, if it does; ``single_use`` says that
-    the token is for one call, since the approval's uses are counted.
+    the token is for one call, since the uses of the approval or of a grant are counted.
     ``windows`` are the deployment windows that it rests on. Of each grant in ``limited`` one of so
     many uses is claimed before it is minted.
     """
@@ -167,7 +167,12 @@ def with_approval(
     expires_in = min(needs.issue.expires_in, math.floor(until - now))
     if expires_in < 1:
         return Refuse(codes.APPROVAL_EXPIRED, "the approval is about to end")
-    return replace(needs.issue, expires_in=expires_in, approval=approval, single_use=single_use)
+    return replace(
+        needs.issue,
+        expires_in=expires_in,
+        approval=approval,
+        single_use=single_use or needs.issue.single_use,
+    )
 
 
 def decide(
@@ -238,6 +243,7 @@ def decide(
         decided_at=now,
         windows=granted.windows,
         limited=granted.limited,
+        single_use=bool(granted.limited),
         transaction=transaction,
     )
     names = ", ".join(permitted.policy_ids)
