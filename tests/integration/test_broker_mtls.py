@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.integration.broker_support import (
@@ -33,6 +35,8 @@ from valetkey.contracts.oauth import ASSERTION_JWT_SPIFFE
 VAULT = "https://vault.example.com"
 BOT = "spiffe://acme.example/ns/agents/sa/bot"
 OTHER = "spiffe://acme.example/ns/agents/sa/other"
+PKI = "https://pki.example"
+GATEWAY = "gateway.example"
 TERMINATOR = "spiffe://acme.example/ns/edge/sa/terminator"
 
 
@@ -43,6 +47,7 @@ class Edge:
     world: World
     domain: TrustDomain
     authority: trustme.CA
+    pki: TrustDomain
     root: Path
     where: str = ""
 
@@ -104,6 +109,14 @@ def grants() -> list[dict[str, Any]]:
             "on_behalf_of": "users",
         },
         {
+            "id": "gateway-vault",
+            "workload": GATEWAY,
+            "issuer": PKI,
+            "target": "vault",
+            "scopes": ["vault:read"],
+            "on_behalf_of": "users",
+        },
+        {
             "id": "bot-payments-too",
             "workload": BOT,
             "issuer": "spiffe://acme.example",
@@ -135,6 +148,17 @@ def build(root: Path, terminator: str = "") -> Edge:
                 "jwks_file": str(root / f"{name}.json"),
             }
         )
+    pki = TrustDomain("pki.example")
+    (root / "pki.pem").write_bytes(pki.authority.certificate.public_bytes(Encoding.PEM))
+    document["issuers"].append(
+        {
+            "issuer": PKI,
+            "kind": "x509",
+            "use": "workload",
+            "ca_file": str(root / "pki.pem"),
+            "subjects": [GATEWAY, "https://gateway.example/*"],
+        }
+    )
     document["targets"]["vault"] = {"audience": VAULT, "credential": "mtls"}
     mtls = {"bind": f"127.0.0.1:{port}", "url": f"https://localhost:{port}"}
     if terminator:
@@ -152,7 +176,7 @@ def build(root: Path, terminator: str = "") -> Edge:
     }
     world.write()
     world.write_grants(grants())
-    edge = Edge(world, domain, authority, root)
+    edge = Edge(world, domain, authority, pki, root)
     edge.where = f"http://127.0.0.1:{port}" if terminator == "loopback" else mtls["url"]
     return edge
 
@@ -363,7 +387,64 @@ async def test_the_metadata_name_the_aliases(root: Path) -> None:
             "revocation_endpoint": edge.where + "/revoke",
         }
         methods = document["token_endpoint_auth_methods_supported"]
-        assert methods == ["private_key_jwt", "spiffe_jwt", "spiffe_x509"]
+        assert methods == ["private_key_jwt", "spiffe_jwt", "spiffe_x509", "tls_client_auth"]
+
+
+# --- certificates of another PKI -----------------------------------------------------------------
+def for_a_user(edge: Edge, **changes: Any) -> dict[str, Any]:
+    """A client that has nothing but its certificate: no token of its own, so no actor_token."""
+    form = {"client_assertion": None, "client_assertion_type": None, "client_id": GATEWAY}
+    return edge.world.form(
+        edge.world.user(), **{**form, "audience": VAULT, "scope": "vault:read", **changes}
+    )
+
+
+async def test_a_client_of_a_pki_acts_for_a_user(root: Path) -> None:
+    async with running(root) as (edge, _):
+        own = edge.pki.x509_svid(dns=(GATEWAY,))
+        status, body = await edge.post(for_a_user(edge), own)
+        assert status == 200, body
+        claims = claims_of(body["access_token"])
+        assert claims["act"] == {"sub": GATEWAY, "iss": PKI}
+        assert claims["cnf"] == {"x5t#S256": own.thumbprint}
+        # For itself it would need a token, and its issuer gives none.
+        form = for_a_user(edge, subject_token=edge.world.workload())
+        status, body = await edge.post(form, own)
+        assert (status, body["code"]) == (400, "subject.invalid")
+
+
+async def test_names_of_a_pki_are_exact(root: Path) -> None:
+    async with running(root) as (edge, _):
+        middle = Authority("https://pki.example/middle", issuer=edge.pki.authority)
+        good = {
+            GATEWAY: edge.pki.x509_svid(dns=(GATEWAY,), authority=middle, intermediates=[middle]),
+            "https://gateway.example/a": edge.pki.x509_svid("https://gateway.example/a"),
+        }
+        for client_id, svid in good.items():
+            form = {"token": "x", "client_id": client_id}
+            status, body = await edge.post(form, svid, path="/introspect")
+            assert (status, body) == (200, {"active": False}), client_id
+            form = {"token": "x", "client_id": "other.example"}
+            status, body = await edge.post(form, svid, path="/introspect")
+            assert (status, body["code"]) == (401, "actor.invalid"), client_id
+        mailbox, address = x509.RFC822Name("gateway@example.org"), ip_address("10.0.0.1")
+        bad = {
+            "two hosts": edge.pki.x509_svid(dns=(GATEWAY, "other.example")),
+            "a host and a URI": edge.pki.x509_svid("https://gateway.example/a", dns=(GATEWAY,)),
+            "a wildcard": edge.pki.x509_svid(dns=("*.example",)),
+            "an address": edge.pki.x509_svid(others=(x509.IPAddress(address),)),
+            "a mailbox": edge.pki.x509_svid(others=(mailbox,)),
+            "a distinguished name alone": edge.pki.x509_svid(""),
+            "another subject": edge.pki.x509_svid(dns=("other.example",)),
+            "a subject of two segments": edge.pki.x509_svid("https://gateway.example/a/b"),
+            "a workload of a trust domain": edge.pki.x509_svid(BOT),
+            "the name under a trust domain's root": edge.domain.x509_svid(dns=(GATEWAY,)),
+        }
+        for name, svid in bad.items():
+            form = {"token": "x", "client_id": GATEWAY}
+            status, body = await edge.post(form, svid, path="/introspect")
+            answer = (status, body["error"], body["code"])
+            assert answer == (401, "invalid_client", "mtls.invalid"), name
 
 
 # --- a resource server that takes bound tokens ---------------------------------------------------

@@ -49,7 +49,7 @@ class Realm:
         self.world = World(root, free_url())
         root.mkdir(parents=True, exist_ok=True)
         self.bundle = self.domain.write(root / "bundle.json")
-        for issuer, name in ((self.cluster, "cluster"), (self.ci, "ci")):
+        for issuer, name in ((self.cluster, "cluster"), (self.ci, "builds")):
             (root / f"{name}.json").write_text(json.dumps(issuer.jwks()))
         url = self.world.url
         self.world.overrides["issuers"] = [
@@ -73,7 +73,7 @@ class Realm:
                 "issuer": CI,
                 "audience": url,
                 "use": "workload",
-                "jwks_file": str(root / "ci.json"),
+                "jwks_file": str(root / "builds.json"),
                 "reusable": True,
                 "subjects": ["repo:acme/*"],
                 "claims": [

@@ -165,14 +165,17 @@ class TrustDomain:
         ca: bool = False,
         key_usage: tuple[str, ...] = ("digital_signature",),
         dns: tuple[str, ...] = (),
+        others: tuple[x509.GeneralName, ...] = (),
     ) -> Svid:
-        """By default for `workload`; ``uris`` are its URI names, if not that one."""
+        """By default for `workload`; else for these names (an empty URI stands for none)."""
         signer = authority or self.authority
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
+        chosen = uris or (() if dns or others else (self.workload(),))
         names = [
-            *(x509.UniformResourceIdentifier(uri) for uri in uris or (self.workload(),)),
+            *(x509.UniformResourceIdentifier(uri) for uri in chosen if uri),
             *(x509.DNSName(name) for name in dns),
+            *others,
         ]
         builder = (
             x509.CertificateBuilder()
@@ -200,7 +203,7 @@ class TrustDomain:
                 critical=False,
             )
         )
-        if uris != ("",):
+        if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         leaf = builder.sign(signer.key, hashes.SHA256())
         return Svid([leaf, *(one.certificate for one in intermediates or ())], key)

@@ -17,10 +17,11 @@ LOOPBACK: Final = "loopback"
 
 
 class MtlsSettings(Settings, frozen=True, kw_only=True):
-    """A second listener, for clients with certificates (RFC 8705): X.509-SVIDs of ``kind: spiffe``.
+    """A second listener, for clients with certificates (RFC 8705).
 
-    ``url`` is how clients reach it (``mtls_endpoint_aliases`` of the metadata). It presents the
-    certificate in ``tls`` and lets nobody through without one of a trusted domain.
+    Their issuers are those of ``kind: spiffe`` (X.509-SVIDs) and ``kind: x509``. ``url`` is how
+    clients reach it (``mtls_endpoint_aliases`` of the metadata). It presents the certificate in
+    ``tls`` and lets nobody through without one of theirs.
 
     ``terminator`` is who may bring a client's certificate in ``Client-Cert`` (RFC 9440): a SPIFFE
     ID, for a terminator that comes with a certificate of its own; or ``loopback``, where the
@@ -64,9 +65,12 @@ def check_certificates(
         return
     if mtls.terminator != LOOPBACK and not has_tls:
         raise ValueError("mtls: give tls a certificate and key, or set terminator: loopback")
-    domains = {issuer.issuer for issuer in issuers if issuer.kind == "spiffe"}
-    if not domains:
-        raise ValueError("mtls: no issuer is of kind: spiffe, so no certificate could count")
+    known = [issuer for issuer in issuers if issuer.kind in {"spiffe", "x509"}]
+    if not known:
+        raise ValueError(
+            "mtls: no issuer is of kind: spiffe or x509, so no certificate could count"
+        )
+    domains = {issuer.issuer for issuer in known if issuer.kind == "spiffe"}
     if mtls.terminator not in {"", LOOPBACK}:
         domain = SpiffeId.parse(mtls.terminator).trust_domain
         if domain not in domains:

@@ -63,9 +63,9 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
         if not any(issuer.use == "workload" for issuer in self.issuers):
             raise ValueError("issuers: none has use: workload, so no sidecar could deliver")
         for issuer in self.issuers:
-            if issuer.kind == "kubernetes" or issuer.discovery:
+            if issuer.kind not in {"oidc", "spiffe"} or issuer.discovery:
                 raise ValueError(
-                    f"issuer {issuer.issuer}: kind: kubernetes and discovery are for the broker; "
+                    f"issuer {issuer.issuer}: kind: {issuer.kind} or discovery are for the broker; "
                     "here pin the keys by jwks_file or jwks_url"
                 )
         known = {issuer.issuer for issuer in self.issuers}

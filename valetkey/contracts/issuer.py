@@ -27,7 +27,7 @@ from valetkey.contracts.subjects import WorkloadPattern
 
 Algorithm = Literal["ES256", "ES384", "RS256", "PS256", "EdDSA"]
 Use = Literal["workload", "user", "admin", "deployment"]
-Kind = Literal["oidc", "kubernetes", "spiffe"]
+Kind = Literal["oidc", "kubernetes", "spiffe", "x509"]
 
 # How long a token that held is taken to hold: a key withdrawn by its issuer stops counting soon.
 REMEMBERED: Final = 60.0
@@ -67,8 +67,10 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
     ``jwks_file``, at ``jwks_url``, or where its OpenID Connect metadata say (``discovery``; broker
     only). ``kubernetes``: tokens of service accounts, by a JWK Set or by ``review`` (broker only).
     ``spiffe``: SVIDs of the trust domain ``issuer`` (``spiffe://NAME``), by its bundle, which
-    ``jwks_file`` or ``jwks_url`` holds. The last two imply ``audience_list`` and ``reusable``.
-    ``jwks_ca_file`` has the roots for https, if not the system's.
+    ``jwks_file`` or ``jwks_url`` holds. These two imply ``audience_list`` and ``reusable``.
+    ``x509``: client certificates under the roots in ``ca_file``, and no tokens: it has no
+    ``audience``, and ``issuer`` is a name for it (broker only). ``jwks_ca_file`` has the roots for
+    https, if not the system's.
 
     ``subjects`` limits the issuer to these: exact, or with one ``*`` for one segment. ``claims``
     are tables of claims and their accepted values, one of which must hold whole; of Kubernetes
@@ -77,14 +79,15 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
     """
 
     issuer: str
-    audience: str
     use: Use
+    audience: str = ""
     kind: Kind = "oidc"
     jwks_file: Path | None = None
     jwks_url: str | None = None
     jwks_ca_file: Path | None = None
     discovery: bool = False
     review: ReviewSettings | None = None
+    ca_file: Path | None = None
     algorithms: tuple[Algorithm, ...] = ("ES256",)
     audience_list: bool = False
     reusable: bool = False
@@ -92,17 +95,24 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
     claims: tuple[ClaimTable, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.issuer or not self.audience:
+        if not self.issuer or (not self.audience and self.kind != "x509"):
             raise ValueError("an issuer needs issuer and audience")
+        if self.kind == "x509":
+            self._be_of_certificates()
+            return
         if not self.algorithms:
             raise ValueError("algorithms is empty")
-        sources = (self.jwks_file, self.jwks_url, self.discovery or None, self.review)
+        sources = (
+            self.jwks_file, self.jwks_url, self.discovery or None, self.review, self.ca_file,
+        )  # fmt: skip
         if sum(source is not None for source in sources) != 1:
             raise ValueError(_SOURCES[self.kind])
         if self.discovery and self.kind != "oidc":
             raise ValueError("discovery is for kind: oidc")
         if self.discovery and not is_safe_url(self.issuer):
             raise ValueError("discovery: issuer must be an https URL (http on loopback only)")
+        if self.ca_file is not None:
+            raise ValueError("ca_file is for kind: x509")
         if self.review is not None and self.kind != "kubernetes":
             raise ValueError("review is for kind: kubernetes")
         if self.jwks_url is not None and not is_safe_url(self.jwks_url):
@@ -115,6 +125,20 @@ class IssuerSettings(Settings, frozen=True, kw_only=True):
             WorkloadPattern.parse(subject)
         if self.kind != "oidc":
             self._be_of_a_platform()
+
+    def _be_of_certificates(self) -> None:
+        others = (self.jwks_file, self.jwks_url, self.discovery or None, self.review)
+        if self.ca_file is None or any(other is not None for other in others):
+            raise ValueError(_SOURCES[self.kind])
+        if self.audience or self.claims is not None:
+            raise ValueError("kind: x509 has no tokens: leave audience and claims out")
+        if self.use != "workload":
+            raise ValueError("kind: x509 is for use: workload")
+        if self.subjects is not None and not self.subjects:
+            raise ValueError("subjects is empty: leave it out, or say who may come")
+        for subject in self.subjects or ():
+            WorkloadPattern.parse(subject)
+        msgspec.structs.force_setattr(self, "reusable", True)
 
     def _be_of_a_platform(self) -> None:
         """Kubernetes and SPIFFE issue to workloads: lists as ``aud``, no ``jti``, until expiry."""
@@ -137,6 +161,7 @@ _SOURCES: Final[dict[str, str]] = {
     "oidc": "give one of jwks_file, jwks_url and discovery",
     "kubernetes": "give one of jwks_file, jwks_url and review",
     "spiffe": "give one of jwks_file and jwks_url",
+    "x509": "give ca_file, and no other source",
 }
 
 

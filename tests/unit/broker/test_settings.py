@@ -16,6 +16,7 @@ URL = "https://broker.example"
 ISSUER = {"issuer": "https://idp", "audience": URL, "use": "workload", "jwks_file": "/idp.json"}
 DOMAIN = {"issuer": "spiffe://a.example", "kind": "spiffe", "audience": URL, "use": "workload",
           "jwks_file": "/bundle.json"}  # fmt: skip
+PKI = {"issuer": "https://pki", "kind": "x509", "use": "workload", "ca_file": "/pki.pem"}
 DOMAINS = {"issuers": [DOMAIN]}
 MTLS = {"bind": "0.0.0.0:7081", "url": "https://broker.example:7081"}
 TLS = {"cert_file": "/c", "key_file": "/k"}
@@ -127,6 +128,7 @@ def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
             {**ISSUER, "audience": "http://127.0.0.1:7080"}]},
         {"issuers": [{**ISSUER, "audience": "x", "reusable": True, "audience_list": True}]},
         {"issuers": [DOMAIN]},
+        {"issuers": [PKI], "tls": TLS, "mtls": MTLS},
         {**DOMAINS, "tls": TLS, "mtls": MTLS, "targets": {"a": VAULT}},
         {**DOMAINS, "mtls": {**MTLS, "bind": "127.0.0.1:1", "terminator": "loopback"}},
         {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "terminator": "spiffe://a.example/edge"}},

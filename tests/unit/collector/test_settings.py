@@ -39,6 +39,11 @@ REFUSED = {
         LEAST | {"issuers": [{**LEAST["issuers"][0], "use": "admin"}]},
         "use: admin is the broker's",
     ),
+    "a cluster": ({"issuers": [ISSUER | {"kind": "kubernetes"}]}, "are for the broker"),
+    "certificates": (
+        {"issuers": [{"issuer": "p", "kind": "x509", "use": "workload", "ca_file": "/c"}]},
+        "are for the broker",
+    ),
     "no port": (LEAST | {"bind": "127.0.0.1"}, "not host:port"),
     "a reader of an issuer that is not trusted": (
         LEAST | {"readers": [{"issuer": "https://x", "subject": "s"}]},

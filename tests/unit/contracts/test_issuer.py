@@ -246,6 +246,22 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "never signed with EdDSA",
     ),
+    "roots of tokens": ({"jwks_file": FILE, "ca_file": FILE}, "give one of"),
+    "roots alone": ({"ca_file": FILE}, "ca_file is for kind: x509"),
+    "a PKI without roots": ({"kind": "x509", "audience": ""}, "give ca_file"),
+    "a PKI with keys": (
+        {"kind": "x509", "audience": "", "ca_file": FILE, "jwks_file": FILE},
+        "give ca_file, and no other",
+    ),
+    "a PKI with an audience": ({"kind": "x509", "ca_file": FILE}, "leave audience and claims out"),
+    "a PKI's users": (
+        {"kind": "x509", "audience": "", "ca_file": FILE, "use": "user"},
+        "kind: x509 is for use: workload",
+    ),
+    "a PKI for nobody": (
+        {"kind": "x509", "audience": "", "ca_file": FILE, "subjects": ()},
+        "subjects is empty",
+    ),
     "no subjects": ({"jwks_file": FILE, "subjects": ()}, "subjects is empty"),
     "a subject of two stars": ({"jwks_file": FILE, "subjects": ("a/*/*",)}, r"one \*"),
     "no claim tables": ({"jwks_file": FILE, "claims": ()}, "claims is empty"),

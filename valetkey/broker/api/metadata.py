@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from valetkey.broker.api import introspect, jwks, revoke, token
-from valetkey.contracts.issuer import IssuerSettings
+from valetkey.contracts.issuer import IssuerSettings, Kind
 from valetkey.contracts.oauth import DETAILS_HTTP_CALL, GRANT_DEFERRED, GRANT_TOKEN_EXCHANGE
 
 PATH: Final = "/.well-known/oauth-authorization-server"
@@ -30,16 +30,16 @@ class MetadataEndpoint:
         mtls: str | None = None,
     ) -> None:
         workload = [trusted for trusted in issuers if trusted.use == "workload"]
-        # draft-ietf-oauth-spiffe-client-auth §4 names the first.
-        methods = sorted(
+        kinds = {trusted.kind for trusted in workload}
+        methods = _methods(kinds, mtls=mtls is not None)
+        algorithms = sorted(
             {
-                "spiffe_jwt" if trusted.kind == "spiffe" else "private_key_jwt"
+                algorithm
                 for trusted in workload
+                if trusted.kind != "x509"
+                for algorithm in trusted.algorithms
             }
         )
-        if mtls is not None:
-            methods.append("spiffe_x509")
-        algorithms = sorted({algorithm for trusted in workload for algorithm in trusted.algorithms})
         document: dict[str, object] = {
             "issuer": issuer,  # RFC 8414 §3.3: what the client built the URL from
             "token_endpoint": issuer + token.PATH,
@@ -71,3 +71,15 @@ class MetadataEndpoint:
             body=self._body,
             headers={"Content-Type": "application/json", "Cache-Control": "public, max-age=3600"},
         )
+
+
+def _methods(kinds: set[Kind], *, mtls: bool) -> list[str]:
+    """How clients authenticate (RFC 8414 §2); draft-ietf-oauth-spiffe-client-auth §4 names two."""
+    methods = []
+    if kinds & {"oidc", "kubernetes"}:
+        methods.append("private_key_jwt")
+    if "spiffe" in kinds:
+        methods += ["spiffe_jwt", "spiffe_x509"] if mtls else ["spiffe_jwt"]
+    if "x509" in kinds and mtls:
+        methods.append("tls_client_auth")
+    return methods

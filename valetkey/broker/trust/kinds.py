@@ -6,6 +6,7 @@ from typing import Final
 
 from valetkey.broker.trust.kubernetes import KubernetesIssuer
 from valetkey.broker.trust.oidc import OidcIssuer
+from valetkey.broker.trust.pki import CertificateIssuer
 from valetkey.contracts.issuer import IssuerKinds
 from valetkey.contracts.spiffe import SpiffeIssuer
 
@@ -13,4 +14,5 @@ KINDS: Final[IssuerKinds] = {
     "oidc": OidcIssuer,
     "kubernetes": KubernetesIssuer,
     "spiffe": SpiffeIssuer,
+    "x509": CertificateIssuer,
 }

@@ -1,8 +1,8 @@
 """Clients by certificate: mutual TLS at a listener of its own (RFC 8705).
 
 - TLS proves that the client has the certificate's key; whose it is, and whether its chain holds,
-  is judged here by the bundle of the trust domain that it names. What OpenSSL accepted in the
-  handshake is only a first sieve, over the roots of all trust domains together.
+  is judged here by the bundle of the trust domain that it names, or by the roots of a PKI. What
+  OpenSSL accepted in the handshake is only a first sieve, over all roots together.
 - Behind a terminator the certificate comes in a header (RFC 9440). Such a header is read from the
   settings' own terminator alone: everything on a loopback listener that is for nothing else, or a
   peer that has authenticated as the terminator's SPIFFE ID. From anybody else it is refused, not
@@ -25,13 +25,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from valetkey.broker.mtls_settings import LOOPBACK, MtlsSettings
 from valetkey.broker.trust.certificate_header import CERT, CHAIN, read_certificates
-from valetkey.broker.trust.spiffe import read_authorities, verify_chain, workload_of
+from valetkey.broker.trust.pki import client_of, names_spiffe_id
+from valetkey.broker.trust.roots import Roots
+from valetkey.broker.trust.spiffe import workload_of
 from valetkey.broker.trust.tokens import VerifiedToken
 from valetkey.contracts import binding, codes
 from valetkey.contracts.errors import CallerError
-from valetkey.contracts.issuer import Admission, IssuerSettings, read_pinned
+from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
-from valetkey.contracts.keys import KeySource
 from valetkey.contracts.service import TlsSettings
 
 # A chain that held is taken to hold for as long as keys of tokens are (contracts/issuer.py).
@@ -82,9 +83,9 @@ class Certificates:
         self._base = settings.url if settings is not None else ""
         self._terminator = settings.terminator if settings is not None else ""
         self._ports: set[int] = set()
-        self._domains = {
-            issuer.issuer: _TrustDomain(issuer) for issuer in issuers if issuer.kind == "spiffe"
-        }
+        roots = [Roots(issuer) for issuer in issuers if issuer.kind in {"spiffe", "x509"}]
+        self._domains = {one.settings.issuer: one for one in roots if one.settings.kind == "spiffe"}
+        self._pkis = [one for one in roots if one.settings.kind == "x509"]
         self._held: TTLCache[bytes, _Held] = TTLCache(_REMEMBERED_MOST, _REMEMBERED)
 
     def listens(self, port: int) -> None:
@@ -162,19 +163,36 @@ class Certificates:
             leaf, *intermediates = [x509.load_der_x509_certificate(der) for der in chain]
         except ValueError as error:
             raise TokenInvalid("a certificate can't be read") from error
-        identity = workload_of(leaf)
-        domain = self._domains.get(identity.trust_domain)
-        if domain is None:
-            raise TokenInvalid("the certificate is of a foreign trust domain")
-        # A certificate makes no claims, so none of it holds in a table of them.
-        domain.admission.check(str(identity), {})
-        await domain.verify(leaf, intermediates, now=now)
+        roots, subject = await self._find(leaf, intermediates, now)
         return _Held(
-            domain.settings,
-            str(identity),
+            roots.settings,
+            subject,
             leaf.not_valid_before_utc.timestamp(),
             leaf.not_valid_after_utc.timestamp(),
         )
+
+    async def _find(
+        self, leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], now: float
+    ) -> tuple[Roots, str]:
+        """Whose certificate it is, and the name of its client there. Raises `TokenInvalid`."""
+        if names_spiffe_id(leaf):
+            identity = workload_of(leaf)
+            subject = str(identity)
+            domain = self._domains.get(identity.trust_domain)
+            if domain is None:
+                raise TokenInvalid("the certificate is of a foreign trust domain")
+            await domain.verify(subject, leaf, intermediates, now=now)
+            return domain, subject
+        subject = client_of(leaf)
+        refused = TokenInvalid("no issuer's certificates have such names")
+        for roots in self._pkis:
+            try:
+                await roots.verify(subject, leaf, intermediates, now=now)
+            except TokenInvalid as error:
+                refused = error
+            else:
+                return roots, subject
+        raise refused
 
     async def keep_roots(self) -> None:
         """Let handshakes know the roots of all bundles, until cancelled."""
@@ -186,8 +204,8 @@ class Certificates:
         """Add the current roots. None is taken out: `of` judges by the current bundle alone."""
         if self.context is None:
             return
-        for domain in self._domains.values():
-            for authority in await domain.new_authorities():
+        for roots in (*self._domains.values(), *self._pkis):
+            for authority in await roots.not_known():
                 self.context.load_verify_locations(cadata=authority.public_bytes(Encoding.DER))
 
 
@@ -197,43 +215,6 @@ class _Held:
     subject: str
     begins: float
     expires: float
-
-
-class _TrustDomain:
-    """The roots of one trust domain, fetched as its keys for tokens are."""
-
-    def __init__(self, settings: IssuerSettings) -> None:
-        self.settings = settings
-        self.admission = Admission(settings)
-        self._source = KeySource(settings.issuer, self._read, read_authorities)
-        self._known: set[bytes] = set()
-        """Roots that handshakes know already, by their whole DER."""
-
-    async def verify(
-        self, leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], *, now: float
-    ) -> None:
-        """Once more with newer roots, if the chain does not hold with those at hand."""
-        authorities = await self._source.current()
-        try:
-            verify_chain(leaf, intermediates, authorities, now=now)
-        except TokenInvalid:
-            newer = await self._source.newer(authorities)
-            if newer is None or newer == authorities:
-                raise
-            verify_chain(leaf, intermediates, newer, now=now)
-
-    async def new_authorities(self) -> list[x509.Certificate]:
-        """Roots that were not given out before."""
-        try:
-            current = await self._source.current()
-        except TokenInvalid:  # said in the log by the source; handshakes go on with what there is
-            return []
-        new = [one for one in current if one.public_bytes(Encoding.DER) not in self._known]
-        self._known |= {one.public_bytes(Encoding.DER) for one in new}
-        return new
-
-    async def _read(self) -> bytes:
-        return await read_pinned(self.settings)
 
 
 def server_context(tls: TlsSettings) -> ssl.SSLContext:
@@ -265,7 +246,7 @@ def _peer_chain(tls: Any) -> list[bytes]:
     public = getattr(tls, "get_unverified_chain", None)
     if public is not None:
         return list(public())
-    sent = tls._sslobj.get_unverified_chain() or []
+    sent = (tls._sslobj.get_unverified_chain() if tls._sslobj is not None else None) or []
     return [one.public_bytes(_ENCODING_DER) for one in sent]
 
 

@@ -98,6 +98,9 @@ class PartyResolver:
 
     async def _check_actor(self, compact: str, client: Client) -> float:
         """The earlier expiry of assertion and actor token."""
+        if not compact and not client.compact:
+            # It came by certificate, and may have no token: RFC 8693 §2.1 leaves the actor's out.
+            return client.assertion.expires
         if not compact:
             raise CallerError(codes.ACTOR_MISMATCH, "a user's token without an actor")
         if compact == client.compact:

@@ -48,8 +48,11 @@ async def resolve(
         Secret(subject), Secret(actor), TOKEN_TYPE_ACCESS, "a", "", ("s",), (), ()
     )
     client = Client(await verifier.verify(own, use="workload"), own, "")
-    resolver = PartyResolver(verifier, revoked or Revoked(), issuer=URL, recognise=lambda _: None)
-    return await resolver.resolve(request, client)
+    return await resolver(verifier, revoked).resolve(request, client)
+
+
+def resolver(verifier: TokenVerifier, revoked: Revoked | None = None) -> PartyResolver:
+    return PartyResolver(verifier, revoked or Revoked(), issuer=URL, recognise=lambda _: None)
 
 
 async def test_the_workload_itself(setup: Setup) -> None:
@@ -70,6 +73,23 @@ async def test_a_user(setup: Setup) -> None:
     assert (user.issuer, user.subject, user.expires) == (USERS, "alice", setup.clock() + 50)
     assert user.claims["act"] == {"sub": "x"}
     assert user.txn == ""
+
+
+async def test_who_came_by_certificate_may_leave_the_actor_out(setup: Setup) -> None:
+    own = await setup.verifier.verify(setup.token(ttl=100), use="workload")
+    alice = setup.token(USERS, "alice", ttl=50)
+    for compact, good in (("", True), ("a token", False)):
+        client = Client(own, compact, "", certificate="x5t")
+        request = ExchangeRequest(
+            Secret(alice), Secret(""), TOKEN_TYPE_ACCESS, "a", "", ("s",), (), ()
+        )
+        resolving = resolver(setup.verifier).resolve(request, client)
+        if good:
+            acting, user = await resolving
+            assert (acting, user.subject) == (Party(IDP, BOT, setup.clock() + 100), "alice")
+        else:
+            with pytest.raises(CallerError, match=r"actor\.mismatch"):
+                await resolving
 
 
 async def test_the_earlier_expiry_of_assertion_and_actor_counts(setup: Setup) -> None:
