@@ -23,6 +23,7 @@ AGENT: Final = "spiffe://demo.example/ns/agents/sa/bot"
 CONSOLE: Final = "spiffe://demo.example/ns/support/sa/console"
 AUDITOR: Final = "spiffe://demo.example/ns/security/sa/auditor"
 USER: Final = "user-7"
+APPROVER: Final = "olga"
 _LIFETIME: Final = 12 * 3600  # as long as somebody may keep the demo running
 
 

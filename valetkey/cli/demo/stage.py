@@ -14,9 +14,11 @@ import yaml
 
 from valetkey.cli.demo.identity import (
     AGENT,
+    APPROVER,
     AUDITOR,
     CONSOLE,
     PEOPLE,
+    USER,
     WORKLOADS,
     Issuer,
     write_private,
@@ -43,6 +45,15 @@ GRANTS: Final[list[dict[str, Any]]] = [
         "scopes": ["attachments:read"],
     },
     {
+        "id": "agent-closes-tickets",
+        "workload": AGENT,
+        "issuer": WORKLOADS,
+        "target": "tickets",
+        "scopes": ["tickets:close"],
+        "on_behalf_of": "users",
+        "approval": {"quorum": 1, "expires": "10m"},
+    },
+    {
         "id": "console-deletes-tickets",
         "workload": CONSOLE,
         "issuer": WORKLOADS,
@@ -53,7 +64,7 @@ GRANTS: Final[list[dict[str, Any]]] = [
 
 
 def _route(
-    name: str, method: str, path: str, scope: str, target: str = "tickets", **more: str
+    name: str, method: str, path: str, scope: str, target: str = "tickets", **more: Any
 ) -> dict[str, Any]:
     match = {"methods": [method], "path": path}
     return {"id": name, "target": target, "match": match, "scopes": [scope], **more}
@@ -64,6 +75,14 @@ ROUTES: Final = [
     _route("tickets-read", "GET", "/api/tickets/{id}", "tickets:read"),
     _route("tickets-comment", "POST", "/api/tickets/{id}/comments", "tickets:comment"),
     _route("tickets-delete", "DELETE", "/api/tickets/{id}", "tickets:delete", audit="durable"),
+    _route(
+        "tickets-close",
+        "POST",
+        "/api/tickets/{id}/close",
+        "tickets:close",
+        approval={"hold": "4s"},
+        audit="durable",
+    ),
     _route("attachments", "GET", "/api/attachments/{id}", "attachments:read", "attachments"),
 ]
 
@@ -160,6 +179,14 @@ class Stage:
                 "master_key_file": str(self.directory / "master.key"),
                 "grants_file": str(self.directory / "config" / "grants.yaml"),
                 "issuers": [workloads, people],
+                "admin": {
+                    "issuers": [self.people.trust(self.broker_url, "admin")],
+                    # Both may approve, but nobody what they asked for.
+                    "roles": [
+                        {"role": "approver", "issuer": PEOPLE, "subjects": [APPROVER, USER]},
+                    ],
+                },
+                "approvals": {"deferred": True, "interval": "1s"},
                 "targets": {
                     "tickets": {"audience": TICKETS, "credential": "bearer"},
                     "attachments": {"audience": ATTACHMENTS, "credential": "dpop"},

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from valetkey.cli.demo import record
 from valetkey.cli.demo.agent import Answer, Arrivals, Client, counter
+from valetkey.cli.demo.approval import ApprovalStep
 from valetkey.cli.demo.identity import AGENT, CONSOLE, USER, exchange
 from valetkey.cli.demo.screen import Checks
 from valetkey.cli.demo.stage import Stage
@@ -34,6 +35,7 @@ class Story:
         self._api = Client(stage.api_port)
         self._arrivals = Arrivals(stage.record)
         self._auditor = record.Auditor(stage.collector_port, stage.reader_token_file)
+        self._approval = ApprovalStep(stage, self._agent, self._arrivals, self._auditor)
 
     def steps(self) -> list[tuple[str, Callable[[Checks], None]]]:
         """Title and action of each step, in order."""
@@ -43,6 +45,7 @@ class Story:
             ("It sends a stolen Authorization header", self.stolen_header),
             ("It acts for a user", self.acts_for_a_user),
             ("It calls a target that wants sender-constrained tokens (DPoP)", self.dpop),
+            ("Closing a ticket needs a person's yes", self._approval.tell),
             ("The broker stops, and comes back", self.broker_stops),
             ("The collector is killed under load, and comes back", self.collector_is_killed),
             ("The record is verified, and one byte of a copy is changed", self.verify),

@@ -225,6 +225,10 @@ def _delete(request: web.Request, caller: str) -> dict[str, Any]:
     return {"ticket": request.match_info["id"], "deleted_by": caller}
 
 
+def _close(request: web.Request, caller: str) -> dict[str, Any]:
+    return {"ticket": request.match_info["id"], "closed_by": caller}
+
+
 def _attachment(request: web.Request, caller: str) -> dict[str, Any]:
     return {"attachment": request.match_info["id"], "shown_to": caller}
 
@@ -238,12 +242,13 @@ def make_app(issuer: str, url: str, record: TextIO) -> web.Application:
     guard = Guard(AuthorizationServer(issuer), url, record)
     app = web.Application()
     read, comment = Needs(TICKETS, "tickets:read"), Needs(TICKETS, "tickets:comment")
-    delete = Needs(TICKETS, "tickets:delete")
+    delete, close = Needs(TICKETS, "tickets:delete"), Needs(TICKETS, "tickets:close")
     attachment = Needs(ATTACHMENTS, "attachments:read", dpop=True)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/tickets", guard(read, _tickets))
     app.router.add_get("/api/tickets/{id}", guard(read, _ticket))
     app.router.add_post("/api/tickets/{id}/comments", guard(comment, _comment, 201))
+    app.router.add_post("/api/tickets/{id}/close", guard(close, _close))
     app.router.add_delete("/api/tickets/{id}", guard(delete, _delete))
     app.router.add_get("/api/attachments/{id}", guard(attachment, _attachment))
     return app

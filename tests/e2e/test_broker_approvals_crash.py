@@ -1,0 +1,201 @@
+"""kill -9 of a broker while people approve and workloads use it: nothing acknowledged is lost.
+
+Nor is anything half done: each vote has the record of who cast it and the notice of what came of
+it, no approval gave more tokens than people said, and no code was redeemed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.e2e.test_broker_grants_crash import items
+from tests.integration.approvals_support import APPROVALS, CLOSING, closing
+from tests.integration.broker_support import GRANTS, Served, World, free_url
+from tests.support.postgres import Postgres
+from tests.support.procs import Program
+from valetkey.contracts import oauth
+
+_CLIENTS = 3
+_USES = 2
+_EXPECTED = {
+    "approval.required", "approval.pending", "approval.slow_down", "approval.code_invalid",
+    "approval.closed", "approval.voted", "service.unavailable",
+}  # fmt: skip
+
+
+@dataclass
+class Load:
+    """Workloads that ask and use, people who decide, a receiver that is told."""
+
+    served: Served
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    approved: set[str] = field(default_factory=set)
+    denied: set[str] = field(default_factory=set)
+    issued: Counter[str] = field(default_factory=Counter)
+    redeemed: Counter[str] = field(default_factory=Counter)
+    told: set[tuple[str, str]] = field(default_factory=set)
+    faults: list[Any] = field(default_factory=list)
+    stopped: bool = False
+
+    async def client(self) -> None:
+        while not self.stopped:
+            try:
+                await self._step(f"/api/tickets/{next(self.numbers)}/close")
+            except (aiohttp.ClientError, ConnectionError):
+                await asyncio.sleep(0.01)  # it is being started again
+
+    async def more(self, count: int) -> None:
+        wanted = len(self.approved) + count
+        async with asyncio.timeout(60):
+            while len(self.approved) < wanted:
+                await asyncio.sleep(0.005)
+
+    async def hear(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.told.add((body["type"], body["data"]["id"]))
+        return web.Response(status=204)
+
+    async def _step(self, path: str) -> None:
+        """A request is made, decided, and used twice as often as it may be, by two ways."""
+        answer = await self._exchange(path, completion_mode=oauth.COMPLETION_DEFERRED)
+        approval, code = answer.get("approval_id", ""), answer.get("deferral_code", "")
+        if not code:
+            return
+        if random.random() < 0.2:
+            if await self._decide(approval, "deny", {"reason": "no"}):
+                self.denied.add(approval)
+            return
+        if await self._decide(approval, "approve", {"reason": "ok", "uses": _USES}):
+            self.approved.add(approval)
+        await asyncio.gather(*(self._poll(code, approval) for _ in range(2)))
+        for _ in range(_USES + 1):
+            answer = await self._exchange(path)
+            if "access_token" in answer:
+                self.issued[answer["approval"]] += 1
+
+    async def _exchange(self, path: str, **more: Any) -> dict[str, Any]:
+        world = self.served.world
+        form = world.form(world.workload(), **closing(path), **more)
+        return self._known((await self.served.exchange(form))[1])
+
+    async def _poll(self, code: str, approval: str) -> None:
+        form = {
+            "grant_type": oauth.GRANT_DEFERRED,
+            "deferral_code": code,
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": self.served.world.workload(),
+        }
+        answer = self._known((await self.served.exchange(form))[1])
+        if "access_token" in answer:
+            self.redeemed[code] += 1
+            self.issued[approval] += 1
+
+    async def _decide(self, approval: str, verdict: str, body: Any) -> bool:
+        token = self.served.world.admin("olga", role="approver")
+        path = f"/v1/approvals/{approval}/{verdict}"
+        status, answer, _ = await self.served.manage("POST", path, body, token=token)
+        self._known(answer)
+        return status == 200
+
+    def _known(self, answer: dict[str, Any]) -> dict[str, Any]:
+        if "code" in answer and answer["code"] not in _EXPECTED:
+            self.faults.append(answer)
+        return answer
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
+    fast = {"rate": 1000, "burst": 1000}
+    chosen: dict[str, Any] = {"log_level": "info", "limits": {"admin": fast, "exchanges": fast}}
+    if request.param == "postgres":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        chosen["database"] = postgres.database()
+    return chosen
+
+
+@pytest.mark.timeout(600)
+async def test_what_was_acknowledged_stands_and_nothing_is_half_done(
+    tmp_path: Path, overrides: dict[str, Any], kills: int
+) -> None:
+    secret = tmp_path / "webhook.secret"
+    secret.write_bytes(b"whsec_" + base64.b64encode(b"x" * 32))
+    secret.chmod(0o600)
+    async with aiohttp.ClientSession() as client:
+        world = World(tmp_path / "world", free_url(), clock=time.time, overrides=overrides)  # type: ignore[arg-type]
+        load = Load(Served(world, None, client))  # type: ignore[arg-type]
+        app = web.Application()
+        app.router.add_post("/", load.hear)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        hook = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        webhook = {"name": "ops", "url": hook, "secret_file": str(secret)}
+        world.overrides |= {
+            "bind": world.url.removeprefix("http://"),
+            "approvals": {**APPROVALS, "open": 10_000, "notices": {"webhooks": [webhook]}},
+        }
+        world.root.mkdir()
+        world.write_grants([*GRANTS, CLOSING])
+        program = Program.of("broker", world.write(), tmp_path / "run")
+        async with program:
+            clients = [asyncio.create_task(load.client()) for _ in range(_CLIENTS)]
+            for _ in range(kills):
+                await load.more(random.randint(2, 6))
+                await asyncio.sleep(random.uniform(0, 0.05))  # any moment, not always the same one
+                program.kill()
+                program.start()
+                await program.listening()
+            await load.more(3)
+            load.stopped = True
+            await asyncio.gather(*clients)
+            report = await check(load)
+        await runner.cleanup()
+    print(f"{kills} kills, {report}")
+
+
+async def check(load: Load) -> str:
+    stored = {item["id"]: item for item in await items(load.served, "/v1/approvals")}
+    assert not load.faults, load.faults[:3]
+    approved = {name for name, item in stored.items() if item["state"] in {"approved", "used"}}
+    denied = {name for name, item in stored.items() if item["state"] == "denied"}
+    assert load.approved <= approved, "acknowledged and lost"
+    assert load.denied <= denied, "acknowledged and lost"
+    # Done wholly or not at all: with each vote its record, in both directions.
+    actions = await items(load.served, "/v1/admin/actions")
+    for verdict, found in (("approve", approved), ("deny", denied)):
+        recorded = [each["subject"] for each in actions if each["action"] == f"approval.{verdict}"]
+        assert Counter(recorded) == Counter(found)
+        assert all(len(stored[name]["votes"]) == 1 for name in found)
+    _, verdict, _ = await load.served.manage("GET", "/v1/admin/actions/verify")
+    assert verdict["broken_at"] is None
+    assert not set(load.issued) - approved
+    for name in approved:
+        # A use may be spent on a token that nobody got; there is never a token without a use.
+        assert load.issued[name] <= stored[name]["used"] <= _USES, name
+    assert all(count == 1 for count in load.redeemed.values())
+    # And all of it is told: a claim of a broker that died is free again after two minutes, so what
+    # it was telling just then is not waited for.
+    told = {("approval.requested", name) for name in stored}
+    told |= {("approval.approved", name) for name in approved}
+    told |= {("approval.denied", name) for name in denied}
+    async with asyncio.timeout(30):
+        while len(told - load.told) > len(told) // 10:
+            await asyncio.sleep(0.1)
+    spent = sum(stored[name]["used"] for name in approved) - sum(load.issued.values())
+    return (
+        f"{len(load.approved)} approvals acknowledged, {len(approved)} stored, {len(load.denied)} "
+        f"denials, {sum(load.issued.values())} tokens, {spent} uses spent without one, "
+        f"{len(load.told)} of {len(told)} notices"
+    )
