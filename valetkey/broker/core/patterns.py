@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -29,6 +30,10 @@ _VARIABLE: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 _REST: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\*\}")
 # %2f %5c %00 change where a segment ends for some readers, %25XX invites a second decode.
 _ENCODED_TRAP: Final = re.compile(r"%(?:2f|5c|00|25[0-9a-f]{2})", re.IGNORECASE)
+# RFC 3986 §2.3: escapes of unreserved characters.
+_NEEDLESS_ESCAPE: Final = re.compile(
+    r"%(?:2[de]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +77,48 @@ class PathPattern:
             for mine, yours in zip(ours, theirs, strict=False)
         )
 
-    def overlaps(self, other: PathPattern) -> bool:
-        """Whether some path is matched by both."""
-        ours, theirs = self.segments, other.segments
-        if len(ours) + self.rest > len(theirs) and not other.rest:
+    def may_meet(self, other: PathPattern) -> bool:
+        """Whether some path is matched by both, to any reader.
+
+        Read laxly: without case, the last slash and path parameters, all escapes decoded. Two
+        patterns that never meet by this are apart for every target.
+        """
+        ours, theirs = _laxly(self.segments), _laxly(other.segments)
+        if len(ours) > len(theirs) and not other.rest:
             return False
-        if len(theirs) + other.rest > len(ours) and not self.rest:
+        if len(theirs) > len(ours) and not self.rest:
             return False
         return all(
-            mine == yours if mine is not None and yours is not None else mine != "" != yours
+            mine == yours or not mine or not yours
             for mine, yours in zip(ours, theirs, strict=False)
         )
 
     @property
     def plain(self) -> str | None:
-        """The one path that is matched, or ``None`` where there are many."""
-        if self.rest or None in self.segments:
+        """The one path that is matched, in the form that has no other spelling.
+
+        ``None`` where there are many paths, where one has parameters (a target may cut them), and
+        where escapes stand for what needs none (RFC 3986 §6.2.2.2).
+        """
+        text = "/" + "/".join(segment or "" for segment in self.segments)
+        if self.rest or None in self.segments or ";" in text or _NEEDLESS_ESCAPE.search(text):
             return None
-        return "/" + "/".join(segment or "" for segment in self.segments)
+        return text
 
     def __str__(self) -> str:
         parts = ["{}" if segment is None else segment for segment in self.segments]
         return "/" + "/".join([*parts, "{*}"] if self.rest else parts)
+
+
+def _laxly(segments: tuple[str | None, ...]) -> list[str | None]:
+    """Segments as a target may compare them that decodes, cuts parameters and folds case."""
+    read = [None if segment is None else _fold(segment) for segment in segments]
+    return read[:-1] if read and read[-1] == "" else read
+
+
+def _fold(segment: str) -> str:
+    text = unquote_to_bytes(segment).decode(errors="replace").partition(";")[0]
+    return unicodedata.normalize("NFKC", text).upper().casefold()
 
 
 def _split(text: str) -> list[str]:

@@ -10,7 +10,8 @@ Invariants:
 - What a request leaves open is left out of the context (`cedar_schema.OPEN`), and where a policy
   reads it, nothing is permitted.
 - Where a policy names a tool, a request for many tools is asked about that tool by itself; where it
-  names a route, a request that lies only partly in the route is not permitted.
+  names a route, a request that lies only partly in the route, or only to a target that reads paths
+  laxly (without case, the last slash, parameters), is not permitted.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _parents(slice_: Slice, call: Call | None) -> tuple[tuple[str, str], ...] | 
     for name, route in slice_.routes:
         if call is not None and route.includes(call):
             parents.append(("Route", name))
-        elif call is None or route.overlaps(call):
+        elif call is None or route.may_meet(call):
             return None
     return tuple(parents)
 

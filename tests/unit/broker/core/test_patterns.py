@@ -155,3 +155,57 @@ def test_what_is_included_matches_nothing_more(condition: str, asked: str, path:
     concrete = PathPattern.literal(path)
     if own.includes(other) and other.includes(concrete):
         assert own.includes(concrete)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("/a/{id}", "/a/7", True),
+        ("/a/{id}", "/{x}/b", True),
+        ("/a/{id}", "/b/7", False),
+        ("/a/{id}", "/a/7/c", False),
+        ("/a/{rest*}", "/a/b/c", True),
+        ("/a/{rest*}", "/{x}/{y}", True),
+        ("/a/{rest*}", "/b/{rest*}", False),
+        ("/{rest*}", "/a", True),
+        ("/a/b", "/A/b", True),
+        ("/a/b", "/a/b/", True),
+        ("/a/{rest*}", "/a", True),
+        ("/a/b", "/a;v=1/b;w", True),
+        ("/a/b", "/%61/b", True),
+        ("/a/b", "/a/b%3bx", True),
+        ("/a/s", "/a/%C5%BF", True),  # the long s
+        ("/a/b", "/a/c", False),
+        ("/a/b", "/a/b/c", False),
+    ],
+)
+def test_paths_that_two_patterns_may_share(one: str, other: str, expected: bool) -> None:
+    first, second = PathPattern.parse(one), PathPattern.parse(other)
+    assert first.may_meet(second) is expected
+    assert second.may_meet(first) is expected
+
+
+@given(PATTERN, PATTERN, CONCRETE)
+def test_patterns_that_share_a_path_may_meet(one: str, other: str, path: str) -> None:
+    first, second, concrete = map(PathPattern.parse, (one, other, path))
+    assert first.may_meet(first)
+    if first.includes(concrete) and second.includes(concrete):
+        assert first.may_meet(second)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("/", "/"),
+        ("/a/b", "/a/b"),
+        ("/a/", "/a/"),
+        ("/a%20b", "/a%20b"),
+        ("/a/{id}", None),
+        ("/a/{rest*}", None),
+        ("/%61", None),
+        ("/a%7E", None),
+        ("/a;b", None),
+    ],
+)
+def test_the_plain_path(pattern: str, expected: str | None) -> None:
+    assert PathPattern.parse(pattern).plain == expected

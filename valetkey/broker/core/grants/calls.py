@@ -49,9 +49,9 @@ class Call:
             and self._includes_messages(other.messages)
         )
 
-    def overlaps(self, other: Call) -> bool:
-        """Whether some call is one of both, whatever the messages are."""
-        return not self.methods.isdisjoint(other.methods) and self.path.overlaps(other.path)
+    def may_meet(self, other: Call) -> bool:
+        """Whether some call is one of both to any reader of paths, whatever the messages are."""
+        return not self.methods.isdisjoint(other.methods) and self.path.may_meet(other.path)
 
     def _includes_messages(self, others: tuple[MessagePattern, ...] | None) -> bool:
         """Whether each of these messages is one of ours; any message at all is only in any."""
