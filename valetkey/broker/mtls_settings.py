@@ -52,17 +52,22 @@ def check_certificates(
     mtls: MtlsSettings | None,
     issuers: Iterable[IssuerSettings],
     *,
+    main: str,
     bound: Sequence[str],
     has_tls: bool,
 ) -> None:
     """Whether the listener and the rest of the broker's settings make sense of each other.
 
-    ``bound`` are the targets whose tokens are bound to certificates. Raises `ValueError`.
+    ``main`` is the address of the main listener, ``bound`` are the targets whose tokens are bound
+    to certificates. Raises `ValueError`.
     """
     if mtls is None:
         if bound:
             raise ValueError(f"target {bound[0]}: credential: mtls needs the listener in mtls")
         return
+    # Connections are told apart by the port that they came to.
+    if _port(mtls.bind) == _port(main) != 0:
+        raise ValueError("mtls.bind: take another port than that of bind")
     if mtls.terminator != LOOPBACK and not has_tls:
         raise ValueError("mtls: give tls a certificate and key, or set terminator: loopback")
     known = [issuer for issuer in issuers if issuer.kind in {"spiffe", "x509"}]
@@ -75,6 +80,13 @@ def check_certificates(
         domain = SpiffeId.parse(mtls.terminator).trust_domain
         if domain not in domains:
             raise ValueError("mtls.terminator is of a trust domain that is no issuer")
+
+
+def _port(bind: str) -> int:
+    try:
+        return address(bind)[1]
+    except ConfigError as error:
+        raise ValueError(f"mtls.bind: {error}") from error
 
 
 def _host(bind: str) -> str:

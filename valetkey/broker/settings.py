@@ -278,6 +278,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
         check_certificates(
             self.mtls,
             self.issuers,
+            main=self.bind,
             bound=[name for name, target in self.targets.items() if target.credential == "mtls"],
             has_tls=isinstance(self.tls, TlsSettings),
         )

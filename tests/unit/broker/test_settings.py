@@ -98,6 +98,8 @@ def test_defaults() -> None:
         ("mtls without a trust domain", {"mtls": MTLS, "tls": TLS}, "no certificate could count"),
         ("mtls without a certificate", {**DOMAINS, "mtls": MTLS}, "give tls"),
         ("mtls behind any terminator", {**DOMAINS, "mtls": MTLS, "tls": "terminated"}, "give tls"),
+        ("mtls at the port of the others", {**DOMAINS, "tls": TLS, "mtls": {
+            **MTLS, "bind": "127.0.0.2:7080"}}, "another port"),
         ("mtls at plain http", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "http://x"}},
          "https"),
         ("mtls with a path", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "https://x/"}},

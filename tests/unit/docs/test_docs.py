@@ -14,6 +14,8 @@ import pytest
 
 from valetkey.broker.core.grants import Call, GrantsFile, Policy, Target
 from valetkey.broker.metrics import Metrics as BrokerMetrics
+from valetkey.broker.mtls_settings import MtlsSettings
+from valetkey.broker.settings import TargetSettings
 from valetkey.cli.check import check_file
 from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.reference import FILES, PROGRAMS
@@ -21,9 +23,10 @@ from valetkey.cli.settings_table import sections
 from valetkey.collector.metrics import make_metrics
 from valetkey.contracts import codes, events, settings
 from valetkey.contracts.codes import Code
+from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.oauth import HttpCallDetails
 from valetkey.proxy.core.snapshot import compile_snapshot
-from valetkey.proxy.settings import ProxySettings
+from valetkey.proxy.settings import ProxySettings, WorkloadSettings
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")})
@@ -251,3 +254,26 @@ def test_the_command_s_help_names_what_the_pages_use() -> None:
             check=False,
         )
         assert done.returncode == 0, command
+
+
+def test_the_settings_of_the_how_to_load() -> None:
+    """Each block that is whole; some go on with what another one began."""
+
+    class Blocks(settings.Settings, frozen=True, kw_only=True):
+        issuers: tuple[IssuerSettings, ...] = ()
+        mtls: MtlsSettings | None = None
+        workload: WorkloadSettings | None = None
+        targets: dict[str, TargetSettings] = msgspec.field(default_factory=dict)
+
+    page = (ROOT / "docs/how-to/trust-issuers.md").read_text()
+    blocks = re.findall(r"((?:^    .*\n)+)", page, re.MULTILINE)
+    loaded = [
+        settings.parse(Blocks, textwrap.dedent(block), name="how-to", program="broker")
+        for block in blocks
+        if re.match(r"    (issuers|mtls|workload):\n", block)
+    ]
+    kinds = {issuer.kind for block in loaded for issuer in block.issuers}
+    assert kinds == {"kubernetes", "oidc", "spiffe", "x509"}
+    assert [block.mtls.terminator for block in loaded if block.mtls] == ["", "loopback"]
+    sources = [block.workload.identity for block in loaded if block.workload]
+    assert [source.spiffe is not None for source in sources] == [True]
