@@ -296,6 +296,7 @@ class World:
             "subject_token_type": oauth.TOKEN_TYPE_JWT,
             "audience": TICKETS,
             "scope": "tickets:read",
+            "capabilities": "dpop feed mcp_filter mtls single_use txn_token",
             **changes,
         }
         return {name: value for name, value in form.items() if value is not None}

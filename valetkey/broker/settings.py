@@ -41,6 +41,7 @@ from valetkey.broker.policy_settings import (
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.fetch import is_loopback
 from valetkey.contracts.issuer import IssuerSettings
+from valetkey.contracts.oauth import Capability
 from valetkey.contracts.service import TlsSettings, address
 from valetkey.contracts.settings import Duration, Settings, duration
 
@@ -57,7 +58,8 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     whether they are bound to the caller's key (``dpop``) or client certificate (``mtls``).
     ``txn_token``: the audience is a trust domain, and gets transaction tokens, of at most 5m.
     ``resource`` (default: the audience) is the URI under which RFC 8707 resource indicators must
-    lie. ``ttl`` replaces ``token_ttl``. ``environment`` and ``risk`` are for policies to read,
+    lie. ``ttl`` replaces ``token_ttl``. ``requires`` lists what a sidecar must be able to enforce
+    to get a credential for it at all. ``environment`` and ``risk`` are for policies to read,
     ``routes`` are calls that they name.
     """
 
@@ -65,6 +67,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     credential: Literal["bearer", "dpop", "mtls", "txn_token"]
     resource: str | None = None
     ttl: Duration | None = None
+    requires: tuple[Capability, ...] = ()
     environment: str = ""
     risk: Risk = "unrated"
     routes: dict[str, RouteSettings] = msgspec.field(default_factory=dict)
@@ -334,6 +337,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
                 resource=target.resource or target.audience,
                 credential=target.credential,
                 ttl=float(self.token_ttl if target.ttl is None else target.ttl),
+                requires=tuple(sorted(set(target.requires))),
             )
             for name, target in self.targets.items()
         )

@@ -285,6 +285,13 @@ EXCHANGE_TOKEN_TYPE: Final = _code(
     "and nothing else, :txn_token; a type comes with its token.",
     oauth="invalid_request",
 )
+EXCHANGE_CAPABILITY: Final = _code(
+    "exchange.capability",
+    403,
+    "The credential comes with a restriction (one use, MCP messages, the feed) that the caller "
+    "does not say it enforces: use a newer sidecar, or send capabilities.",
+    oauth="invalid_request",
+)
 EXCHANGE_CONTEXT: Final = _code(
     "exchange.context",
     400,

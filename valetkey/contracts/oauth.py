@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,10 @@ TOKEN_TYPE_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105
 ASSERTION_JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 # draft-ietf-oauth-spiffe-client-auth §3.1: a JWT-SVID, which has no `iss` and no `jti`
 ASSERTION_JWT_SPIFFE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
+
+# Ours, the parameter `capabilities`: restrictions that a caller enforces on what it gets. Once a
+# proof is sent, a client certificate shown or a transaction token asked for, that much is clear.
+Capability = Literal["dpop", "feed", "mcp_filter", "mtls", "single_use", "txn_token"]
 
 # The one `type` of RFC 9396 details that the spine speaks: a call that the sidecar is about to
 # make. `locations` is the target's resource, `actions` the HTTP methods, `identifier` the route,

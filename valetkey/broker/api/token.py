@@ -11,6 +11,7 @@ from aiohttp import web
 from valetkey.broker.api.wire import description, error_answer, json_answer, read_form
 from valetkey.broker.approval_gate import ApprovalGate, AwaitsApproval
 from valetkey.broker.cedar_files import CedarFiles
+from valetkey.broker.core.capabilities import needed
 from valetkey.broker.core.exchange import (
     ExchangeFacts,
     Issue,
@@ -117,6 +118,7 @@ class TokenEndpoint:
             asked, acting, user, client.proof, incidents, client.certificate, known=known
         )
         decision = self._decide(facts)
+        self._check_enforced(decision, asked.capabilities)
         await self._standings.note_attested(facts)
         while isinstance(decision, Issue) and not await self._claim(decision):
             # Another replica had the last use. That is known now, so the next decision rests on
@@ -144,10 +146,22 @@ class TokenEndpoint:
             asked, party, user, client.proof, incidents, client.certificate, known=known
         )
         decision = self._decide(facts)
+        self._check_enforced(decision, asked.capabilities)
         await self._standings.note_attested(facts)
         issue = await self._gate.redeem(waited, decision, facts)
         await self._claim_approved(issue)
         return self._answer(issue, asked.issued_token_type)
+
+    def _check_enforced(self, decision: Issue | NeedsApproval, able: frozenset[str]) -> None:
+        """Raises `CallerError` where the caller can't enforce what the credential is limited to."""
+        issue = decision.issue if isinstance(decision, NeedsApproval) else decision
+        target = self._policies.current.targets[issue.audience]
+        lacking = needed(decision, of_target=target.requires) - able
+        if lacking:
+            raise CallerError(
+                codes.EXCHANGE_CAPABILITY,
+                f"without {', '.join(sorted(lacking))}; workload {issue.client.subject}",
+            )
 
     async def _claim(self, issue: Issue) -> bool:
         """Claim the uses that the token takes, if it takes any. Raises `StoreError`."""

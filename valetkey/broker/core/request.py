@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from valetkey.contracts.secret import Secret
 
 MAX_DETAILS: Final = 16
 MAX_PURPOSE: Final = 500
+_CAPABILITY: Final = re.compile(r"[a-z][a-z_]{0,31}")
+_MAX_CAPABILITIES: Final = 32
 _MAX_SCOPES: Final = 64
 _MAX_IDENTIFIER: Final = 256
 _MAX_ACTIONS: Final = 64
@@ -60,6 +63,7 @@ class ExchangeRequest:
     ``deferred`` says that the client takes a deferral for an answer. ``purpose`` is what the asking
     side says of itself: for people to read, never for a decision. ``transaction`` is there where a
     transaction token is asked for; it ``replaces`` one where the subject token is such a token.
+    ``capabilities`` are the restrictions that the client says it enforces (`core.capabilities`).
     """
 
     subject_token: Secret
@@ -74,6 +78,7 @@ class ExchangeRequest:
     purpose: str = ""
     transaction: Transaction | None = None
     replaces: bool = False
+    capabilities: frozenset[str] = frozenset()
 
     def saved(self) -> dict[str, Any]:
         """What of it can be kept until people have decided: all but the tokens."""
@@ -83,6 +88,7 @@ class ExchangeRequest:
             "resource": self.resource,
             "scope": " ".join(self.scopes),
             "details": list(self.details),
+            "capabilities": sorted(self.capabilities),
         }
 
     @classmethod
@@ -99,6 +105,7 @@ class ExchangeRequest:
             scopes=_scopes(saved["scope"]),
             details=tuple(msgspec.to_builtins(detail) for detail in details),
             calls=_calls(details),
+            capabilities=frozenset(saved.get("capabilities", ())),
         )
 
 
@@ -138,7 +145,19 @@ def parse_exchange(form: Form) -> ExchangeRequest:
         purpose=_purpose(form.get("purpose")),
         transaction=_transaction(form, requested),
         replaces=replaces,
+        capabilities=parse_capabilities(form.get("capabilities")),
     )
+
+
+def parse_capabilities(text: str) -> frozenset[str]:
+    """The parameter ``capabilities``: names separated by spaces; unknown ones say nothing to us.
+
+    Raises `CallerError`.
+    """
+    names = text.split(" ") if text else []
+    if len(names) > _MAX_CAPABILITIES or not all(_CAPABILITY.fullmatch(name) for name in names):
+        raise CallerError(codes.SERVICE_BAD_REQUEST, "capabilities is malformed")
+    return frozenset(names)
 
 
 def _transaction(form: Form, requested: str) -> Transaction | None:

@@ -47,6 +47,8 @@ _MAX_POLICIES: Final = 8
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
 _INTROSPECTION: Final = msgspec.json.Decoder(oauth.Introspection)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
+# What this sidecar enforces on what it gets (`oauth.Capability`).
+_CAPABILITIES: Final = "dpop mcp_filter single_use txn_token"
 # Whose refusals the workload may be told by their own code.
 _PASSED_ON: Final = frozenset({"grant", "policy", "subject", "actor"})
 
@@ -97,6 +99,7 @@ class ExchangeClient:
             "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
             "requested_token_type": injector.requested,
+            "capabilities": _CAPABILITIES,
             "audience": key.audience,
             "scope": key.scopes,
             "authorization_details": key.details,

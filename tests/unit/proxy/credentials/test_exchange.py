@@ -96,6 +96,7 @@ async def test_the_workloads_own_credential(client, broker, identity):
         "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
         "client_assertion": own,
         "requested_token_type": oauth.TOKEN_TYPE_ACCESS,
+        "capabilities": "dpop mcp_filter single_use txn_token",
         "audience": "https://a",
         "scope": "t:list t:read",
         "authorization_details": "[]",

@@ -12,17 +12,22 @@ from valetkey.broker.core.grants.calls import Call
 from valetkey.broker.core.grants.form import GrantSettings, WindowSettings
 from valetkey.broker.core.patterns import PathPattern, PatternInvalid, WorkloadPattern
 from valetkey.contracts.mcp import message_patterns
+from valetkey.contracts.oauth import Capability
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A system that calls go to. ``ttl`` is in seconds and already has the default filled in."""
+    """A system that calls go to. ``ttl`` is in seconds and already has the default filled in.
+
+    ``requires``: what everybody who gets a credential for it must enforce.
+    """
 
     name: str
     audience: str
     resource: str
     credential: Literal["bearer", "dpop", "mtls", "txn_token"]
     ttl: float
+    requires: tuple[Capability, ...] = ()
 
 
 class PolicyInvalid(ValueError):  # noqa: N818 - reads as what it is

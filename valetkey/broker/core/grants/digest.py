@@ -44,6 +44,8 @@ def policy_digest(file: GrantsFile, targets: Mapping[str, Target]) -> str:
                 "resource": target.resource,
                 "credential": target.credential,
                 "ttl": float(target.ttl),
+                # One that demands nothing keeps the form that it always had.
+                **({"requires": sorted(target.requires)} if target.requires else {}),
             }
             for target in targets.values()
         },
