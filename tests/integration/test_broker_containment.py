@@ -54,12 +54,12 @@ async def issue(broker: Served, form: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-async def active(broker: Served, token: str) -> bool:
+async def active(broker: Served, token: str, caller: str = "") -> bool:
     """By introspection of the client that it was issued to, which itself may be contained."""
     form = {
         "token": token,
         "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
-        "client_assertion": broker.world.workload(),
+        "client_assertion": caller or broker.world.workload(),
     }
     status, body, _ = await broker.exchange(form, path="/introspect")
     assert status == 200, body

@@ -29,8 +29,12 @@ from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_broker_replicas import presented
 from tests.support.canaries import CANARIES
 from tests.support.postgres import Postgres
+from valetkey.broker.core.incidents import Incident
+from valetkey.broker.parts.incidents import IncidentsPart
 from valetkey.cli.main import main
+from valetkey.contracts import codes
 from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import BrokerError
 from valetkey.contracts.jose import b64url
 
 PATH = "/v1/incidents"
@@ -399,6 +403,93 @@ async def test_opened_by_many_at_once_it_is_one(tmp_path: Path, postgres: Postgr
         assert sorted(status for status, _, _ in answers) == [*[200] * 19, 201]
         assert len({document["id"] for _, document, _ in answers}) == 1
         assert {document["subject"]["epoch"] for _, document, _ in answers} == {1}
+
+
+class Flaky:
+    """An issuer whose upstream does not answer at first."""
+
+    name = "flaky"
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.tried = 0
+
+    def concerns(self, incident: Incident) -> bool:
+        return incident.kind == "subject"
+
+    async def rotate(self, incident: Incident) -> str:
+        self.tried += 1
+        if self.tried <= self.failures:
+            raise BrokerError(codes.SERVICE_UNAVAILABLE, "upstream is away")
+        return f"a new secret for {incident.subject}"
+
+
+def plug_in(broker: Served, rotator: Flaky) -> None:
+    """As if settings had named an issuer of another kind."""
+    part = next(part for part in broker.broker.parts if isinstance(part, IncidentsPart))
+    part._rotators[rotator.name] = rotator
+    broker.broker.base.response._rotators += (rotator,)
+
+
+async def rotation(broker: Served, id_: str) -> dict[str, Any]:
+    (one,) = (await shown(broker, id_))["rotations"]
+    return dict(one)
+
+
+async def test_an_issuer_is_asked_until_it_has_rotated(world: World) -> None:
+    async with serving(world) as broker:
+        flaky = Flaky(failures=2)
+        plug_in(broker, flaky)
+        incident = await opened(broker, subject=SUBJECT)
+        for tries in (1, 2):
+
+            async def tried(tries: int = tries) -> bool:
+                return (await rotation(broker, incident["id"]))["attempts"] == tries
+
+            await until(tried)
+            at_present = await rotation(broker, incident["id"])
+            assert at_present["state"] == "asked"
+            world.clock.advance(10)
+
+        async def done() -> bool:
+            return (await rotation(broker, incident["id"]))["state"] == "done"
+
+        await until(done)
+        at_present = await rotation(broker, incident["id"])
+        assert at_present["detail"] == f"a new secret for {BOT}"
+        assert flaky.tried == 3
+
+
+class Endless(Flaky):
+    """Its upstream never answers."""
+
+    async def rotate(self, incident: Incident) -> str:
+        self.tried += 1
+        await asyncio.Event().wait()
+        raise AssertionError(incident)
+
+
+async def test_what_a_replica_left_half_done_another_does(world: World) -> None:
+    endless, sound = Endless(failures=0), Flaky(failures=0)
+    async with serving(world) as broker:
+        plug_in(broker, endless)
+        incident = await opened(broker, subject=SUBJECT)
+
+        async def begun() -> bool:
+            return endless.tried == 1
+
+        await until(begun)
+    async with serving(world) as broker:
+        plug_in(broker, sound)
+        await asyncio.sleep(0.3)
+        assert sound.tried == 0, "it may still be at work"
+        world.clock.advance(61)
+
+        async def done() -> bool:
+            return (await rotation(broker, incident["id"]))["state"] == "done"
+
+        await until(done)
+        assert (await rotation(broker, incident["id"]))["attempts"] == 2
 
 
 async def test_how_far_it_is(tmp_path: Path) -> None:

@@ -136,3 +136,33 @@ async def test_the_key_set_is_public(database: Database) -> None:
     (key,) = json.loads(keys.published().document)["keys"]
     assert set(key) == {"kty", "crv", "x", "y", "kid", "use", "alg"}
     assert keys.published().keys.get(key["kid"]) is not None
+
+
+async def test_the_key_that_signs_is_replaced_at_once(database: Database) -> None:
+    clock = Clock(10_000)
+    keys, other = ring(database, clock), ring(database, clock)
+    await keys.load()
+    await other.load()
+    leaked = keys.signer().times.kid
+    clock.advance(5)
+    successor = await keys.replace(leaked)
+    assert successor == keys.signer().times.kid != leaked
+    assert not keys.holds(leaked)
+    assert kids(keys) == [successor]
+    assert await keys.replace(leaked) == successor, "done already"
+    assert await other.replace(leaked) == successor, "by another replica"
+    assert kids(other) == [successor]
+
+
+async def test_a_key_that_does_not_sign_is_only_dropped(database: Database) -> None:
+    clock = Clock(10_000)
+    keys = ring(database, clock)
+    await keys.load()
+    signing = keys.signer().times.kid
+    clock.advance(950)
+    await keys.rotate()
+    (upcoming,) = set(kids(keys)) - {signing}
+    assert await keys.replace(upcoming) == signing
+    assert kids(keys) == [signing]
+    await keys.rotate()
+    assert len(kids(keys)) == 2, "the schedule makes another one in its place"
