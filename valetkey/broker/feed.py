@@ -125,10 +125,19 @@ class Feed:
         return any(self._signals.audience.concerns(one, stream) for one in events)
 
     async def _stream_changed(self, stream_id: str) -> None:
-        """Its owner changed or ended it (perhaps at another replica): it is read again."""
-        followed = self._followed.pop(stream_id, None)
-        if followed is not None:
-            followed.wake()
+        """Its owner changed or ended it, perhaps at another replica."""
+        followed = self._followed.get(stream_id)
+        if followed is None:
+            return
+        stream = await self._streams.find(stream_id)
+        if stream is None:
+            del self._followed[stream_id]
+        else:
+            changed = self._followed[stream_id] = Followed(stream, self._clock())
+            # What was settled here may not be written yet.
+            changed.cursor.position = max(stream.position, followed.cursor.position)
+            changed.cursor.beyond = followed.cursor.beyond
+        followed.wake()
 
     # --- one stream ---------------------------------------------------------------------------
 

@@ -221,12 +221,11 @@ class StreamEndpoints:
         stream = await self._own(asked.stream_id, _named(caller))
         if asked.status not in STATUSES:
             raise ContentInvalid(f"status is one of {', '.join(STATUSES)}")
-        resumed = stream.status == DISABLED and asked.status != DISABLED
+        if stream.status == DISABLED and asked.status != DISABLED:
+            await self._streams.advance({stream.id: await self._signals.head()})
         stream = dataclasses.replace(stream, status=asked.status, status_reason=asked.reason)
         async with self._streams.write() as connection:
             await self._streams.update(connection, stream)
-        if resumed:
-            await self._streams.advance({stream.id: await self._signals.head()})
         return answer(_status(stream))
 
     # --- subjects -----------------------------------------------------------------------------
