@@ -215,11 +215,21 @@ class Fleet:
             self.client = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
             )
+            if broker and sidecar:
+                await self.followed()
             yield self
 
     async def up(self) -> None:
         """Wait until the sidecar takes calls."""
         await self.sidecar.ready(f"{self.admin}/readyz")
+
+    async def followed(self) -> None:
+        """Wait until the sidecar hears from the broker; what it fetched before that is dropped."""
+
+        async def heard() -> bool:
+            return (await self.readyz())[1]["feed"] in {"connected", "off"}
+
+        await self.until(heard, "the feed is followed")
 
     def _target_app(self) -> web.Application:
         async def handle(request: web.Request) -> web.StreamResponse:

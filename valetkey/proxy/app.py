@@ -37,6 +37,8 @@ from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
 from valetkey.proxy.credentials.held import HeldCalls
 from valetkey.proxy.credentials.revalidation import Revalidation
+from valetkey.proxy.feed import FeedReceiver
+from valetkey.proxy.feed_client import FeedClient
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.resolver import Resolver
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 _HEARTBEAT: Final = 30.0
 _THREADS: Final = 2
 _WATCH: Final = 1.0
+# How long a start waits for the broker, at most: calls need not.
+_FEED_START: Final = 2.0
 # Sections that a running sidecar can't change: they belong to what was opened at the start.
 _FIXED: Final = (
     "workload", "broker", "collector", "spool", "listeners", "interception", "admin",
@@ -120,6 +124,7 @@ class Sidecar:
         self._revalidation = Revalidation(
             self.cache, self._exchange, self.pep.streams, current.broker.revalidate
         )
+        self._feed = self._make_feed(instance)
         self._shipper = self._make_shipper()
         self._admin = Admin(
             current.admin.bind, self.metrics, ready=self._ready, health=self._health
@@ -144,6 +149,22 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self._export_gauges()
 
+    def _make_feed(self, instance: str) -> FeedReceiver | None:
+        broker = self.settings.broker
+        if broker.feed is None:
+            return None
+        issuer = broker.url.rstrip("/")
+        return FeedReceiver(
+            FeedClient(issuer, self.identity, ca_file=broker.ca_file, timeout=broker.timeout),
+            self.identity,
+            self.pep,
+            self.cache,
+            self.metrics,
+            broker.feed,
+            issuer=issuer,
+            name=instance,
+        )
+
     def _make_shipper(self) -> Shipper | None:
         collector = self.settings.collector
         if collector is None:
@@ -164,11 +185,15 @@ class Sidecar:
         self._recorder.booted(self.pep.snapshot.policy_digest)
         if self._authority is not None:
             await asyncio.to_thread(self._authority.publish)
+        if self._feed is not None:
+            await self._feed.begin(_FEED_START)
         for listener in self._listeners:
             await listener.open()
         await self._admin.start()
         work = [identity.watch() for identity in self._identities]
         work += [self.pep.sweep(), self._watch(), self._beat(), self._revalidation.run()]
+        if self._feed is not None:
+            work.append(self._feed.run())
         if self._shipper is not None:
             work.append(self._shipper.run())
         self._tasks = [asyncio.ensure_future(item) for item in work]
@@ -188,6 +213,8 @@ class Sidecar:
         if self._shipper is not None:
             await self._shipper.drain(min(drain, 5.0))
             await self._shipper.close()
+        if self._feed is not None:
+            await self._feed.close()
         await self.cache.close()
         await self._held.close()
         await self._exchange.close()
@@ -281,7 +308,11 @@ class Sidecar:
         return f"audit: {self.spool.problem}" if self.spool.problem else ""
 
     def _health(self) -> dict[str, str]:
-        details = {"boot": self.spool.boot, "rejected_config": self._rejected}
+        details = {
+            "boot": self.spool.boot,
+            "rejected_config": self._rejected,
+            "feed": "off" if self._feed is None else self._feed.health,
+        }
         if self._authority is not None:
             until = datetime.fromtimestamp(self._authority.expires, UTC)
             details["interception_ca"] = self._authority_problem or f"good until {until:%FT%TZ}"
@@ -310,6 +341,27 @@ class Sidecar:
             "valetkey_ship_failures_total": (
                 "Batches that failed.",
                 lambda: self.metrics.ship_failures,
+            ),
+        }
+        feed = self._feed
+        self.metrics.counters |= {
+            "valetkey_feed_evictions_total": (
+                "Credentials dropped because the feed said so.",
+                lambda: cache.revoked,
+            ),
+            "valetkey_feed_afresh_total": (
+                "Times that all credentials were dropped because events could have been missed.",
+                lambda: feed.afresh if feed is not None else 0,
+            ),
+        }
+        self.metrics.gauges |= {
+            "valetkey_feed_connected": (
+                "Whether the broker answered the last poll of the feed.",
+                lambda: float(feed is not None and feed.connected),
+            ),
+            "valetkey_feed_lost": (
+                "Whether the feed was not heard from for longer than is tolerated.",
+                lambda: float(feed is not None and feed.lost),
             ),
         }
         authority = self._authority

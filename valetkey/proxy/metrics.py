@@ -26,6 +26,10 @@ ADDED_BUCKETS: Final = (
 TARGET_BUCKETS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
 )  # fmt: skip
+# Seconds from when something ended to when that is in force here.
+LAG_BUCKETS: Final = (
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0,
+)  # fmt: skip
 
 
 class TargetTally:
@@ -56,6 +60,9 @@ class Metrics(Collector):
         self.streams: dict[str, int] = {}
         """Open ones, by kind."""
         self.rechecks: dict[str, int] = {}
+        self.feed_lag = Histogram(LAG_BUCKETS)
+        self.feed_events: dict[str, int] = {}
+        """By what they ended; ``refused``: they can't be believed."""
         self.shipped = 0
         self.ship_failures = 0
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
@@ -151,6 +158,17 @@ class Metrics(Collector):
         exchange = HistogramMetricFamily("valetkey_exchange_seconds", "Time of an exchange.")
         exchange.add_metric([], *self.exchanges.buckets())
         yield exchange
+        yield _counts(
+            "valetkey_feed_events_total",
+            "Events of the feed by what they ended.",
+            "kind",
+            self.feed_events,
+        )
+        lag = HistogramMetricFamily(
+            "valetkey_feed_lag_seconds", "Time from an end to its being in force here."
+        )
+        lag.add_metric([], *self.feed_lag.buckets())
+        yield lag
         for name, (text, read) in self.counters.items():
             yield CounterMetricFamily(name, text, value=read())
         for name, (text, read) in self.gauges.items():

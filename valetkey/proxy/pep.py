@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from valetkey.proxy.audit.spool import Spool
     from valetkey.proxy.core.bounds import Bounds
     from valetkey.proxy.core.credential import Credential
+    from valetkey.proxy.core.eviction import Ended
     from valetkey.proxy.core.snapshot import Snapshot, Target
     from valetkey.proxy.credentials.cache import CredentialCache, Fetch
     from valetkey.proxy.credentials.exchange import ExchangeClient
@@ -198,6 +199,25 @@ class EnforcementPoint:
         the broker, lets a stream go on.
         """
         self.streams.changed(doubt=True)
+
+    def revoke(self, ended: Ended) -> list[Call]:
+        """Let nothing go out any more by credentials that have ended.
+
+        They leave the cache, and calls that rest on one are decided on again at once. Gives those
+        calls: until none of them is `unsettled`, the end is not in force for them.
+        """
+        self._cache.revoke(ended)
+        resting = []
+        for call in self.calls():
+            permit, watch = call.permit, call.watch
+            if permit is None:
+                continue
+            if ended(permit.credential):
+                permit.credential.revoked = True
+            if ended(permit.credential if watch is None else watch.credential):
+                resting.append(call)
+        self.streams.doubt(resting)
+        return resting
 
     def _way(
         self, target: Target, snapshot: Snapshot, contexts: dict[Path | None, ssl.SSLContext]
@@ -461,9 +481,9 @@ class EnforcementPoint:
         """Get a credential from the broker (or from who is getting it), then decide again."""
         try:
             if needs.route.needs_approval:
-                credential = await self._hold(call, needs)
+                credential = await self._cache.fresh(lambda: self._hold(call, needs))
             elif needs.route.per_request:
-                credential = await self.fetch(needs)()
+                credential = await self._cache.fresh(self.fetch(needs))
             else:
                 credential = await self._cache.obtain(needs.key, self.fetch(needs))
         except ValetkeyError as error:
@@ -604,6 +624,10 @@ class EnforcementPoint:
             self._ways[permit.target].pool.give_back(connection)
             call.fail(codes.AUDIT_UNAVAILABLE, "the record was not kept")
             return
+        if permit.credential.revoked:
+            self._replace(call, permit)
+            self._ways[permit.target].pool.give_back(connection)
+            return
         head = call.head
         block = head.block
         way = self._ways[permit.target]
@@ -621,6 +645,14 @@ class EnforcementPoint:
                 way.injector.lines(permit.credential, permit, head.method),
             ),
         )  # fmt: skip
+
+    def _replace(self, call: Call, permit: Permit) -> None:
+        """The credential ended between the decision and the sending: another one, or a no."""
+        needs = call.needs
+        assert needs is not None  # where there is a permit, this was before it
+        self._log.info("credential_ended", jti=permit.credential.jti, route=permit.route.id)
+        call.phase = Phase.DECIDING
+        self.spawn(call, self._obtain(call, needs))
 
     def send_again(self, call: Call) -> None:
         """The connection was stale; the same permit, on a new one."""

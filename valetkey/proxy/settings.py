@@ -68,13 +68,31 @@ class WorkloadSettings(Settings, frozen=True, kw_only=True):
     subject_header: HeaderName = "X-Valetkey-Subject"
 
 
+class FeedSettings(Settings, frozen=True, kw_only=True):
+    """How the sidecar follows what the broker says has ended, and what it does without.
+
+    Not heard from for ``tolerance``, the feed counts as lost. ``lost: short`` then uses each
+    credential for ``short_lived`` at most from when it came, so that the broker is asked that
+    often; ``lost: deny`` lets no call leave that needs one (503 ``feed.lost``).
+    """
+
+    tolerance: Duration = duration(60)
+    lost: Literal["short", "deny"] = "short"
+    short_lived: Duration = duration(10)
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 3 or self.short_lived < 1:
+            raise ValueError("tolerance is 3s at least, short_lived 1s")
+
+
 class BrokerSettings(Settings, frozen=True, kw_only=True):
     """The broker. Plain HTTP is accepted for loopback only.
 
     ``url`` is its issuer identifier. ``mtls_url`` is where it takes client certificates; with it,
     exchanges go there with the workload's X.509-SVID (``identity: {spiffe: …}``). ``revalidate``
     is how often it is asked whether credentials in use are still good: the longest that a revoked
-    one goes on being used.
+    one goes on being used where the feed does not say so at once. ``feed`` is that feed; ``null``
+    does without.
     """
 
     url: str
@@ -82,6 +100,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     ca_file: Path | None = None
     timeout: Duration = duration(5)
     revalidate: Duration = duration(5)
+    feed: FeedSettings | None = field(default_factory=FeedSettings)
 
 
 class CollectorSettings(Settings, frozen=True, kw_only=True):

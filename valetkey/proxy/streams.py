@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from valetkey.contracts import codes
@@ -111,6 +112,31 @@ class Streams:
             if watch is not None and watch.credential is credential:
                 watch.doubted = True
                 call.recheck_at = _NOW
+
+    def doubt(self, calls: Iterable[Call]) -> None:
+        """What these calls rest on has ended: only the broker's yes lets them go on."""
+        now = time.monotonic()
+        for call in calls:
+            if call.permit is not None:
+                self._watch(call, call.permit, now).doubted = True
+                call.recheck_at = _NOW
+                self.look(call, now)
+
+    @staticmethod
+    def unsettled(calls: Iterable[Call]) -> list[Call]:
+        """Those of them that go on without having been permitted again."""
+        return [
+            call
+            for call in calls
+            if call.watch is not None
+            and call.watch.doubted
+            and Phase.WAITING <= call.phase < Phase.DONE
+        ]
+
+    def cut(self, calls: Iterable[Call], reason: str) -> None:
+        """Nobody said yes to them in time."""
+        for call in calls:
+            self._cut(call, Deny(codes.STREAM_EXPIRED, reason))
 
     def credentials(self) -> list[Credential]:
         """What calls rest on that have lasted, for `credentials.revalidation`."""
@@ -240,7 +266,7 @@ class Streams:
         try:
             async with self._turn:
                 if needs.route.per_request:
-                    credential = await fetch()
+                    credential = await self._cache.fresh(fetch)
                 else:
                     credential = await self._cache.obtain(needs.key, fetch)
         except ValetkeyError as error:

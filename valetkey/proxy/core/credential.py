@@ -11,9 +11,9 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "approval", "claimed", "expires_at", "jti", "key", "line", "near_until", "needles",
-        "policies", "policy_digest", "refresh_at", "rendered", "single_use", "subject", "token",
-        "txn", "used",
+        "actor", "approval", "claimed", "expires_at", "grants", "jti", "key", "line", "minted_at",
+        "near_until", "needles", "policies", "policy_digest", "refresh_at", "rendered", "revoked",
+        "single_use", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +32,8 @@ class Credential:
         policies: tuple[str, ...] = (),
         approval: str = "",
         single_use: bool = False,
+        grants: tuple[str, ...] = (),
+        minted_at: float = 0.0,
     ) -> None:
         self.key = key
         self.token = token
@@ -52,6 +54,12 @@ class Credential:
         self.single_use = single_use
         """Whether it is for one call: then it is in no cache, and `claim` gives it once."""
         self.claimed = False
+        self.grants = grants
+        """Those that it rests on, by id."""
+        self.minted_at = minted_at
+        """When it came from the broker, on the same clock as ``expires_at``."""
+        self.revoked = False
+        """Whether it was ended before its time: it must not go out again."""
         self.near_until = 0.0
         """Until when the cache may find it without looking (`credentials.cache`)."""
         self.used = False

@@ -10,6 +10,8 @@ The contract (design.md, "Cache"):
 - A target's 401 evicts a credential only if it is still the one in the cache.
 - A credential for one call (an approval whose uses are counted) is not kept, and one of those who
   waited gets it.
+- What has ended (`revoke`) is dropped at once, and an exchange that was under way meanwhile can't
+  bring it back: its credential is looked at again before anybody gets it.
 - Bounded, least recently used out first.
 """
 
@@ -17,21 +19,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from cachetools import TLRUCache, TTLCache
 
-from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
+from valetkey.contracts import codes
+from valetkey.contracts.errors import BrokerError, CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
-from valetkey.proxy.core.cache_policy import CacheKey
+from valetkey.proxy.core.cache_policy import REFRESH_AT, CacheKey
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.eviction import Ended
 
 Fetch = Callable[[], Awaitable[Credential]]
 
 DENIAL_LIFETIME: Final = 1.0
 _RETRY_REFRESH: Final = 1.0
 _NEAR: Final = 1.0
+# Once more when what came had ended on the way; whoever loses twice may as well call again.
+_TRIES: Final = 2
+_LOOSE: Final = 16
 
 
 class CredentialCache:
@@ -48,11 +56,18 @@ class CredentialCache:
         """What was found lately, by the identity of its key; emptied when an entry changes."""
         self._used: list[Credential] = []
         self._flights: dict[CacheKey, asyncio.Task[Credential]] = {}
+        self._fetching: list[list[Ended]] = []
+        """For each exchange under way, what has ended since it began."""
+        self._loose: deque[Credential] = deque(maxlen=_LOOSE)
+        """For one call each and not in the cache: their callers may not have taken them yet."""
+        self._longest = float("inf")
+        self._closed_for: ValetkeyError | None = None
         self._log = Log("cache")
         self.hits = 0
         self.misses = 0
         self.refreshes = 0
         self.evictions = 0
+        self.revoked = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -120,6 +135,74 @@ class CredentialCache:
             self._near.clear()
             self.evictions += 1
 
+    def revoke(self, ended: Ended) -> int:
+        """Drop what has ended, also from exchanges under way; says how many were cached."""
+        for since in self._fetching:
+            since.append(ended)
+        for credential in self._loose:
+            credential.revoked = credential.revoked or ended(credential)
+        gone = [credential for credential in self._all() if ended(credential)]
+        for credential in gone:
+            credential.revoked = True
+            del self._entries[credential.key]
+        if gone:
+            self._near.clear()
+            self.revoked += len(gone)
+        return len(gone)
+
+    async def fresh(self, fetch: Fetch) -> Credential:
+        """One exchange, whose credential did not end while it was on its way.
+
+        Raises what the exchange raised (`ValetkeyError`).
+        """
+        for _ in range(_TRIES):
+            self._check_open()
+            ended: list[Ended] = []
+            self._fetching.append(ended)
+            try:
+                credential = await fetch()
+            finally:
+                self._fetching = [other for other in self._fetching if other is not ended]
+            if not any(has_ended(credential) for has_ended in ended):
+                self._check_open()
+                self._cap(credential)
+                return credential
+            credential.revoked = True
+        raise BrokerError(codes.BROKER_UNAVAILABLE, "what the broker gave ended on its way")
+
+    def limit_lives(self, seconds: float) -> None:
+        """From now on use no credential longer than so many seconds after it came (``inf``: any).
+
+        What is cached keeps its shorter life when the limit is lifted.
+        """
+        self._longest = seconds
+        for credential in self._all():
+            self._cap(credential)
+            self._entries[credential.key] = credential  # the cache asks once how long it lives
+        self._near.clear()
+
+    def close_for(self, error: ValetkeyError | None) -> None:
+        """Give nobody a credential, but this error, until called with ``None``."""
+        self._closed_for = error
+        if error is not None:
+            self._entries.clear()
+            self._near.clear()
+
+    def _all(self) -> list[Credential]:
+        found = (self._entries.get(key) for key in list(self._entries))
+        return [credential for credential in found if credential is not None]
+
+    def _cap(self, credential: Credential) -> None:
+        end = credential.minted_at + self._longest
+        if end < credential.expires_at:
+            credential.expires_at = end
+            refresh = credential.minted_at + self._longest * REFRESH_AT
+            credential.refresh_at = min(credential.refresh_at, refresh)
+
+    def _check_open(self) -> None:
+        if self._closed_for is not None:
+            raise self._closed_for.again()
+
     def take_used(self) -> list[Credential]:
         """The credentials that were used since the last time this was asked."""
         used, self._used = self._used, []
@@ -142,7 +225,7 @@ class CredentialCache:
 
     async def _fly(self, key: CacheKey, fetch: Fetch) -> Credential:
         try:
-            credential = await fetch()
+            credential = await self.fresh(fetch)
         except (PolicyError, CallerError) as error:
             self._entries.pop(key, None)
             self._near.clear()
@@ -152,7 +235,9 @@ class CredentialCache:
             self._log.warning("exchange_failed", code=error.code.name, reason=error.reason)
             raise
         else:
-            if not credential.single_use:
+            if credential.single_use:
+                self._loose.append(credential)
+            else:
                 self.put(credential)
             return credential
         finally:

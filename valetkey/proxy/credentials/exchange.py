@@ -70,7 +70,7 @@ class ExchangeClient:
         self._identity = identity
         self._key = key
         self._nonce = ""
-        self._ssl = _context(ca_file) if endpoint.startswith("https:") else None
+        self._ssl = broker_context(ca_file) if endpoint.startswith("https:") else None
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
 
@@ -227,8 +227,9 @@ class ExchangeClient:
             raise PolicyError(codes.GRANT_SCOPE, "the broker granted fewer scopes than needed")
         # Our own, as the broker knows it: after an incident, what was cached before it is void.
         self._identity.raise_epoch(answer.client_epoch)
+        now = time.monotonic()
         life = lifetime(
-            now=time.monotonic(),
+            now=now,
             expires_in=answer.expires_in,
             actor_expires_in=actor_left,
             subject_expires_in=subject_left,
@@ -248,6 +249,8 @@ class ExchangeClient:
             policies=tuple(answer.policies),
             approval=answer.approval,
             single_use=answer.single_use,
+            grants=tuple(answer.grants),
+            minted_at=now,
         )
 
 
@@ -302,7 +305,8 @@ def _unusable(reason: str) -> BrokerError:
     return BrokerError(codes.BROKER_BAD_RESPONSE, reason)
 
 
-def _context(ca_file: Path | None) -> ssl.SSLContext:
+def broker_context(ca_file: Path | None) -> ssl.SSLContext:
+    """What the broker's certificate is checked with. Raises `ConfigError`."""
     try:
         return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:

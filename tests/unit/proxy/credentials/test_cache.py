@@ -21,6 +21,8 @@ KEY = CacheKey(
     thumbprint="", policy_digest="d", epoch=0,
 )  # fmt: skip
 
+OTHER = KEY._replace(audience="https://other")
+
 
 class Clock:
     def __init__(self) -> None:
@@ -61,6 +63,8 @@ class Broker:
         self.clock, self.key, self.life = clock, key, life
         self.asked = 0
         self.error: Exception | None = None
+        self.errors: list[Exception | None] = []
+        self.jtis: list[str] = []
         self.release = asyncio.Event()
         if not held:
             self.release.set()
@@ -68,9 +72,13 @@ class Broker:
     async def __call__(self) -> Credential:
         self.asked += 1
         await self.release.wait()
-        if self.error is not None:
-            raise self.error
-        return credential(self.clock(), key=self.key, life=self.life)
+        error = self.errors.pop(0) if self.errors else self.error
+        if error is not None:
+            raise error
+        made = credential(self.clock(), key=self.key, life=self.life)
+        if self.jtis:
+            made.jti = self.jtis.pop(0)
+        return made
 
 
 async def settled(cache):
@@ -378,3 +386,159 @@ def test_the_real_clock_is_monotonic():
     """Expiry does not follow the wall clock."""
     entries = CredentialCache(1)._entries
     assert abs(entries.timer() - time.monotonic()) < 1
+
+
+# --- what has ended ---------------------------------------------------------------------------------
+
+
+async def asked(broker):
+    """The exchange is under way."""
+    async with asyncio.timeout(5):
+        while not broker.asked:
+            await asyncio.sleep(0)
+
+
+def named(jti):
+    return lambda credential: credential.jti == jti
+
+
+async def test_what_has_ended_is_dropped_and_marked(cache, clock):
+    held = await cache.obtain(KEY, Broker(clock))
+    other = await cache.obtain(OTHER, Broker(clock, key=OTHER))
+    other.jti = "k"
+    assert cache.get(KEY, clock()) is held  # also by the short way
+    assert cache.revoke(named("j")) == 1
+    assert held.revoked
+    assert get(cache, KEY) is None
+    assert get(cache, OTHER) is other
+    assert not other.revoked
+    assert cache.revoke(named("j")) == 0
+
+
+async def test_an_exchange_under_way_can_not_bring_back_what_ended(cache, clock):
+    """The race: asked before the end, answered after it."""
+    broker = Broker(clock, held=True)
+    flight = asyncio.ensure_future(cache.obtain(KEY, broker))
+    await asked(broker)
+    assert cache.revoke(named("j")) == 0  # not cached: it is on its way
+    broker.jtis = ["j", "fresh"]
+    broker.release.set()
+    assert (await flight).jti == "fresh"
+    assert broker.asked == 2
+    assert get(cache, KEY).jti == "fresh"
+
+
+async def test_what_ends_twice_on_its_way_is_nobodys(cache, clock):
+    calls = 0
+
+    async def fetch():
+        nonlocal calls
+        calls += 1
+        cache.revoke(named("j"))
+        return credential(clock())
+
+    with pytest.raises(BrokerError, match="ended on its way"):
+        await cache.obtain(KEY, fetch)
+    assert calls == 2
+    assert get(cache, KEY) is None
+    assert cache.in_flight == 0
+
+
+async def test_a_brokers_no_to_the_second_asking_is_what_counts(cache, clock):
+    calls = 0
+
+    async def fetch():
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise PolicyError(codes.GRANT_MISSING, "contained")
+        cache.revoke(named("j"))
+        return credential(clock())
+
+    with pytest.raises(PolicyError):
+        await cache.obtain(KEY, fetch)
+    assert get(cache, KEY) is None
+
+
+async def test_what_ended_before_an_exchange_began_is_no_concern_of_it(cache, clock):
+    cache.revoke(named("j"))
+    assert await cache.obtain(KEY, Broker(clock)) is get(cache, KEY)
+
+
+async def test_a_refresh_under_way_can_not_bring_back_what_ended(cache, clock):
+    held = await cache.obtain(KEY, Broker(clock))
+    broker = Broker(clock, held=True)
+    broker.errors = [None, PolicyError(codes.GRANT_MISSING, "contained")]
+    cache.refresh(held, clock(), broker)
+    await asked(broker)
+    cache.revoke(named("j"))
+    broker.release.set()
+    await settled(cache)
+    assert broker.asked == 2
+    assert get(cache, KEY) is None
+
+
+async def test_a_credential_for_one_call_is_looked_at_as_well(cache, clock):
+    calls = 0
+
+    async def fetch():
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            cache.revoke(named("j"))
+        made = credential(clock())
+        made.jti = "j" if calls == 1 else "fresh"
+        return made
+
+    assert (await cache.fresh(fetch)).jti == "fresh"
+    assert len(cache) == 0
+
+
+async def test_short_lives_count_from_when_a_credential_came(cache, clock):
+    held = await cache.obtain(KEY, Broker(clock))
+    held.minted_at = clock()
+    clock.now += 4
+    cache.limit_lives(10)
+    clock.now += 5.9
+    assert get(cache, KEY) is held
+    clock.now += 0.2
+    assert get(cache, KEY) is None
+    made = credential(clock())
+    made.minted_at = clock()
+
+    async def fetch():
+        return made
+
+    await cache.obtain(KEY, fetch)
+    assert made.expires_at == clock() + 10
+    assert made.refresh_at == clock() + 8
+    clock.now += 11
+    assert get(cache, KEY) is None
+
+
+async def test_lifted_the_limit_prolongs_nothing(cache, clock):
+    held = await cache.obtain(KEY, Broker(clock))
+    held.minted_at = clock()
+    cache.limit_lives(10)
+    cache.limit_lives(float("inf"))
+    clock.now += 10.1
+    assert get(cache, KEY) is None
+    later = await cache.obtain(KEY, Broker(clock))
+    assert later.expires_at > clock() + 80
+
+
+async def test_closed_it_gives_nobody_anything(cache, clock):
+    await cache.obtain(KEY, Broker(clock))
+    broker = Broker(clock, held=True, key=OTHER)
+    flight = asyncio.ensure_future(cache.obtain(OTHER, broker))
+    await asked(broker)
+    cache.close_for(BrokerError(codes.FEED_LOST, "lost"))
+    assert get(cache, KEY) is None
+    broker.release.set()
+    for wanted in (flight, cache.obtain(KEY, Broker(clock)), cache.fresh(Broker(clock))):
+        with pytest.raises(BrokerError) as caught:
+            await wanted
+        assert caught.value.code is codes.FEED_LOST
+    assert len(cache) == 0
+    cache.close_for(None)
+    assert await cache.obtain(KEY, Broker(clock)) is get(cache, KEY)

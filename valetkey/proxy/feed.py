@@ -1,0 +1,355 @@
+"""What has ended, as the broker tells it: followed, put into effect, acknowledged.
+
+Invariants:
+
+- An event is acknowledged once it is in force here: nothing goes out any more by what it ended, and
+  calls that rested on that were permitted again or cut.
+- Nothing is missed silently. What was told while the connection was away is told again; where it
+  can't be known what was (a new stream, one that is gone, an event that can't be believed), every
+  credential is dropped, and the broker decides anew on each.
+- A lost feed never makes anything last longer or go that would not go with it: credentials get
+  shorter lives, or none are used at all, as settings say.
+
+Calls pay nothing for this but the look at one flag when they are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from valetkey.contracts import codes
+from valetkey.contracts.errors import BrokerError, ValetkeyError
+from valetkey.contracts.logs import Log
+from valetkey.contracts.sets import SetKeys, SetRefused, UnknownSetKey, verify_set
+from valetkey.contracts.signals import (
+    Event,
+    EventInvalid,
+    Signal,
+    StreamUpdated,
+    fleet_audience,
+    read_event,
+)
+from valetkey.proxy.core.eviction import Ended, ended_by, everything
+from valetkey.proxy.feed_client import NoStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from valetkey.proxy.core.decision import Principal
+    from valetkey.proxy.credentials.cache import CredentialCache
+    from valetkey.proxy.http1.call import Call
+    from valetkey.proxy.metrics import Metrics
+    from valetkey.proxy.settings import FeedSettings
+    from valetkey.proxy.streams import Streams
+
+_LONGEST_WAIT: Final = 30
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+# How long calls that rest on what has ended may wait for the broker's yes or no.
+_EARLY: Final = 0.05
+_SETTLE_LOOK: Final = 0.01
+_SETTLE_LOOKS: Final = 200
+_KEYS_COOLDOWN: Final = 10.0
+_REMEMBERED: Final = 4096
+_LOOK: Final = 0.25
+
+
+class Transmitter(Protocol):
+    """The broker's side; see `FeedClient`."""
+
+    async def create(self, description: str) -> str: ...
+    async def delete(self, stream: str) -> None: ...
+    async def poll(
+        self, stream: str, *, ack: list[str], errors: Mapping[str, SetRefused], wait: int
+    ) -> tuple[dict[str, str], bool]: ...
+    async def keys(self) -> SetKeys: ...
+    async def close(self) -> None: ...
+
+
+class Enforcement(Protocol):
+    """What is in force; see `EnforcementPoint`."""
+
+    streams: Streams
+
+    def revoke(self, ended: Ended) -> list[Call]: ...
+
+
+class Workload(Protocol):
+    """Whom this sidecar speaks for; see `FileIdentity`."""
+
+    def principal(self) -> Principal | None: ...
+    def raise_epoch(self, epoch: int) -> None: ...
+
+
+class FeedReceiver:
+    """One per sidecar. ``clock`` gives seconds since the epoch, ``monotonic`` those of its own."""
+
+    def __init__(
+        self,
+        transmitter: Transmitter,
+        identity: Workload,
+        pep: Enforcement,
+        cache: CredentialCache,
+        metrics: Metrics,
+        settings: FeedSettings,
+        *,
+        issuer: str,
+        name: str,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transmitter = transmitter
+        self._identity = identity
+        self._pep = pep
+        self._cache = cache
+        self._lags = metrics.feed_lag
+        self._counts = metrics.feed_events
+        self._settings = settings
+        self._issuer = issuer
+        self._audience = fleet_audience(issuer)
+        self._name = name
+        self._clock = clock
+        self._monotonic = monotonic
+        self._wait = max(1, min(_LONGEST_WAIT, int(settings.tolerance / 3)))
+        self._keys: SetKeys = {}
+        self._keys_at = float("-inf")
+        self._stream = ""
+        self._applied: OrderedDict[str, None] = OrderedDict()
+        self._ack: list[str] = []
+        self._errors: dict[str, SetRefused] = {}
+        self._heard_at = monotonic()
+        self._problem = "not connected yet"
+        self._log = Log("feed")
+        self.lost = False
+        self.afresh = 0
+        """How often everything was dropped because something could have been missed."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last poll was answered."""
+        return not self._problem
+
+    @property
+    def health(self) -> str:
+        if self.lost:
+            how = "short-lived credentials" if self._settings.lost == "short" else "no call leaves"
+            return f"lost ({how}): {self._problem}"
+        return self._problem or "connected"
+
+    # --- following ----------------------------------------------------------------------------
+
+    async def begin(self, seconds: float) -> None:
+        """Try for so long to have a stream before the first call comes.
+
+        A stream that begins later drops what was fetched before it.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._begin()
+        except TimeoutError:
+            self._problem = "the broker has not answered yet"
+        except ValetkeyError as error:
+            self._problem = error.reason or error.code.name
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as work:
+            work.create_task(self._follow())
+            work.create_task(self._watch())
+
+    async def _follow(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self.round()
+                pause = _FIRST_PAUSE
+            except NoStream:
+                self._log.warning("stream_gone", reason="everything cached is dropped")
+                self._stream = ""
+            except ValetkeyError as error:
+                reason = error.reason or error.code.name
+                if reason != self._problem:
+                    self._log.warning("feed_away", code=error.code.name, reason=reason)
+                self._problem = reason
+                # Not all at once: a broker that comes back has all its sidecars to greet.
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def close(self) -> None:
+        """End the stream: there is nothing left that could be ended."""
+        if self._stream:
+            try:
+                await self._transmitter.delete(self._stream)
+            except ValetkeyError as error:
+                # It ends by itself when nobody polls it.
+                self._log.info("stream_left", code=error.code.name, reason=error.reason)
+        await self._transmitter.close()
+
+    async def round(self) -> None:
+        """One poll, and what it tells. Raises `NoStream`, `BrokerError`."""
+        if not self._stream:
+            await self._begin()
+        ack, errors = self._ack, self._errors
+        # After a failure, hear at once that the broker is back before waiting for its news.
+        wait = 0 if self.lost or self._problem else self._wait
+        begun = self._monotonic()
+        sets, more = await self._transmitter.poll(self._stream, ack=ack, errors=errors, wait=wait)
+        self._ack, self._errors = [], {}
+        await self._take(sets)
+        self._heard(more=more)
+        if wait and not sets and self._monotonic() - begun < wait / 2:
+            await asyncio.sleep(_EARLY)  # the broker is stopping, or does not wait as it should
+
+    async def _begin(self) -> None:
+        """A new stream. What ended before it began is not known: nothing cached survives that."""
+        self._stream = await self._transmitter.create(self._name)
+        self._ack, self._errors = [], {}
+        self._applied.clear()
+        await self._drop_everything()
+        await self._fetch_keys()
+        self._heard_at = self._monotonic()
+        self._problem = ""
+        self._log.info("feed_followed")
+
+    async def _drop_everything(self) -> None:
+        self.afresh += 1
+        await self._settle(self._pep.revoke(everything))
+
+    def _heard(self, *, more: bool) -> None:
+        self._heard_at = self._monotonic()
+        self._problem = ""
+        if self.lost and not more:
+            self.lost = False
+            self._cache.close_for(None)
+            self._cache.limit_lives(float("inf"))
+            self._log.info("feed_regained")
+
+    # --- events -------------------------------------------------------------------------------
+
+    async def _take(self, sets: Mapping[str, str]) -> None:
+        """Put into effect what came, all of it, and then wait for the calls it concerns.
+
+        Raises `BrokerError` where an event can't be judged yet: it comes again.
+        """
+        resting: list[Call] = []
+        signals: list[Signal] = []
+        taken: list[str] = []
+        over = False
+        try:
+            for jti, compact in sets.items():
+                if jti not in self._applied:
+                    event = await self._judge(jti, compact, resting)
+                    if event is None:
+                        continue
+                    if isinstance(event, Signal):
+                        resting += self._apply(event)
+                        signals.append(event)
+                    elif isinstance(event, StreamUpdated):
+                        over = over or event.status != "enabled"
+                taken.append(jti)  # or it came again because the acknowledgement was lost
+        finally:
+            await self._settle(resting)
+            self._note(taken)
+        now = self._clock()
+        for signal in signals:
+            self._lags.observe(max(0.0, now - signal.at))
+        if over:
+            raise NoStream
+
+    def _note(self, taken: list[str]) -> None:
+        """These are in force."""
+        self._ack += taken
+        self._applied.update(dict.fromkeys(taken))
+        while len(self._applied) > _REMEMBERED:
+            self._applied.popitem(last=False)
+
+    async def _judge(self, jti: str, compact: str, resting: list[Call]) -> Event | None:
+        """The event; nothing where it can't be believed: then something ended, unknown what."""
+        try:
+            return await self._read(jti, compact)
+        except SetRefused as refused:
+            self._log.error("event_refused", jti=jti, code=refused.err, reason=refused)
+            self._count("refused")
+            self._errors[jti] = refused
+            self.afresh += 1
+            resting += self._pep.revoke(everything)
+            return None
+
+    async def _read(self, jti: str, compact: str) -> Event:
+        """Raises `SetRefused`, and `BrokerError` where its key can't be had."""
+        try:
+            claims = self._verify(compact)
+        except UnknownSetKey:
+            if not await self._fetch_keys():
+                raise
+            claims = self._verify(compact)
+        if claims["jti"] != jti:
+            raise SetRefused("invalid_request", "jti is not the one that it came under")
+        try:
+            return read_event(claims, issuer=self._issuer)
+        except EventInvalid as error:
+            raise SetRefused("invalid_request", str(error)) from error
+
+    def _verify(self, compact: str) -> Mapping[str, object]:
+        return verify_set(
+            compact, self._keys, issuer=self._issuer, audience=self._audience, now=self._clock()
+        )
+
+    async def _fetch_keys(self) -> bool:
+        """Whether the keys are new: not more often than every few seconds."""
+        if self._monotonic() - self._keys_at < _KEYS_COOLDOWN:
+            return False
+        self._keys = await self._transmitter.keys()
+        self._keys_at = self._monotonic()
+        return True
+
+    def _apply(self, signal: Signal) -> list[Call]:
+        if signal.kind == "subject":
+            principal = self._identity.principal()
+            if principal is not None and (principal.tenant, principal.subject) == (
+                signal.issuer,
+                signal.value,
+            ):
+                self._identity.raise_epoch(signal.epoch)
+        self._count(signal.kind)
+        self._log.info("ended", action=signal.kind, seconds=round(self._clock() - signal.at, 3))
+        return self._pep.revoke(ended_by(signal))
+
+    async def _settle(self, resting: list[Call]) -> None:
+        """Until each of these calls was permitted again or is over; cut those that take longer."""
+        streams = self._pep.streams
+        for _ in range(_SETTLE_LOOKS):
+            if not streams.unsettled(resting):
+                return
+            await asyncio.sleep(_SETTLE_LOOK)
+        streams.cut(streams.unsettled(resting), "the broker did not permit it again in time")
+
+    def _count(self, kind: str) -> None:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    # --- the loss -----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Notice that the feed is lost, whatever the poll is waiting for."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            self.look()
+
+    def look(self) -> None:
+        """Degrade if the feed was not heard from for longer than is tolerated."""
+        if self.lost or self._monotonic() - self._heard_at <= self._settings.tolerance:
+            return
+        self.lost = True
+        self._problem = self._problem or "the broker does not answer"
+        self._log.error("feed_lost", reason=self._problem, action=self._settings.lost)
+        if self._settings.lost == "deny":
+            self._cache.close_for(BrokerError(codes.FEED_LOST, "the feed is lost"))
+            self._pep.revoke(everything)
+        else:
+            self._cache.limit_lives(self._settings.short_lived)
+            self._pep.streams.changed(doubt=False)
