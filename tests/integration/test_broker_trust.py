@@ -240,3 +240,22 @@ async def test_the_metadata_name_the_methods(realm: Realm, broker: Served) -> No
     for endpoint in ("token", "introspection", "revocation"):
         methods = document[f"{endpoint}_endpoint_auth_methods_supported"]
         assert methods == ["private_key_jwt", "spiffe_jwt"]
+
+
+async def test_an_api_server_that_is_away_is_no_yes_and_no_final_no(realm: Realm) -> None:
+    """What can't be asked is 503, so that the sidecar asks again; nobody comes in meanwhile."""
+    root = realm.world.root
+    (root / "reviewer-token").write_text("token-of-the-reviewer")
+    (cluster,) = (one for one in realm.world.overrides["issuers"] if one["issuer"] == CLUSTER)
+    del cluster["jwks_file"]
+    cluster["review"] = {"url": free_url(), "token_file": str(root / "reviewer-token")}
+    async with serving(realm.world) as broker:
+        token = realm.cluster.token(ACCOUNT, [realm.world.url], now=realm.world.clock())
+        proof = realm.world.proof(nonce=await broker.nonce())
+        status, body, headers = await broker.post(realm.world.form(token), proofs=[proof])
+        assert (status, body["error"], body["code"]) == (
+            503,
+            "temporarily_unavailable",
+            "service.unavailable",
+        )
+        assert headers["Retry-After"] == "5"

@@ -25,8 +25,12 @@ class People:
     async def of(self, client: Client, user: User | None) -> Known:
         """What is known of both. Raises `CallerError` for a token whose claims are malformed."""
         claims = client.assertion.claims
+        said = claims.claims
+        if claims.attributes:
+            # What a kind of issuer says of its own (namespace, node, …), under one name each.
+            said = {**said, **claims.attributes}
         try:
-            actor = await self._directory.attributes(claims.issuer, claims.subject, claims.claims)
+            actor = await self._directory.attributes(claims.issuer, claims.subject, said)
         except AttributesInvalid as error:
             raise CallerError(codes.ACTOR_INVALID, str(error)) from error
         try:
