@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ CONSOLE: Final = "spiffe://demo.example/ns/support/sa/console"
 AUDITOR: Final = "spiffe://demo.example/ns/security/sa/auditor"
 USER: Final = "user-7"
 APPROVER: Final = "olga"
+CI: Final = "https://ci.demo.example"
+JOB: Final = "repo:acme/tickets:environment:production"
+JOB_CLAIMS: Final = {"repository": "acme/tickets", "ref": "refs/heads/main"}
 _LIFETIME: Final = 12 * 3600  # as long as somebody may keep the demo running
 
 
@@ -38,11 +42,11 @@ class Issuer:
         entry = {**public, "kid": "demo", "use": "sig", "alg": "ES256"}
         self.jwks_file.write_text(json.dumps({"keys": [entry]}), encoding="utf-8")
 
-    def token(self, subject: str, audience: str) -> str:
+    def token(self, subject: str, audience: str, more: Mapping[str, str] | None = None) -> str:
         now = int(time.time())
         claims = {"iss": self.name, "sub": subject, "aud": audience, "iat": now}
         return jwt.encode(
-            {**claims, "exp": now + _LIFETIME, "jti": secrets.token_urlsafe(8)},
+            {**(more or {}), **claims, "exp": now + _LIFETIME, "jti": secrets.token_urlsafe(8)},
             self._key,
             algorithm="ES256",
             headers={"kid": "demo"},

@@ -16,7 +16,9 @@ from valetkey.cli.demo.identity import (
     AGENT,
     APPROVER,
     AUDITOR,
+    CI,
     CONSOLE,
+    JOB_CLAIMS,
     PEOPLE,
     USER,
     WORKLOADS,
@@ -27,6 +29,7 @@ from valetkey.cli.demo.process import Program
 from valetkey.cli.demo.ticket_api import ATTACHMENTS, TICKETS
 
 INSTANCE: Final = "agent-1"
+PURGE_GRANT: Final = "agent-purges-tickets"
 
 GRANTS: Final[list[dict[str, Any]]] = [
     {
@@ -52,6 +55,15 @@ GRANTS: Final[list[dict[str, Any]]] = [
         "scopes": ["tickets:close"],
         "on_behalf_of": "users",
         "approval": {"quorum": 1, "expires": "10m"},
+    },
+    {
+        "id": PURGE_GRANT,
+        "workload": AGENT,
+        "issuer": WORKLOADS,
+        "target": "tickets",
+        "scopes": ["tickets:purge"],
+        "use": "deployment",
+        "window": {"opened_by": [{"issuer": CI, "claims": JOB_CLAIMS}], "longest": "1m"},
     },
     {
         "id": "console-deletes-tickets",
@@ -83,6 +95,7 @@ ROUTES: Final = [
         approval={"hold": "4s"},
         audit="durable",
     ),
+    _route("tickets-purge", "POST", "/api/tickets/purge", "tickets:purge"),
     _route("attachments", "GET", "/api/attachments/{id}", "attachments:read", "attachments"),
 ]
 
@@ -107,6 +120,7 @@ class Stage:
             (directory / name).mkdir()
         self.workloads = Issuer(WORKLOADS, directory)
         self.people = Issuer(PEOPLE, directory)
+        self.ci = Issuer(CI, directory)
         self._write_secrets()
         self._write_settings()
         admin = f"http://127.0.0.1:{self.admin_port}"
@@ -187,6 +201,7 @@ class Stage:
                     ],
                 },
                 "approvals": {"deferred": True, "interval": "1s"},
+                "deployments": {"issuers": [self.ci.trust(self.broker_url, "deployment")]},
                 "targets": {
                     "tickets": {"audience": TICKETS, "credential": "bearer"},
                     "attachments": {"audience": ATTACHMENTS, "credential": "dpop"},

@@ -11,6 +11,7 @@ from typing import Any, Final
 from valetkey.cli.demo import record
 from valetkey.cli.demo.agent import Answer, Arrivals, Client, counter
 from valetkey.cli.demo.approval import ApprovalStep
+from valetkey.cli.demo.deployment import DeploymentStep
 from valetkey.cli.demo.identity import AGENT, CONSOLE, USER, exchange
 from valetkey.cli.demo.screen import Checks
 from valetkey.cli.demo.stage import Stage
@@ -36,6 +37,7 @@ class Story:
         self._arrivals = Arrivals(stage.record)
         self._auditor = record.Auditor(stage.collector_port, stage.reader_token_file)
         self._approval = ApprovalStep(stage, self._agent, self._arrivals, self._auditor)
+        self._deployment = DeploymentStep(stage, self._agent, self._arrivals)
 
     def steps(self) -> list[tuple[str, Callable[[Checks], None]]]:
         """Title and action of each step, in order."""
@@ -46,6 +48,7 @@ class Story:
             ("It acts for a user", self.acts_for_a_user),
             ("It calls a target that wants sender-constrained tokens (DPoP)", self.dpop),
             ("Closing a ticket needs a person's yes", self._approval.tell),
+            ("A deployment opens a window, which closes by itself", self._deployment.tell),
             ("The broker stops, and comes back", self.broker_stops),
             ("The collector is killed under load, and comes back", self.collector_is_killed),
             ("The record is verified, and one byte of a copy is changed", self.verify),

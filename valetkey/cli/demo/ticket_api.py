@@ -229,6 +229,10 @@ def _close(request: web.Request, caller: str) -> dict[str, Any]:
     return {"ticket": request.match_info["id"], "closed_by": caller}
 
 
+def _purge(_request: web.Request, caller: str) -> dict[str, Any]:
+    return {"purged_by": caller}
+
+
 def _attachment(request: web.Request, caller: str) -> dict[str, Any]:
     return {"attachment": request.match_info["id"], "shown_to": caller}
 
@@ -243,12 +247,14 @@ def make_app(issuer: str, url: str, record: TextIO) -> web.Application:
     app = web.Application()
     read, comment = Needs(TICKETS, "tickets:read"), Needs(TICKETS, "tickets:comment")
     delete, close = Needs(TICKETS, "tickets:delete"), Needs(TICKETS, "tickets:close")
+    purge = Needs(TICKETS, "tickets:purge")
     attachment = Needs(ATTACHMENTS, "attachments:read", dpop=True)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/tickets", guard(read, _tickets))
     app.router.add_get("/api/tickets/{id}", guard(read, _ticket))
     app.router.add_post("/api/tickets/{id}/comments", guard(comment, _comment, 201))
     app.router.add_post("/api/tickets/{id}/close", guard(close, _close))
+    app.router.add_post("/api/tickets/purge", guard(purge, _purge))
     app.router.add_delete("/api/tickets/{id}", guard(delete, _delete))
     app.router.add_get("/api/attachments/{id}", guard(attachment, _attachment))
     return app
