@@ -14,6 +14,7 @@ from tests.integration.broker_support import (
     OPERATIONS,
     READER,
     TICKETS,
+    USERS,
     claims_of,
     details,
     free_url,
@@ -250,6 +251,95 @@ async def test_policy_names_who_may_approve(tmp_path: Path) -> None:
         other = await at.opened(path="/api/tickets/9/close")
         claims = {"roles": ["ticket-owner"]}
         assert (await at.approve(other, claims=claims))[1]["state"] == "approved"
+
+
+async def test_a_cedar_policy_asks_for_people_too(tmp_path: Path) -> None:
+    """With a grant's own rule it is the strictest of both; the policies are named as who asks."""
+    policies = tmp_path / "policies"
+    policies.mkdir(parents=True)
+    (policies / "main.cedar").write_text(
+        '@id("all") permit (principal, action, resource);\n'
+        '@id("two-eyes-more") @approval_quorum("2") @approval_roles("ticket-owner")\n'
+        "forbid (principal, action, resource)\n"
+        'when { context.scope == "tickets:close" } unless { context.approved };\n'
+    )
+    world = world_of(tmp_path, rule={"uses": 1}, policies=str(policies))
+    async with desk(world) as at:
+        approval = await at.opened()
+        shown = await at.show(approval)
+        assert shown["requires"]["quorum"] == 2
+        assert shown["requires"]["most_uses"] == 1
+        assert shown["requires"]["one_of_each"] == [{"roles": ["ticket-owner"], "groups": []}]
+        assert shown["requires"]["asked_for_by"][0] == "grant bot-closes"
+        assert "two-eyes-more" in shown["requires"]["asked_for_by"][1]
+        claims = {"roles": ["ticket-owner"]}
+        assert (await at.approve(approval, by="olga"))[1]["code"] == "approval.not_eligible"
+        assert (await at.approve(approval, by="olga", claims=claims))[1]["state"] == "pending"
+        assert (await at.approve(approval, by="otto", claims=claims))[1]["state"] == "approved"
+        status, body = await at.ask()
+        assert (status, body["approval"]) == (200, approval)
+        assert (
+            "tickets:read" in (await at.served.exchange(world.form(world.workload())))[1]["scope"]
+        )
+
+
+async def test_the_directory_says_who_belongs_and_who_is_gone(tmp_path: Path) -> None:
+    world = world_of(
+        tmp_path,
+        rule={"groups": ["support-leads"]},
+        directory={"scim": {"users": [{"issuer": USERS, "match": "user_name"}]}},
+        admin={
+            "issuers": [
+                {
+                    "issuer": USERS,
+                    "audience": "URL",
+                    "use": "admin",
+                    "jwks_file": str(tmp_path / "users.json"),
+                }
+            ],
+            "roles": [
+                {"role": "approver", "issuer": USERS, "subjects": ["olga"]},
+                {"role": "provisioner", "issuer": USERS, "subjects": ["scim"]},
+            ],
+        },
+    )
+    world.overrides["admin"]["issuers"][0]["audience"] = world.url
+
+    async def approve(at: Desk, approval: str) -> str:
+        _, body, _ = await at.served.manage(
+            "POST",
+            f"/v1/approvals/{approval}/approve",
+            {"reason": "ok"},
+            token=world.user("olga"),
+        )
+        return str(body.get("code") or body["state"])
+
+    async def provision(at: Desk, method: str, path: str, document: Any) -> Any:
+        status, body, _ = await at.served.manage(
+            method,
+            f"/scim/v2{path}",
+            data=json.dumps(document),
+            headers={"Content-Type": "application/scim+json"},
+            token=world.user("scim"),
+        )
+        assert status in {200, 201}, body
+        return body
+
+    async with desk(world) as at:
+        approval = await at.opened()
+        olga = {"schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"], "userName": "olga"}
+        made = await provision(at, "POST", "/Users", olga)
+        assert await approve(at, approval) == "approval.not_eligible"
+        group = {
+            "schemas": ["urn:ietf:params:scim:schemas:core:2.0:Group"],
+            "displayName": "support-leads",
+            "members": [{"value": made["id"]}],
+        }
+        await provision(at, "POST", "/Groups", group)
+        await provision(at, "PUT", f"/Users/{made['id']}", {**olga, "active": False})
+        assert await approve(at, approval) == "service.forbidden"
+        await provision(at, "PUT", f"/Users/{made['id']}", {**olga, "active": True})
+        assert await approve(at, approval) == "approved"
 
 
 async def test_a_quorum_counts_people(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from valetkey.broker.core.approval_document import document_of
 from valetkey.broker.core.approvals import MAX_USES, STATES, Voter
 from valetkey.broker.store.approvals import Approvals, Entry
 from valetkey.broker.trust.admins import Admin
+from valetkey.broker.trust.people import People
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
@@ -48,8 +50,11 @@ class Reasoned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ApprovalsApi:
     """Viewers list, approvers decide; approvers and operators revoke."""
 
-    def __init__(self, approvals: Approvals, api: AdminApi, *, clock: Clock) -> None:
+    def __init__(
+        self, approvals: Approvals, api: AdminApi, people: People, *, clock: Clock
+    ) -> None:
         self._approvals = approvals
+        self._people = people
         self._api = api
         self._clock = clock
 
@@ -90,7 +95,7 @@ class ApprovalsApi:
         entry = await self._approvals.approve(
             request.match_info["id"],
             admin,
-            _voter(admin),
+            await self._voter(admin),
             reason=said.reason,
             uses=said.uses,
             until=_time(said.until),
@@ -101,7 +106,11 @@ class ApprovalsApi:
     async def _deny(self, request: web.Request, admin: Admin) -> web.Response:
         said = await read_json(request, Reasoned)
         entry = await self._approvals.deny(
-            request.match_info["id"], admin, _voter(admin), reason=said.reason, now=self._clock()
+            request.match_info["id"],
+            admin,
+            await self._voter(admin),
+            reason=said.reason,
+            now=self._clock(),
         )
         return answer(self._document(entry))
 
@@ -114,14 +123,18 @@ class ApprovalsApi:
         )
         return answer(self._document(entry))
 
+    async def _voter(self, admin: Admin) -> Voter:
+        """With what their token and the directory say of them. Raises `CallerError`."""
+        known = await self._people.of_approver(admin.issuer, admin.subject, admin.claims)
+        if not known.active:
+            raise CallerError(codes.SERVICE_FORBIDDEN, "the directory says inactive")
+        voter = Voter.of(admin.issuer, admin.subject, admin.claims)
+        return replace(voter, roles=voter.roles | known.roles, groups=voter.groups | known.groups)
+
     def _document(self, entry: Entry) -> dict[str, object]:
         return document_of(
             entry.approval, purpose=entry.purpose, used=entry.used, now=self._clock()
         )
-
-
-def _voter(admin: Admin) -> Voter:
-    return Voter.of(admin.issuer, admin.subject, admin.claims)
 
 
 def _time(text: str | None) -> float | None:

@@ -62,11 +62,11 @@ class Identity(NamedTuple):
 class ApprovalRuleSettings(Settings, frozen=True, kw_only=True, omit_defaults=True):
     """What a grant asks for before it gives anything: people who say yes.
 
-    ``quorum`` people have to, each with one of ``roles`` or in one of ``groups`` (of their own
-    token; both left out: whoever has the role ``approver``). A request waits for ``expires``.
-    An approver chooses how often and until when it may be used: at most ``uses`` times (left out:
-    as they choose), and not for longer than ``valid``. Where ``expires`` and ``valid`` are left
-    out, those of the settings' ``approvals`` count.
+    ``quorum`` people have to, each with one of ``roles`` or in one of ``groups`` (by their own
+    token or the directory; both left out: whoever has the role ``approver``). A request waits for
+    ``expires``. An approver chooses how often and until when it may be used: at most ``uses`` times
+    (left out: as they choose), and not for longer than ``valid``. Where ``expires`` and ``valid``
+    are left out, those of the settings' ``approvals`` count.
     """
 
     quorum: int = 1
@@ -232,7 +232,7 @@ def chain_of(act: Mapping[str, Any] | None) -> tuple[Identity, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Voter:
-    """An approver, with the roles and groups that their own token names."""
+    """An approver, with the roles and groups that their own token or the directory names."""
 
     identity: Identity
     roles: frozenset[str] = frozenset()

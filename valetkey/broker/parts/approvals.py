@@ -28,8 +28,9 @@ class ApprovalsPart(Part):
         self._clock = base.clock
         self._metrics = base.metrics
         self._settings = settings
+        self._notices = Notices(base.database)
         self.courier = Courier(
-            Notices(base.database),
+            self._notices,
             base.metrics,
             link=settings.notices.link,
             give_up_after=settings.notices.give_up_after,
@@ -48,7 +49,7 @@ class ApprovalsPart(Part):
             issuer=base.config.issuer,
             clock=base.clock,
         )
-        self._api = ApprovalsApi(self.approvals, base.admin, clock=base.clock)
+        self._api = ApprovalsApi(self.approvals, base.admin, base.people, clock=base.clock)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         self._api.add_routes(router)
@@ -69,6 +70,7 @@ class ApprovalsPart(Part):
     async def sweep(self) -> None:
         now = self._clock()
         await self._deferrals.sweep(now)
+        await self._notices.sweep(now - self._settings.notices.give_up_after)
         await self.approvals.sweep(before=now - self._settings.kept, now=now)
 
     async def _announce(

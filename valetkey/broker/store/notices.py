@@ -101,6 +101,13 @@ class Notices:
                 update(NOTICES).where(_N.id == notice.id).values(due_at=due_at, claimed_until=0.0)
             )
 
+    async def sweep(self, before: float) -> None:
+        """Forget what is older: of channels that are no longer in settings, nobody gives it up."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                delete(NOTICES).where(_N.created_at < before, _N.claimed_until < before)
+            )
+
     async def count(self) -> int:
         async with self._database.read() as connection:
             query = select(func.count()).select_from(NOTICES)

@@ -45,6 +45,13 @@ class People:
         agent = self.is_agent(client.issuer, client.subject)
         return Known(actor, agent, await self._of_user(user))
 
+    async def of_approver(self, issuer: str, subject: str, claims: Mapping[str, Any]) -> Attributes:
+        """What the directory knows of somebody who decides. Raises `CallerError`."""
+        try:
+            return await self._directory.attributes(issuer, subject, claims)
+        except AttributesInvalid as error:
+            raise CallerError(codes.SERVICE_FORBIDDEN, str(error)) from error
+
     async def _of_user(self, user: User | None) -> Attributes:
         if user is None:
             return Attributes()
