@@ -59,8 +59,9 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     ``txn_token``: the audience is a trust domain, and gets transaction tokens, of at most 5m.
     ``resource`` (default: the audience) is the URI under which RFC 8707 resource indicators must
     lie. ``ttl`` replaces ``token_ttl``. ``requires`` lists what a sidecar must be able to enforce
-    to get a credential for it at all. ``environment`` and ``risk`` are for policies to read,
-    ``routes`` are calls that they name.
+    to get a credential for it at all. ``status_list`` gives its tokens a place in a status list,
+    for verifiers that neither introspect nor follow the feed; each then costs a write.
+    ``environment`` and ``risk`` are for policies to read, ``routes`` are calls that they name.
     """
 
     audience: str
@@ -68,6 +69,7 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     resource: str | None = None
     ttl: Duration | None = None
     requires: tuple[Capability, ...] = ()
+    status_list: bool = False
     environment: str = ""
     risk: Risk = "unrated"
     routes: dict[str, RouteSettings] = msgspec.field(default_factory=dict)
@@ -338,6 +340,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
                 credential=target.credential,
                 ttl=float(self.token_ttl if target.ttl is None else target.ttl),
                 requires=tuple(sorted(set(target.requires))),
+                status_list=target.status_list,
             )
             for name, target in self.targets.items()
         )

@@ -26,6 +26,7 @@ from valetkey.broker.core.request import parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.store.statuses import Statuses
 from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
@@ -59,6 +60,7 @@ class TokenEndpoint:
         metrics: Metrics,
         limit: RateLimit,
         standings: Standings,
+        statuses: Statuses,
         gate: ApprovalGate,
         *,
         url: str,
@@ -75,6 +77,7 @@ class TokenEndpoint:
         self._issuer = issuer
         self._metrics = metrics
         self._standings = standings
+        self._statuses = statuses
         self._url = url
         self._clock = clock
         self._log = Log("broker.token")
@@ -127,7 +130,7 @@ class TokenEndpoint:
         if isinstance(decision, NeedsApproval):
             decision = await self._gate.pass_or_ask(decision, facts)
             await self._claim_approved(decision)
-        return self._answer(decision, asked.issued_token_type)
+        return await self._answer(decision, asked.issued_token_type)
 
     async def _redeem(
         self, request: web.Request, form: Form, proofs: Sequence[str]
@@ -150,7 +153,7 @@ class TokenEndpoint:
         await self._standings.note_attested(facts)
         issue = await self._gate.redeem(waited, decision, facts)
         await self._claim_approved(issue)
-        return self._answer(issue, asked.issued_token_type)
+        return await self._answer(issue, asked.issued_token_type)
 
     def _check_enforced(self, decision: Issue | NeedsApproval, able: frozenset[str]) -> None:
         """Raises `CallerError` where the caller can't enforce what the credential is limited to."""
@@ -203,8 +206,12 @@ class TokenEndpoint:
                 codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
             )
 
-    def _answer(self, issue: Issue, issued_token_type: str) -> TokenResponse:
-        token = self._issuer.mint(issue)
+    async def _answer(self, issue: Issue, issued_token_type: str) -> TokenResponse:
+        target = self._policies.current.targets[issue.audience]
+        place = self._statuses.place() if target.status_list else None
+        token = self._issuer.mint(issue, place=place)
+        if place is not None:
+            await self._statuses.keep(place, token.compact.reveal())
         self._log.info(
             "exchange_issued",
             jti=token.jti,

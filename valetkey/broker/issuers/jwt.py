@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from valetkey.broker.core.exchange import Issue
+from valetkey.broker.core.status_list import Place
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.issuers.signer import Signer
 from valetkey.contracts import jose
@@ -115,8 +116,8 @@ class JwtIssuer:
         self._txn_signer = Signer(ring, TXN_TYP)
         self._checks = {"iss": jose.equals(issuer), "jti": jose.present, "txn": jose.present}
 
-    def mint(self, issue: Issue) -> MintedToken:
-        """The token of that decision.
+    def mint(self, issue: Issue, *, place: Place | None = None) -> MintedToken:
+        """The token of that decision, with its ``place`` in a status list, if it has one.
 
         It lives from the decision on, however long a use took to claim: what bounds it in time was
         measured then.
@@ -161,6 +162,10 @@ class JwtIssuer:
             claims["cnf"] = {CONFIRMATION: issue.certificate}  # RFC 8705 §3.1
         if issue.details:
             claims["authorization_details"] = issue.details  # RFC 9396 §9.1
+        if place is not None:
+            # draft-ietf-oauth-status-list §6.1
+            uri = f"{self._issuer}/status/{place.list}"
+            claims["status"] = {"status_list": {"idx": place.index, "uri": uri}}
         signer = self._signer
         if issue.transaction is not None:
             signer = self._txn_signer

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from valetkey.broker.api import introspect, jwks, metadata, revoke, token
+from valetkey.broker.api import introspect, jwks, metadata, revoke, status, token
 from valetkey.broker.approval_gate import ApprovalGate
 from valetkey.broker.core.exchange import rules_digest
 from valetkey.broker.part import Foundation, Part
+from valetkey.broker.store.statuses import Statuses
 from valetkey.broker.watched import STALE
 
 
@@ -19,6 +20,7 @@ class OAuthPart(Part):
     def __init__(self, base: Foundation, gate: ApprovalGate) -> None:
         self._base = base
         self._gate = gate
+        self._statuses = Statuses(base.database, clock=base.clock)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         base, config = self._base, self._base.config
@@ -33,6 +35,7 @@ class OAuthPart(Part):
             base.metrics,
             config.limits.exchanges.of_callers(config.limits.callers),
             base.standings,
+            self._statuses,
             self._gate,
             url=config.issuer + token.PATH,
             clock=base.clock,
@@ -53,6 +56,10 @@ class OAuthPart(Part):
             url=config.issuer + revoke.PATH,
             clock=base.clock,
         )
+        lists = status.StatusEndpoint(
+            self._statuses, base.standings, base.ring, issuer=config.issuer, clock=base.clock
+        )
+        router.add_get(status.PREFIX + "{list}", lists.handle)
         keys = jwks.JwksEndpoint(base.ring, publish_before=config.keys.publish_before)
         about = metadata.MetadataEndpoint(
             issuer=config.issuer,
@@ -70,6 +77,7 @@ class OAuthPart(Part):
         await self._base.revocations.sweep()
         await self._base.standings.sweep()
         await self._base.assertions.sweep()
+        await self._statuses.sweep()
 
     def details(self) -> dict[str, str]:
         grants, policies = self._base.policies, self._base.cedar

@@ -199,6 +199,19 @@ SCIM_SUBJECTS: Final = Table(
     Column("subject", String(1024), primary_key=True),
 )
 
+# Tokens with a place in a status list; `claims` are those that decide whether they count.
+STATUS_ENTRIES: Final = Table(
+    "status_entries",
+    METADATA,
+    Column("list", String(16), primary_key=True),
+    Column("idx", Integer, primary_key=True, autoincrement=False),
+    Column("kid", String(64), nullable=False),
+    Column("hashed", String(64), nullable=False),
+    Column("claims", Text, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index(None, "expires_at"),
+)
+
 # Who is in which group: users and groups.
 SCIM_MEMBERS: Final = Table(
     "scim_members",

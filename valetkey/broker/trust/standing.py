@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
@@ -47,10 +47,13 @@ class Standings:
 
     def token_counts(self, token: OwnToken, compact: str) -> bool:
         """Whether one of our own tokens is still good, as far as revocations go."""
+        return self.stands(token, lambda: token_value(compact))
+
+    def stands(self, token: OwnToken, hashed: Callable[[], str]) -> bool:
+        """The same for a token that is not at hand; ``hashed`` gives its `token_value`."""
         revocations, issued = self._revocations, token.issued
         if revocations.is_revoked(token.jti, token.txn) or (
-            revocations.any_hash
-            and revocations.refuses("hash", token_value(compact), issued_at=issued)
+            revocations.any_hash and revocations.refuses("hash", hashed(), issued_at=issued)
         ):
             return False
         client = (token.client_issuer, token.client_id)

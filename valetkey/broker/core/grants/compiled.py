@@ -20,6 +20,7 @@ class Target:
     """A system that calls go to. ``ttl`` is in seconds and already has the default filled in.
 
     ``requires``: what everybody who gets a credential for it must enforce.
+    ``status_list``: its tokens have a place in one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Target:
     credential: Literal["bearer", "dpop", "mtls", "txn_token"]
     ttl: float
     requires: tuple[Capability, ...] = ()
+    status_list: bool = False
 
 
 class PolicyInvalid(ValueError):  # noqa: N818 - reads as what it is

@@ -1,0 +1,103 @@
+"""``/status/{list}``: a signed list of which tokens still count (draft-ietf-oauth-status-list §5).
+
+Public, as the JWK Set is: it tells of bits, not of tokens. A list is made anew at most once a
+second for however many ask, from the same facts that introspection answers from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiohttp import web
+from cachetools import TTLCache
+
+from valetkey.broker.core.status_list import packed
+from valetkey.broker.issuers.jwt import OwnToken
+from valetkey.broker.issuers.keyring import KeyRing
+from valetkey.broker.issuers.signer import Signer
+from valetkey.broker.store.statuses import Entry, Statuses
+from valetkey.broker.trust.standing import Standings
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError
+from valetkey.contracts.jose import VerifiedClaims
+
+PREFIX: Final = "/status/"
+TYP: Final = "statuslist+jwt"  # §5.1
+MEDIA_TYPE: Final = "application/statuslist+jwt"  # §8.1
+# How long a verifier may keep a list, and when it must not use it any more, seconds.
+TTL: Final = 10
+LIFETIME: Final = 60
+_FRESH: Final = 1.0
+_MADE: Final = 1000
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{16}")
+
+
+class StatusEndpoint:
+    """``issuer`` is the broker's identifier, beneath which the lists are."""
+
+    def __init__(
+        self,
+        statuses: Statuses,
+        standings: Standings,
+        ring: KeyRing,
+        *,
+        issuer: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._statuses = statuses
+        self._standings = standings
+        self._signer = Signer(ring, TYP)
+        self._issuer = issuer
+        self._clock = clock
+        self._made: TTLCache[str, str] = TTLCache(_MADE, _FRESH, timer=time.monotonic)
+        self._making: dict[str, asyncio.Task[str]] = {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        list_ = request.match_info["list"]
+        if not _ID.fullmatch(list_):
+            raise CallerError(codes.SERVICE_NOT_FOUND, "no list has such an id")
+        token = self._made.get(list_)
+        if token is None:
+            making = self._making.get(list_)
+            if making is None:
+                making = asyncio.create_task(self._make(list_))
+                self._making[list_] = making
+                making.add_done_callback(lambda _: self._making.pop(list_))
+            token = await asyncio.shield(making)
+        # §8.1: 406 is for other encodings of the same list; there is one here.
+        return web.Response(
+            text=token, content_type=MEDIA_TYPE, headers={"Cache-Control": f"max-age={TTL}"}
+        )
+
+    async def _make(self, list_: str) -> str:
+        entries = await self._statuses.entries(list_)
+        if not entries:
+            raise CallerError(codes.SERVICE_NOT_FOUND, "no token has a place in such a list")
+        invalid = await asyncio.to_thread(self._invalid, entries)
+        now = int(self._clock())
+        token = self._signer.sign(
+            {
+                "sub": self._issuer + PREFIX + list_,
+                "iss": self._issuer,
+                "iat": now,
+                "exp": now + LIFETIME,
+                "ttl": TTL,
+                "status_list": {"bits": 1, "lst": packed(invalid)},
+            }
+        )
+        self._made[list_] = token
+        return token
+
+    def _invalid(self, entries: Sequence[Entry]) -> list[int]:
+        return [entry.index for entry in entries if not self._stands(entry)]
+
+    def _stands(self, entry: Entry) -> bool:
+        claims = entry.claims
+        token = OwnToken.of(
+            VerifiedClaims(claims["iss"], claims["sub"], claims, {"kid": entry.kid})
+        )
+        return self._standings.stands(token, lambda: entry.hashed)
