@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.integration.approvals_support import APPROVALS, CLOSING, desk
 from tests.integration.broker_support import (
     BOT,
     FILES,
+    GRANTS,
     IDP,
     TICKETS,
     USERS,
@@ -234,3 +236,33 @@ async def test_a_refusal_names_the_policies_that_forbid(tmp_path: Path) -> None:
     text = ALL + "".join(f'@id("{name}") forbid (principal, action, resource);' for name in "cba")
     async with serving(world(tmp_path, text)) as broker:
         assert (await ask(broker))["policies"] == ["a", "b", "c"]
+
+
+async def test_a_policy_asks_for_people_and_is_asked_again_when_they_agree(tmp_path: Path) -> None:
+    """By annotation: how many, and of which role; the grant itself asks for nobody."""
+    closing = {key: value for key, value in CLOSING.items() if key != "approval"}
+    made = world(
+        tmp_path,
+        ALL + '@id("close") @approval_quorum("2") @approval_roles("lead")'
+        ' forbid (principal, action, resource) when { context.scope == "tickets:close" }'
+        " unless { context.approved };",
+    )
+    made.overrides = {"approvals": APPROVALS}
+    made.root.mkdir(parents=True, exist_ok=True)
+    made.write_grants([*GRANTS, closing])
+    async with desk(made) as at:
+        approval = await at.opened()
+        lead = {"claims": {"roles": ["lead"]}}
+        assert (await at.approve(approval, by="otto"))[1]["code"] == "approval.not_eligible"
+        assert (await at.approve(approval, by="olga", **lead))[1]["state"] == "pending"
+        assert (await at.approve(approval, by="ole", **lead))[1]["state"] == "approved"
+        made.policies('@id("freeze") forbid (principal, action, resource);', "freeze.cedar")
+        await at.served.broker.base.cedar.reload()
+        assert (await at.ask())[1]["code"] == "policy.denied", "decided again, by the policy of now"
+        made.policies('@id("thaw") permit (principal, action, resource);', "freeze.cedar")
+        (made.root / "policies/freeze.cedar").unlink()
+        await at.served.broker.base.cedar.reload()
+        status, body = await at.ask()
+        assert (status, body["approval"]) == (200, approval), body
+        assert body["policies"] == ["all", "close"]
+        assert (await at.ask())[1]["code"] == "approval.required"

@@ -22,6 +22,8 @@ MTLS = {"bind": "0.0.0.0:7081", "url": "https://broker.example:7081"}
 TLS = {"cert_file": "/c", "key_file": "/k"}
 VAULT = {"audience": "https://v", "credential": "mtls"}
 USERS = {"issuer": "https://users", "audience": URL, "use": "user", "jwks_file": "/u.json"}
+CLAIM = {"claim": ["roles"], "names": {"a": "b"}}
+POINT = {"issuer": "https://idp", "subject": "gateway"}
 TICKETS = {"audience": "https://t", "credential": "bearer"}
 
 
@@ -59,6 +61,23 @@ def test_defaults() -> None:
         ("not loopback, v6", {"bind": "[::]:7080"}, "is not loopback"),
         ("a name", {"bind": "broker:7080"}, "is not loopback"),
         ("no port", {"bind": "127.0.0.1"}, "host:port"),
+        ("route without methods", {"targets": {"t": {**TICKETS, "routes": {"r": {"methods": [], "path": "/"}}}}}, "methods"),
+        ("route without a path", {"targets": {"t": {**TICKETS, "routes": {"r": {"methods": ["GET"], "path": "x"}}}}}, "begins with /"),
+        ("route with a name of its own", {"targets": {"t": {**TICKETS, "routes": {"a/b": {"methods": ["GET"], "path": "/"}}}}}, "routes are named"),
+        ("risk of no kind", {"targets": {"t": {**TICKETS, "risk": "huge"}}}, "huge"),
+        ("target with a slash", {"targets": {"a/b": TICKETS}}, "no '/'"),
+        ("issuer with a bar", {"issuers": [{**ISSUER, "issuer": "https://a|b"}]}, "no '|'"),
+        ("claims of nobody", {"claims": [{"issuer": "https://x", "roles": CLAIM}]}, "not among the issuers"),
+        ("claims twice", {"claims": [{"issuer": "https://idp", "roles": CLAIM}] * 2}, "listed twice"),
+        ("claims of nothing", {"claims": [{"issuer": "https://idp"}]}, "roles or groups"),
+        ("claims without names", {"claims": [{"issuer": "https://idp", "roles": {**CLAIM, "names": {}}}]}, "empty"),
+        ("claims without a claim", {"claims": [{"issuer": "https://idp", "groups": {**CLAIM, "claim": []}}]}, "names no claim"),
+        ("agents of nobody", {"agents": [{"issuer": "https://x", "workload": "a"}]}, "not among the issuers"),
+        ("agents by two stars", {"agents": [{"issuer": "https://idp", "workload": "a/*/*"}]}, "only one"),
+        ("enforcement points, none", {"authzen": {"enforcement_points": []}}, "is empty"),
+        ("enforcement point twice", {"authzen": {"enforcement_points": [POINT, POINT]}}, "listed twice"),
+        ("enforcement point of nobody", {"authzen": {"enforcement_points": [{**POINT, "issuer": "https://x"}]}}, "use: workload"),
+        ("enforcement point of no admin", {"authzen": {"enforcement_points": [{**POINT, "use": "admin"}]}}, "use: admin"),
         ("tls is yes", {"tls": "yes"}, "tls"),
         ("tls without key", {"tls": {"cert_file": "/c"}}, "key_file"),
         ("http issuer", {"issuer": "http://broker.example"}, "https"),
