@@ -37,6 +37,7 @@ _MAX_PATH: Final = 1024
 # In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`): in JSON a character is 6 bytes.
 _MAX_NAME: Final = 128
 _MAX_JTI: Final = 64  # the broker's own have 22
+_MAX_GRANTS: Final = 8
 _MAX_POLICIES: Final = 8  # of an id with at most 64 characters each
 _KNOWN_METHODS: Final = 64
 
@@ -413,6 +414,9 @@ def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
         policies or b'{"decision":"allowed","policy":{"version":%b}}' % version,
     )
     reference = b',"jti":%b,"txn":%b' % (_encode(credential.jti), _encode(credential.txn))
+    if credential.grants:
+        grants = (_encode(name[:_MAX_NAME]) for name in credential.grants[:_MAX_GRANTS])
+        reference += b',"grants":[%b]' % b",".join(grants)
     if credential.approval:
         reference += b',"approval":%b' % _encode(credential.approval)
     credential.rendered = (who, reference, _actor(credential.actor))

@@ -270,7 +270,7 @@ segment = st.text("abcXYZ019-._~!$&'()*+,;=:@", min_size=1, max_size=20).filter(
     status=st.integers(200, 599).filter(lambda status: status not in {401, 407}),
     who=st.fixed_dictionaries(
         dict.fromkeys(("subject", "actor", "jti", "txn", "policy_digest"), text)
-        | {"policies": st.lists(text, max_size=12).map(tuple)}
+        | dict.fromkeys(("policies", "grants"), st.lists(text, max_size=12).map(tuple))
     ),
     ending=st.sampled_from(["completed", "target_failed", "client_closed", "cut"]),
 )
@@ -315,6 +315,7 @@ def test_every_allowed_call(stand, method, path, query, trace, status, who, endi
     assert unmapped["scopes"] == ["%d%%", "100%s", "t:read"]
     assert unmapped["credential"] == "bearer"
     assert [unmapped[name] for name in ("jti", "txn")] == [who[name] for name in ("jti", "txn")]
+    assert unmapped.get("grants", []) == list(who["grants"][:8])
     version = {"version": who["policy_digest"]}
     named = [{"uid": name} | version for name in who["policies"][:8]]
     assert data["authorizations"] == [
