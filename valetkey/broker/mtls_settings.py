@@ -64,6 +64,9 @@ def check_certificates(
     if mtls is None:
         if bound:
             raise ValueError(f"target {bound[0]}: credential: mtls needs the listener in mtls")
+        for issuer in issuers:
+            if issuer.kind == "x509":
+                raise ValueError(f"issuer {issuer.issuer}: kind: x509 needs the listener in mtls")
         return
     # Connections are told apart by the port that they came to.
     if _port(mtls.bind) == _port(main) != 0:

@@ -119,6 +119,7 @@ def test_defaults() -> None:
         ("mtls behind any terminator", {**DOMAINS, "mtls": MTLS, "tls": "terminated"}, "give tls"),
         ("mtls at the port of the others", {**DOMAINS, "tls": TLS, "mtls": {
             **MTLS, "bind": "127.0.0.2:7080"}}, "another port"),
+        ("certificates without their listener", {"issuers": [PKI]}, "needs the listener in mtls"),
         ("mtls at plain http", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "http://x"}},
          "https"),
         ("mtls with a path", {**DOMAINS, "tls": TLS, "mtls": {**MTLS, "url": "https://x/"}},
