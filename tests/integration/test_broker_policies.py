@@ -266,3 +266,22 @@ async def test_a_policy_asks_for_people_and_is_asked_again_when_they_agree(tmp_p
         assert (status, body["approval"]) == (200, approval), body
         assert body["policies"] == ["all", "close"]
         assert (await at.ask())[1]["code"] == "approval.required"
+
+
+async def test_a_workload_stays_a_workload_where_another_acts_on_its_token(tmp_path: Path) -> None:
+    made = world(
+        tmp_path,
+        ALL + f'@id("no") forbid (principal == Workload::"{IDP}|{BOT}", action, resource)'
+        ' when { context.scope == "tickets:read" && context has user };',
+    )
+    ours = {"issuer": made.url, "audience": TICKETS, "use": "user", "jwks_url": made.url + "/jwks"}
+    made.overrides = {"issuers": [*made.document()["issuers"], ours]}
+    made.root.mkdir(parents=True, exist_ok=True)
+    report = {**GRANTS[3], "on_behalf_of": "users"}
+    made.write_grants([*(one for one in GRANTS if one["id"] != report["id"]), report])
+    async with serving(made) as broker:
+        root = await ask(broker)
+        form = made.user_form(made.assertion(), root["access_token"])
+        _, body, _ = await broker.post({**form, "actor_token": form["client_assertion"]})
+        assert body.get("code") == "policy.denied", body
+        assert body["policies"] == ["no"]

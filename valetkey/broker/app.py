@@ -292,6 +292,7 @@ def _foundation(
         people=People(
             Directories([ClaimDirectory(compiled_claims(config.claims)), *directories.all]),
             compiled_agents(config.agents),
+            issuers=config.workload_issuers(),
         ),
         certificates=certificates,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 NONE: Final[frozenset[str]] = frozenset()
 
@@ -37,11 +37,15 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the parties of an exchange. ``agent``: the acting workload is one."""
+    """What is known of the parties of an exchange. ``agent``: the acting workload is one.
+
+    ``user_kind`` is what whom it acts for is to policies: a token of our own may be a workload's.
+    """
 
     actor: Attributes = Attributes()
     agent: bool = False
     user: Attributes = Attributes()
+    user_kind: Literal["User", "Workload", "Agent"] = "User"
 
 
 class Directory(Protocol):

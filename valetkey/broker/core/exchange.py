@@ -364,7 +364,9 @@ def _permission(
         ),
         user=None
         if user is None
-        else Principal("User", user.home, user.subject, known.user.roles, known.user.groups),
+        else Principal(
+            known.user_kind, user.home, user.subject, known.user.roles, known.user.groups
+        ),
         scopes=granted.scopes,
         windowed=windowed,
         calls=facts.request.calls,

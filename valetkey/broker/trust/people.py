@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from valetkey.broker.core.attributes import Attributes, AttributesInvalid, Directory, Known
 from valetkey.broker.core.exchange import Party, User
@@ -14,13 +14,18 @@ from valetkey.contracts.errors import CallerError
 
 
 class People:
-    """``agents`` are patterns of workloads by their issuer."""
+    """``agents`` are patterns of workloads by their issuer, ``issuers`` those of workloads."""
 
     def __init__(
-        self, directory: Directory, agents: Mapping[str, tuple[WorkloadPattern, ...]]
+        self,
+        directory: Directory,
+        agents: Mapping[str, tuple[WorkloadPattern, ...]],
+        *,
+        issuers: frozenset[str] = frozenset(),
     ) -> None:
         self._directory = directory
         self._agents = agents
+        self._issuers = issuers
 
     async def of(self, client: Client, user: User | None) -> Known:
         """What is known of both. Raises `CallerError` for a token whose claims are malformed."""
@@ -37,13 +42,14 @@ class People:
             found = await self._of_user(user)
         except AttributesInvalid as error:
             raise CallerError(codes.SUBJECT_INVALID, str(error)) from error
-        return Known(actor, self.is_agent(claims.issuer, claims.subject), found)
+        agent = self.is_agent(claims.issuer, claims.subject)
+        return Known(actor, agent, found, self._kind(user))
 
     async def known(self, client: Party, claims: Mapping[str, Any], user: User | None) -> Known:
         """The same of parties that somebody else has verified. Raises `AttributesInvalid`."""
         actor = await self._directory.attributes(client.issuer, client.subject, claims)
         agent = self.is_agent(client.issuer, client.subject)
-        return Known(actor, agent, await self._of_user(user))
+        return Known(actor, agent, await self._of_user(user), self._kind(user))
 
     async def of_approver(self, issuer: str, subject: str, claims: Mapping[str, Any]) -> Attributes:
         """What the directory knows of somebody who decides. Raises `CallerError`."""
@@ -60,6 +66,12 @@ class People:
         # A token of our own: it carries names of ours, which no table for others' values may read.
         carried = Attributes(_names(user.claims, "roles"), _names(user.claims, "groups"))
         return carried | await self._directory.attributes(user.home, user.subject, {})
+
+    def _kind(self, user: User | None) -> Literal["User", "Workload", "Agent"]:
+        """A token of our own speaks for a workload where a workload got it for itself."""
+        if user is None or user.home not in self._issuers:
+            return "User"
+        return "Agent" if self.is_agent(user.home, user.subject) else "Workload"
 
     def is_agent(self, issuer: str, subject: str) -> bool:
         return any(pattern.matches(subject) for pattern in self._agents.get(issuer, ()))

@@ -61,7 +61,7 @@ class Echo:
         )
 
 
-PEOPLE = People(Echo(), {IDP: (WorkloadPattern.parse("ns/ai/*"),)})
+PEOPLE = People(Echo(), {IDP: (WorkloadPattern.parse("ns/ai/*"),)}, issuers=frozenset({IDP}))
 BOT = Party(IDP, "ns/ai/bot", 0.0)
 
 
@@ -103,3 +103,13 @@ async def test_a_token_of_our_own_without_them_is_refused(claims: dict[str, Any]
     """What is missing could have forbidden something."""
     with pytest.raises(AttributesInvalid, match="missing"):
         await PEOPLE.known(BOT, {}, user(BROKER, USERS, **claims))
+
+
+@pytest.mark.parametrize(
+    ("origin", "subject", "kind"),
+    [(USERS, "alice", "User"), (IDP, "ns/web/x", "Workload"), (IDP, "ns/ai/x", "Agent")],
+)
+async def test_a_token_of_our_own_may_be_a_workloads(origin: str, subject: str, kind: str) -> None:
+    own = User(BROKER, subject, 0.0, claims={"roles": [], "groups": []}, origin=origin)
+    assert (await PEOPLE.known(BOT, {}, own)).user_kind == kind
+    assert (await PEOPLE.known(BOT, {}, None)).user_kind == "User"
