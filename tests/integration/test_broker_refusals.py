@@ -8,6 +8,8 @@ Demands whose other side is not the broker, or that need servers of their own, a
   credentials/test_exchange.py``, "a bound token, called bearer"); a resource server learns from
   introspection that it is bound (here).
 - RFC 7517, unknown ``kid``, empty sets: ``test_broker_issuer_keys.py``.
+- Token Status List, no list to be had: the verifier's to refuse (``docs/how-to/status-lists.md``);
+  what the broker answers then is in ``test_broker_status_list.py``.
 - Transaction tokens outside their domain: ``test_sidecar_transactions.py``.
 - Mutated tokens and proofs of any kind: ``test_broker_mutations.py``.
 """

@@ -572,6 +572,22 @@ async def test_bodies_that_are_none(scim: Provisioner) -> None:
     assert await sent(good, "application/json") == (201, None)
 
 
+async def test_what_is_not_served_says_so_in_its_form(scim: Provisioner) -> None:
+    for path, expected in (("/Me", 501), ("/Bulk", 501), ("/.search", 501), ("/Devices", 404)):
+        status, body, headers = await scim.call("POST", path, {"schemas": [USER]})
+        assert (status, body["schemas"], body["status"]) == (expected, [ERROR], str(expected))
+        assert headers["Content-Type"] == "application/scim+json"
+    for path in ("/ServiceProviderConfig", "/ResourceTypes/User", f"/Schemas/{GROUP}"):
+        assert (await scim.call("GET", path))[0] == 200
+    status, body, _ = await scim.call("GET", "/Schemas", params={"filter": "name pr"})
+    assert (status, body["status"]) == (403, "403")
+    listed = (await scim.call("GET", "/Schemas"))[1]
+    names = {
+        attribute["name"] for schema in listed["Resources"] for attribute in schema["attributes"]
+    }
+    assert "password" not in names
+
+
 async def test_without_a_directory_there_is_no_endpoint(tmp_path: Path) -> None:
     async with serving(World(tmp_path, free_url())) as served:
         scim = Provisioner(served)

@@ -94,6 +94,7 @@ class Sidecar:
             self._proof_key,
             ca_file=broker.ca_file,
             timeout=broker.timeout,
+            follows_feed=broker.feed is not None,
         )
         self.cache = CredentialCache(current.limits.credentials)
         self._held = HeldCalls(current.limits.credentials)

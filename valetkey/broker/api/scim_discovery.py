@@ -31,6 +31,9 @@ from valetkey.broker.api.scim_resources import MAX_RESULTS
 from valetkey.broker.core.scim import DIALECTS, Group, User
 from valetkey.broker.trust.admins import Admin
 
+# Made while the module is read: to make such a class is to read files.
+_TYPES: Final[Any] = ListResponse[ResourceType]
+_SCHEMAS: Final[Any] = ListResponse[Schema]
 _DESCRIPTIONS: Final = {"User": "A person who may be acted for", "Group": "Users and groups"}
 
 
@@ -59,21 +62,24 @@ class Discovery:
 
     async def types(self, request: web.Request, _admin: Admin) -> web.Response:
         _no_filter(request)
-        return _list(ResourceType, self._types)
+        return _list(_TYPES, self._types)
 
     async def type(self, request: web.Request, _admin: Admin) -> web.Response:
         return _one(self._types, request)
 
     async def schemas(self, request: web.Request, _admin: Admin) -> web.Response:
         _no_filter(request)
-        return _list(Schema, self._schemas)
+        return _list(_SCHEMAS, self._schemas)
 
     async def schema(self, request: web.Request, _admin: Admin) -> web.Response:
         return _one(self._schemas, request)
 
     async def unsupported(self, _request: web.Request, _admin: Admin) -> web.Response:
-        """``/Me`` and ``/Bulk`` (RFC 7644 §3.7, §3.11: 501 where there are none)."""
+        """``/Me``, ``/Bulk`` and a search over all kinds (RFC 7644 §3.7, §3.11, §3.4.3)."""
         raise NotImplementedException
+
+    async def nowhere(self, _request: web.Request, _admin: Admin) -> web.Response:
+        raise NotFoundException
 
 
 def _config() -> ServiceProviderConfig:
@@ -106,7 +112,7 @@ def _dumped(resource: Resource[Any]) -> dict[str, Any]:
 
 def _list(kind: Any, resources: dict[str, Any]) -> web.Response:
     found = list(resources.values())
-    listed = ListResponse[kind](
+    listed = kind(
         total_results=len(found), start_index=1, items_per_page=len(found), resources=found
     )
     return wire.message(listed.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE))

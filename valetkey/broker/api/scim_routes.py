@@ -47,5 +47,7 @@ def add_routes(
         ("/Schemas/{id}", about.schema),
     ):
         router.add_get(PREFIX + path, guarded(handler))
-    for path in ("/Me", "/Bulk"):
+    for path in ("/Me", "/Bulk", "/.search"):
         router.add_route("*", PREFIX + path, guarded(about.unsupported))
+    # Last: what is nowhere is answered in SCIM's form too (RFC 7644 §3.12).
+    router.add_route("*", PREFIX + "/{rest:.*}", guarded(about.nowhere))

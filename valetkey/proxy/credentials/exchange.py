@@ -47,8 +47,8 @@ _MAX_POLICIES: Final = 8
 _RESPONSE: Final = msgspec.json.Decoder(oauth.TokenResponse)
 _INTROSPECTION: Final = msgspec.json.Decoder(oauth.Introspection)
 _ERROR: Final = msgspec.json.Decoder(oauth.TokenError)
-# What this sidecar enforces on what it gets (`oauth.Capability`).
-_CAPABILITIES: Final = "dpop mcp_filter single_use txn_token"
+# What every sidecar enforces on what it gets (`oauth.Capability`).
+_CAPABILITIES: Final = ("dpop", "mcp_filter", "single_use", "txn_token")
 # Whose refusals the workload may be told by their own code.
 _PASSED_ON: Final = frozenset({"grant", "policy", "subject", "actor"})
 
@@ -64,11 +64,14 @@ class ExchangeClient:
         *,
         ca_file: Path | None,
         timeout: float,
+        follows_feed: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._introspection = endpoint.removesuffix("/token") + "/introspect"
         self._identity = identity
         self._key = key
+        able = (*_CAPABILITIES, "feed") if follows_feed else _CAPABILITIES
+        self._capabilities = " ".join(able)
         self._nonce = ""
         self._ssl = broker_context(ca_file) if endpoint.startswith("https:") else None
         self._timeout = aiohttp.ClientTimeout(total=timeout)
@@ -99,7 +102,7 @@ class ExchangeClient:
             "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
             "requested_token_type": injector.requested,
-            "capabilities": _CAPABILITIES,
+            "capabilities": self._capabilities,
             "audience": key.audience,
             "scope": key.scopes,
             "authorization_details": key.details,

@@ -110,6 +110,17 @@ async def test_the_workloads_own_credential(client, broker, identity):
     assert verified.jti
 
 
+async def test_who_follows_the_feed_says_so(broker, identity):
+    client = ExchangeClient(
+        broker.url, identity, ProofKey(), ca_file=None, timeout=1.0, follows_feed=True
+    )
+    await client.exchange(KEY, BearerInjector(), None)
+    assert broker.forms[-1]["capabilities"].split() == [
+        "dpop", "mcp_filter", "single_use", "txn_token", "feed",
+    ]  # fmt: skip
+    await client.close()
+
+
 async def test_for_a_user_the_workload_is_the_actor(client, broker, identity, idp):
     user = idp.mint("alice", "https://broker.example", 50)
     broker.answer = lambda _form: web.json_response(
