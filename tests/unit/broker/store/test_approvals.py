@@ -85,6 +85,13 @@ class Machine(RuleBasedStateMachine):
             found = self.asked(ledger.subject, ledger.quorum)
         return found
 
+    @rule(target=approvals, approval=approvals)
+    def ask_at_its_end(self, approval: str) -> str:
+        """At the very moment at which its time, or the time to decide, is over."""
+        ledger = self.ledgers[approval]
+        self.now = max(self.now, ledger.until if ledger.approved else ledger.expires_at)
+        return self.asked(ledger.subject, ledger.quorum)
+
     @rule(approval=approvals, uses=strategies.none() | strategies.integers(1, 3))
     def agree(self, approval: str, uses: int | None) -> None:
         """As many people as it takes."""
