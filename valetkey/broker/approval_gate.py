@@ -6,7 +6,7 @@ Rules:
   which id, and repeats its exchange later.
 - A deferral code decides nothing. When it is redeemed, the policy is asked again about the facts
   that were verified at first, and what it would issue must be the very request that was approved.
-- Redeeming a code and using the approval are one transaction.
+- Redeeming a code, using the approval and claiming uses of grants are one transaction.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from valetkey.broker.core.exchange import (
 )
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.broker.metrics import Metrics
-from valetkey.broker.store.approvals import Approvals, Denied, Taken, Waiting
+from valetkey.broker.store.approvals import Approvals, Claim, Denied, Taken, Waiting
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.deferrals import Deferrals, Polled
+from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
@@ -96,6 +97,7 @@ class ApprovalGate:
         approvals: Approvals,
         deferrals: Deferrals,
         settings: ApprovalsSettings,
+        uses: GrantUses,
         metrics: Metrics,
         *,
         issuer: str,
@@ -105,6 +107,7 @@ class ApprovalGate:
         self._approvals = approvals
         self._deferrals = deferrals
         self._settings = settings
+        self._uses = uses
         self._metrics = metrics
         self._issuer = issuer
         self._clock = clock
@@ -128,6 +131,7 @@ class ApprovalGate:
             expires=float(requirement.expires or settings.expires),
             valid=float(requirement.valid or settings.valid),
             now=now,
+            claim=self._claim(needs.issue),
         )
         match found:
             case Taken():
@@ -207,11 +211,16 @@ class ApprovalGate:
         """
         now = self._clock()
         polled = redemption.polled
+        claim = self._claim(decision if isinstance(decision, Issue) else decision.issue)
         async with self._database.write() as connection:
+            if claim is not None:
+                await self._database.take_turn(connection)
             if not await self._deferrals.redeem(connection, polled.id, now=now):
                 raise CallerError(codes.APPROVAL_CODE, "redeemed meanwhile")
-            if isinstance(decision, Issue):
-                return decision  # the policy no longer asks anybody
+            if isinstance(decision, Issue):  # the policy no longer asks anybody
+                if claim is not None:
+                    await claim(connection)
+                return decision
             digest = self._request(decision, facts).digest()
             taken = await self._approvals.take(connection, polled.approval, digest, now=now)
             if taken is None:
@@ -219,7 +228,15 @@ class ApprovalGate:
                 raise CallerError(
                     codes.APPROVAL_CODE, "used up meanwhile, or the policy asks for something else"
                 )
+            if claim is not None:
+                await claim(connection)
             return self._issue(decision, taken, now)
+
+    def _claim(self, issue: Issue) -> Claim | None:
+        """Claims the uses of counted grants that the token takes; ``None``: it takes none."""
+        if not issue.limited:
+            return None
+        return lambda connection: self._uses.claim_in(connection, issue.limited)
 
     def _issue(self, needs: NeedsApproval, taken: Taken, now: float) -> Issue:
         issue = with_approval(

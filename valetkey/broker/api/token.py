@@ -129,7 +129,6 @@ class TokenEndpoint:
             decision = self._decide(facts)
         if isinstance(decision, NeedsApproval):
             decision = await self._gate.pass_or_ask(decision, facts)
-            await self._claim_approved(decision)
         return await self._answer(decision, asked.issued_token_type)
 
     async def _redeem(
@@ -152,7 +151,6 @@ class TokenEndpoint:
         self._check_enforced(decision, asked.capabilities)
         await self._standings.note_attested(facts)
         issue = await self._gate.redeem(waited, decision, facts)
-        await self._claim_approved(issue)
         return await self._answer(issue, asked.issued_token_type)
 
     def _check_enforced(self, decision: Issue | NeedsApproval, able: frozenset[str]) -> None:
@@ -169,11 +167,6 @@ class TokenEndpoint:
     async def _claim(self, issue: Issue) -> bool:
         """Claim the uses that the token takes, if it takes any. Raises `StoreError`."""
         return not issue.limited or await self._uses.claim(issue.limited)
-
-    async def _claim_approved(self, issue: Issue) -> None:
-        """The same of what people approved: they approved of these grants and of no others."""
-        if not await self._claim(issue):
-            raise PolicyError(codes.GRANT_USED_UP, f"grants {', '.join(issue.grant_ids)}")
 
     def _decide(self, facts: ExchangeFacts) -> Issue | NeedsApproval:
         """Raises `CallerError` or `PolicyError` for a refusal."""

@@ -45,6 +45,7 @@ class ApprovalsPart(Part):
             self.approvals,
             self._deferrals,
             settings,
+            base.uses,
             base.metrics,
             issuer=base.config.issuer,
             clock=base.clock,

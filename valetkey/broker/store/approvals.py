@@ -49,6 +49,9 @@ from valetkey.contracts.errors import CallerError
 Announce = Callable[[AsyncConnection, str, "Entry", float], Awaitable[None]]
 """Puts a notice of an event and its approval in line: ``(connection, event, entry, now)``."""
 
+Claim = Callable[[AsyncConnection], Awaitable[object]]
+"""Uses up something else in the same transaction; an exception undoes all of it."""
+
 # Each round is one transaction that saw somebody else get in between.
 _ROUNDS: Final = 5
 _ID_BYTES: Final = 16
@@ -102,18 +105,31 @@ class Approvals:
     # --- asking -------------------------------------------------------------------------------
 
     async def take_or_open(
-        self, request: Request, *, purpose: str, expires: float, valid: float, now: float
+        self,
+        request: Request,
+        *,
+        purpose: str,
+        expires: float,
+        valid: float,
+        now: float,
+        claim: Claim | None = None,
     ) -> Taken | Waiting | Denied:
         """A use of an approval of this request, or else the request before people.
 
         ``expires`` (how long it waits) and ``valid`` (how long a yes may count) are in seconds.
-        Raises `StoreError`, and `CallerError` where the workload has too much open.
+        ``claim`` is what else the token uses up, in the same transaction: both or neither. Raises
+        `StoreError`, and `CallerError` where the workload has too much open.
         """
         digest = request.digest()
         for _ in range(_ROUNDS):
             async with self._database.write() as connection:
+                if claim is not None:
+                    # First of all: who holds rows never waits for the order of changes.
+                    await self._database.take_turn(connection)
                 taken = await self._take(connection, _A.digest == digest, now)
                 if taken is not None:
+                    if claim is not None:
+                        await claim(connection)
                     return taken
                 denied = await self._standing_denial(connection, digest, now)
                 if denied is not None:

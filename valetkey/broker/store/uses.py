@@ -19,8 +19,14 @@ from valetkey.broker.core.grants import LiveGrants
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import GRANT_USES
+from valetkey.contracts import codes
+from valetkey.contracts.errors import PolicyError
 
 _TOPIC: Final = "grant_uses"
+
+
+class UsesSpent(PolicyError):  # noqa: N818 - reads as what it is
+    """A grant has no use left."""
 
 
 class GrantUses:
@@ -55,24 +61,33 @@ class GrantUses:
 
         ``False``: one was used up, which `LiveGrants` knows from now on. Raises `StoreError`.
         """
-        counted: dict[str, int] = {}
         try:
             async with self._database.write() as connection:
-                for grant_id, most in limited:
-                    counted[grant_id] = await self._claim(connection, grant_id, most)
-                # Only now: who waits for the order of changes must hold no row that others want.
-                for grant_id, most in limited:
-                    if counted[grant_id] == most:
-                        await self._changes.publish(connection, _TOPIC, grant_id)
-        except _UsedUp as used_up:
-            self._live.count(used_up.grant_id, used_up.most)
+                counted = await self.claim_in(connection, limited)
+        except UsesSpent:
             return False
         for grant_id, uses in counted.items():
             self._live.count(grant_id, uses)
         return True
 
+    async def claim_in(
+        self, connection: AsyncConnection, limited: Sequence[tuple[str, int]]
+    ) -> dict[str, int]:
+        """The same within a transaction; gives the number of each use.
+
+        Raises `UsesSpent`, which must undo the transaction.
+        """
+        counted = {
+            grant_id: await self._claim(connection, grant_id, most) for grant_id, most in limited
+        }
+        # Only now: who waits for the order of changes must hold no row that others want.
+        for grant_id, most in limited:
+            if counted[grant_id] == most:
+                await self._changes.publish(connection, _TOPIC, grant_id)
+        return counted
+
     async def _claim(self, connection: AsyncConnection, grant_id: str, most: int) -> int:
-        """The number of this use. Raises `_UsedUp`, which undoes the transaction."""
+        """The number of this use."""
         first = self._database.insert(GRANT_USES).values(
             grant_id=grant_id, uses=1, used_at=self._clock()
         )
@@ -83,7 +98,8 @@ class GrantUses:
         ).returning(GRANT_USES.c.uses)
         uses: int | None = (await connection.execute(claim)).scalar()
         if uses is None:
-            raise _UsedUp(grant_id, most)
+            self._live.count(grant_id, most)
+            raise UsesSpent(codes.GRANT_USED_UP, f"the last use of {grant_id} was another's")
         return uses
 
     async def counts(self, grant_ids: Sequence[str]) -> dict[str, int]:
@@ -97,10 +113,3 @@ class GrantUses:
     async def _changed(self, grant_id: str) -> None:
         for known, uses in (await self.counts([grant_id])).items():
             self._live.count(known, uses)
-
-
-class _UsedUp(Exception):  # noqa: N818 - it is no error
-    def __init__(self, grant_id: str, most: int) -> None:
-        super().__init__(grant_id)
-        self.grant_id = grant_id
-        self.most = most
