@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test spire lint format compiled bench decisions exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test spire lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if every step holds
 	@$(BIN)/valetkey demo
@@ -54,6 +54,9 @@ exchanges: .venv-bench/.done ## Exchanges a second of brokers and of Keycloak; b
 
 decisions: $(VENV)/.dev ## What grants of other workloads cost a decision; bench/results/decisions.md
 	@$(BIN)/python -m bench.decisions
+
+bench-revocation: .venv-bench/.done ## From an incident to the last accepted call, with 1,000 simulated sidecars; needs PostgreSQL
+	@.venv-bench/bin/python -m bench.revocation
 
 soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
 	@.venv-bench/bin/python -m bench.soak

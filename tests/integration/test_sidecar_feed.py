@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from tests.integration.test_sidecar_revocation import revoke, token_of
-from tests.support.fleet import Fleet
+from tests.support.fleet import WORKLOAD, Fleet
+from tests.support.idp import Idp
 from tests.support.streaming import Source, stream
 
 
@@ -101,6 +102,48 @@ async def test_a_broker_that_knows_no_stream_of_ours(fleet):
         await fleet.broker.ready(f"{fleet.broker_url}/readyz")
         await no_more(fleet, first, within=10)
         assert await fleet.metric("valetkey_feed_afresh_total") == 2
+
+
+async def test_after_an_incident_the_very_next_calls_are_refused(fleet):
+    """By the broker, for the subject is contained; and never again by what was cached."""
+    operations = Idp(fleet.directory / "operations", issuer="https://operations.test.example")
+    role = {"role": "operator", "issuer": operations.issuer, "subjects": ["olga"]}
+    fleet.broker_changes = {
+        "admin": {"issuers": [operations.trust(fleet.broker_url, "admin")], "roles": [role]}
+    }
+    async with fleet.running(collector=False):
+        await current_token(fleet)
+        async with fleet.client.post(
+            f"{fleet.broker_url}/v1/incidents",
+            json={
+                "reason": "seen elsewhere",
+                "subject": {"issuer": fleet.workloads.issuer, "subject": WORKLOAD},
+            },
+            headers={"Authorization": f"Bearer {operations.mint('olga', fleet.broker_url)}"},
+        ) as response:
+            assert response.status == 201, await response.text()
+            incident = (await response.json())["id"]
+        fleet.received.clear()
+
+        async def contained():
+            return (await fleet.call())[0] == 403
+
+        await fleet.until(contained, "contained", seconds=2)
+        fleet.received.clear()
+        for path in ("/api/1", "/once/1", "/api/2"):
+            status, body = await fleet.call(path)
+            assert (status, body["code"]) == (403, "subject.contained")
+        assert fleet.received == []
+
+        async def acknowledged():
+            async with fleet.client.get(
+                f"{fleet.broker_url}/v1/incidents/{incident}",
+                headers={"Authorization": f"Bearer {operations.mint('olga', fleet.broker_url)}"},
+            ) as response:
+                sidecars = (await response.json())["containment"]["sidecars"]
+            return [one["acknowledged_at"] is not None for one in sidecars] == [True]
+
+        await fleet.until(acknowledged, "the sidecar has said so")
 
 
 async def test_a_stream_is_cut_whose_credential_was_revoked_and_is_not_to_be_had_again(fleet):
