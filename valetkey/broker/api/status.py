@@ -66,12 +66,17 @@ class StatusEndpoint:
             if making is None:
                 making = asyncio.create_task(self._make(list_))
                 self._making[list_] = making
-                making.add_done_callback(lambda _: self._making.pop(list_))
+                making.add_done_callback(lambda task: self._ended(list_, task))
             token = await asyncio.shield(making)
         # §8.1: 406 is for other encodings of the same list; there is one here.
         return web.Response(
             text=token, content_type=MEDIA_TYPE, headers={"Cache-Control": f"max-age={TTL}"}
         )
+
+    def _ended(self, list_: str, task: asyncio.Task[str]) -> None:
+        del self._making[list_]
+        if not task.cancelled():
+            task.exception()  # told to all who wait; where they have left, to nobody
 
     async def _make(self, list_: str) -> str:
         entries = await self._statuses.entries(list_)

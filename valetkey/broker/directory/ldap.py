@@ -90,8 +90,13 @@ class LdapDirectory:
             # One search for however many ask; it goes on if the one who began it leaves.
             asking = asyncio.create_task(self._ask(key, rule, value))
             self._asking[key] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(key))
+            asking.add_done_callback(lambda task: self._asked(key, task))
         return await asyncio.shield(asking)
+
+    def _asked(self, key: tuple[str, str], task: asyncio.Task[Attributes]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # told to all who wait; where they have left, to nobody
 
     async def _ask(self, key: tuple[str, str], rule: LdapSubjectSettings, value: str) -> Attributes:
         # Twice the time of one operation: to connect and bind anew is part of it.
