@@ -151,7 +151,10 @@ async def test_the_example_settings_run(tmp_path: Path) -> None:
     text = (config / "broker.yaml").read_text()
     text = text.replace("/etc/valetkey", str(tmp_path)).replace("/var/lib/valetkey", str(tmp_path))
     document = yaml.safe_load(text)
-    document |= {"tls": "terminated", "bind": "127.0.0.1:0"}
+    document["bind"] = document["mtls"]["bind"] = "127.0.0.1:0"
+    certificate = trustme.CA().issue_cert("broker.valetkey.svc")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "broker.key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "broker.pem"))
     (tmp_path / "broker.yaml").write_text(yaml.safe_dump(document))
     (tmp_path / "grants.yaml").write_text((config / "grants.yaml").read_text())
     (tmp_path / "master.key").write_bytes(os.urandom(32))
