@@ -148,6 +148,21 @@ async def test_it_closes_by_itself(world: World, broker: Served) -> None:
     ]
 
 
+async def test_what_closed_long_ago_is_forgotten(world: World, broker: Served) -> None:
+    await create(broker)
+    closed, forgotten = await opened(broker), await opened(broker)
+    await close(broker, closed["id"])
+    world.clock.advance(89 * 86_400)
+    await broker.broker.sweep()  # the one that nobody closed is put on record as closed now
+    assert sorted(await listed(broker)) == sorted([closed["id"], forgotten["id"]])
+    world.clock.advance(2 * 86_400)
+    await broker.broker.sweep()
+    assert await listed(broker) == [forgotten["id"]]
+    world.clock.advance(90 * 86_400)
+    await broker.broker.sweep()
+    assert await listed(broker) == []
+
+
 async def test_an_operator_closes_it(world: World, broker: Served) -> None:
     await create(broker)
     window = await opened(broker)

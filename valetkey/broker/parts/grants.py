@@ -85,6 +85,7 @@ class GrantsPart(Part):
     async def sweep(self) -> None:
         self._mirror.sweep()
         await self._windows.close_overdue()
+        await self._windows.sweep()
         await self._grants.sweep()
 
     def _deployers(self) -> TokenVerifier | None:

@@ -26,14 +26,11 @@ from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import GRANT_USES, GRANTS, WINDOWS
 from valetkey.broker.store.signals import Signals
-from valetkey.broker.store.windows import WindowStore
+from valetkey.broker.store.windows import KEPT, WindowStore
 from valetkey.contracts import settings
 from valetkey.contracts.signals import Signal
 
 TOPIC: Final = "grants"
-# How long what has ended can be looked up, with who ended it and why; the record of
-# administrators' actions stays.
-KEPT: Final = 90 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import Row, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.admin_actions import Actor, AdminActions
@@ -25,6 +25,9 @@ from valetkey.broker.store.signals import Signals
 from valetkey.contracts.signals import Signal
 
 TOPIC: Final = "windows"
+# How long windows, and grants that ended, can be looked up, with who ended them and why; the record
+# of administrators' actions stays.
+KEPT: Final = 90 * 86_400.0
 # Who closes what nobody closed.
 _DEADLINE: Final = "system:deadline"
 
@@ -137,6 +140,13 @@ class WindowStore:
             async with self._database.write() as connection:
                 await self._database.take_turn(connection)
                 await self._close(connection, window_id, _DEADLINE, "its deadline passed", now)
+
+    async def sweep(self) -> None:
+        """Forget windows that closed longer than `KEPT` ago: no token of then opens another."""
+        before = self._clock() - KEPT
+        old = delete(WINDOWS).where(WINDOWS.c.closed_at < before, WINDOWS.c.deadline < before)
+        async with self._database.write() as connection:
+            await connection.execute(old)
 
     async def get(self, window_id: str) -> StoredWindow | None:
         async with self._database.read() as connection:
