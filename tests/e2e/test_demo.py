@@ -34,7 +34,7 @@ def test_every_step_holds_and_nothing_stays_behind(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     steps = re.findall(r"^✓ (\d+)\. (.+)$", done.stdout, re.MULTILINE)
-    assert [number for number, _ in steps] == [str(number) for number in range(1, 11)]
+    assert [number for number, _ in steps] == [str(number) for number in range(1, 12)]
     assert "✗" not in done.stdout
     for part in ("The trail", "denied grant.scope", "dropped authorization", "for user-7"):
         assert part in done.stdout

@@ -20,6 +20,7 @@ from valetkey.contracts.dpop import ProofKey
 
 WORKLOADS: Final = "https://idp.demo.example"
 PEOPLE: Final = "https://login.demo.example"
+OPERATIONS: Final = "https://operations.demo.example"
 AGENT: Final = "spiffe://demo.example/ns/agents/sa/bot"
 CONSOLE: Final = "spiffe://demo.example/ns/support/sa/console"
 AUDITOR: Final = "spiffe://demo.example/ns/security/sa/auditor"
@@ -28,6 +29,7 @@ APPROVER: Final = "olga"
 CI: Final = "https://ci.demo.example"
 JOB: Final = "repo:acme/tickets:environment:production"
 JOB_CLAIMS: Final = {"repository": "acme/tickets", "ref": "refs/heads/main"}
+OPERATOR: Final = "oskar"
 _LIFETIME: Final = 12 * 3600  # as long as somebody may keep the demo running
 
 

@@ -19,6 +19,8 @@ from valetkey.cli.demo.identity import (
     CI,
     CONSOLE,
     JOB_CLAIMS,
+    OPERATIONS,
+    OPERATOR,
     PEOPLE,
     USER,
     WORKLOADS,
@@ -116,11 +118,13 @@ class Stage:
         self.database = directory / "collector.db"
         self.record = directory / "ticket-api.jsonl"
         self.reader_token_file = directory / "auditor.token"
+        self.operator_token_file = directory / "operator.token"
         for name in ("config", "logs"):
             (directory / name).mkdir()
         self.workloads = Issuer(WORKLOADS, directory)
         self.people = Issuer(PEOPLE, directory)
         self.ci = Issuer(CI, directory)
+        self.operations = Issuer(OPERATIONS, directory)
         self._write_secrets()
         self._write_settings()
         admin = f"http://127.0.0.1:{self.admin_port}"
@@ -179,6 +183,7 @@ class Stage:
         token = self.workloads.token(AGENT, self.collector_url)
         write_private(self.directory / "collector.token", token)
         write_private(self.reader_token_file, self.workloads.token(AUDITOR, self.collector_url))
+        write_private(self.operator_token_file, self.operations.token(OPERATOR, self.broker_url))
 
     def _write_settings(self) -> None:
         workloads = self.workloads.trust(self.broker_url, "workload")
@@ -194,14 +199,19 @@ class Stage:
                 "grants_file": str(self.directory / "config" / "grants.yaml"),
                 "issuers": [workloads, people],
                 "admin": {
-                    "issuers": [self.people.trust(self.broker_url, "admin")],
+                    "issuers": [
+                        self.people.trust(self.broker_url, "admin"),
+                        self.operations.trust(self.broker_url, "admin"),
+                    ],
                     # Both may approve, but nobody what they asked for.
                     "roles": [
                         {"role": "approver", "issuer": PEOPLE, "subjects": [APPROVER, USER]},
+                        {"role": "operator", "issuer": OPERATIONS, "subjects": [OPERATOR]},
                     ],
                 },
                 "approvals": {"deferred": True, "interval": "1s"},
                 "deployments": {"issuers": [self.ci.trust(self.broker_url, "deployment")]},
+                "incidents": {"skew": "0s"},  # one machine, one clock
                 "targets": {
                     "tickets": {"audience": TICKETS, "credential": "bearer"},
                     "attachments": {"audience": ATTACHMENTS, "credential": "dpop"},

@@ -13,6 +13,7 @@ from valetkey.cli.demo.agent import Answer, Arrivals, Client, counter
 from valetkey.cli.demo.approval import ApprovalStep
 from valetkey.cli.demo.deployment import DeploymentStep
 from valetkey.cli.demo.identity import AGENT, CONSOLE, USER, exchange
+from valetkey.cli.demo.incident import LeakedToken
 from valetkey.cli.demo.screen import Checks
 from valetkey.cli.demo.stage import Stage
 from valetkey.cli.demo.ticket_api import ATTACHMENTS, TICKETS
@@ -51,6 +52,7 @@ class Story:
             ("A deployment opens a window, which closes by itself", self._deployment.tell),
             ("The broker stops, and comes back", self.broker_stops),
             ("The collector is killed under load, and comes back", self.collector_is_killed),
+            ("A token of the agent's leaks", LeakedToken(self._stage, self._call).tell),
             ("The record is verified, and one byte of a copy is changed", self.verify),
         ]
 
