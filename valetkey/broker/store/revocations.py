@@ -36,9 +36,9 @@ from valetkey.contracts.signals import Signal
 Kind = Literal["jti", "txn", "hash", "grant", "target", "subject", "key"]
 FOREVER: Final = float(MAX_TIME)
 _TOPIC: Final = "revocation"
-# No sidecar knows its tokens by their hash: those are refused where they are shown.
 _SIGNALS: Final[dict[Kind, SignalKind]] = {
     "jti": "token",
+    "hash": "hash",
     "txn": "txn",
     "grant": "grant",
     "target": "target",

@@ -212,7 +212,7 @@ async def test_sidecars_are_told(database: Database, changes: Changes) -> None:
         await revocations.end_subject(connection, "https://idp", "bot", until=2000, txn="inc")
     told = [(signal.kind, signal.issuer, signal.value) for signal in heard.signals]
     assert told == [
-        *((kind, "", "v") for kind in ("token", "txn", "grant", "target", "key")),
+        *((kind, "", "v") for kind in ("token", "txn", "hash", "grant", "target", "key")),
         ("subject", "https://idp", "bot"),
     ]
     assert {(signal.txn, signal.at) for signal in heard.signals} == {("inc", 1000)}
