@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _START: Final = 20.0
 _STOP: Final = 15.0
@@ -58,6 +59,15 @@ class Program:
             time.sleep(_POLL)
         raise ProgramFailed(f"{self.name} is not ready: see {self.log}")
 
+    def wait_for(self, name: str, value: str) -> None:
+        """Wait until its ``/readyz`` says so."""
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline:
+            if _details(self._ready).get(name) == value:
+                return
+            time.sleep(_POLL)
+        raise ProgramFailed(f"{self.name}: {name} is not {value}: see {self.log}")
+
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -84,12 +94,19 @@ class Program:
 
 
 def _answers(url: str) -> bool:
+    return bool(_details(url))
+
+
+def _details(url: str) -> dict[str, Any]:
+    """What a probe says while it answers 200; else nothing."""
     host, _, path = url.removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=2)
     try:
         connection.request("GET", f"/{path}")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        response = connection.getresponse()
+        body = response.read()
+        return dict(json.loads(body)) if response.status == http.HTTPStatus.OK else {}
     except (OSError, http.client.HTTPException):
-        return False
+        return {}
     finally:
         connection.close()

@@ -148,6 +148,8 @@ class Stage:
                 program.start()
             for program in self.programs:
                 program.wait_ready()
+            # What it fetched before it follows the feed, it drops then: the story comes after that.
+            self.sidecar.wait_for("feed", "connected")
         except BaseException:
             self.stop()
             raise
