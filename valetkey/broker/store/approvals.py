@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,10 @@ _ID_BYTES: Final = 16
 # A token lives for a whole second at least; no use is spent on one that could not.
 _LEAST_LIFE: Final = 1.0
 _A: Final = APPROVALS.c
+
+
+class _Decided(Exception):  # noqa: N818 - it is what happened
+    """Somebody decided in between: look again, and undo what was done on the old sight."""
 
 
 class Taken(NamedTuple):
@@ -122,23 +127,22 @@ class Approvals:
         """
         digest = request.digest()
         for _ in range(_ROUNDS):
-            async with self._database.write() as connection:
-                if claim is not None:
-                    # First of all: who holds rows never waits for the order of changes.
-                    await self._database.take_turn(connection)
-                taken = await self._take(connection, _A.digest == digest, now)
-                if taken is not None:
+            with contextlib.suppress(_Decided):
+                async with self._database.write() as connection:
                     if claim is not None:
-                        await claim(connection)
-                    return taken
-                denied = await self._standing_denial(connection, digest, now)
-                if denied is not None:
-                    return denied
-                waiting = await self._open(
-                    connection, request, digest, purpose, expires, valid, now
-                )
-                if waiting is not None:
-                    return waiting
+                        # First of all: who holds rows never waits for the order of changes.
+                        await self._database.take_turn(connection)
+                    taken = await self._take(connection, _A.digest == digest, now)
+                    if taken is not None:
+                        if claim is not None:
+                            await claim(connection)
+                        return taken
+                    denied = await self._standing_denial(connection, digest, now)
+                    if denied is not None:
+                        return denied
+                    return await self._open(
+                        connection, request, digest, purpose, expires, valid, now
+                    )
         raise CallerError(codes.SERVICE_UNAVAILABLE, "the approval kept changing")
 
     async def take(
@@ -191,8 +195,8 @@ class Approvals:
         expires: float,
         valid: float,
         now: float,
-    ) -> Waiting | None:
-        """Join the open request of this digest, or open it; ``None``: it was just decided."""
+    ) -> Waiting:
+        """Join the open request of this digest, or open it. Raises `_Decided`."""
         stale = update(APPROVALS).where(_A.open_digest == digest, _A.expires_at <= now)
         await connection.execute(stale.values(open_digest=None))
         open_ = select(_A.id, _A.expires_at).where(_A.open_digest == digest)
@@ -227,10 +231,17 @@ class Approvals:
         statement = self._database.insert(APPROVALS).values(values)
         statement = statement.on_conflict_do_nothing(index_elements=[_A.open_digest])
         if (await connection.execute(statement)).rowcount:
+            # Whoever decided on the one before did so before this row could be there: what was
+            # not to be seen when it was looked for is now, and makes this one superfluous.
+            settled = select(_A.id).where(_A.digest == digest, _A.id != approval.id)
+            if (await connection.execute(settled.where(_settled(now)).limit(1))).first():
+                raise _Decided
             await self._announce(connection, "requested", Entry(approval, purpose, 0), now)
             return Waiting(approval.id, approval.expires_at, opened=True)
         row = (await connection.execute(open_)).first()
-        return None if row is None else Waiting(row.id, row.expires_at, opened=False)
+        if row is None:
+            raise _Decided
+        return Waiting(row.id, row.expires_at, opened=False)
 
     async def _check_limit(self, connection: AsyncConnection, client: Identity, now: float) -> None:
         count = select(func.count()).where(
@@ -319,6 +330,8 @@ class Approvals:
 
     async def _locked(self, connection: AsyncConnection, approval: str) -> Entry:
         """The approval, which nobody else changes before this transaction ends."""
+        # First of all, as the record of the action takes it too: see `take_or_open`.
+        await self._database.take_turn(connection)
         query = select(APPROVALS).where(_A.id == approval).with_for_update()
         row = (await connection.execute(query)).mappings().first()
         if row is None:
@@ -399,6 +412,14 @@ class Approvals:
                 delete(APPROVAL_VOTES).where(APPROVAL_VOTES.c.approval.in_(gone))
             )
             await connection.execute(delete(APPROVALS).where(over))
+
+
+def _settled(now: float) -> ColumnElement[bool]:
+    """Whether the same request, asked again, opens nothing: a use is left, or a no stands."""
+    return or_(
+        and_(_in_state("approved", now), _A.until >= now + _LEAST_LIFE),
+        and_(_A.decision == "denied", _A.expires_at > now),
+    )
 
 
 def _in_state(state: State, now: float) -> ColumnElement[bool]:
