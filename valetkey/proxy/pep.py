@@ -51,11 +51,12 @@ from valetkey.proxy.credentials.dpop import DpopInjector
 from valetkey.proxy.credentials.header import HeaderInjector
 from valetkey.proxy.credentials.question import BrokerQuestion
 from valetkey.proxy.credentials.txn_token import TxnTokenInjector
-from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.call import Call
 from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.head import AUTHORITY_FORM, HeadReader
 from valetkey.proxy.http1.outbound import TargetConnection
 from valetkey.proxy.http1.outbox import Outbox
+from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.http1.pool import Pool, context_for
 from valetkey.proxy.http1.upgrade import Upgrade
 from valetkey.proxy.limits import Capacity

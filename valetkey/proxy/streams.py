@@ -30,7 +30,8 @@ from valetkey.proxy.core.decision import (
     Principal,
     decide,
 )
-from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.call import Call
+from valetkey.proxy.http1.phase import Phase
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.cache_policy import CacheKey

@@ -17,7 +17,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.decision import NeedsCredential, Principal, RequestFacts, decide
 from valetkey.proxy.credentials.cache import CredentialCache
-from valetkey.proxy.http1.call import Phase
+from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.streams import Streams
 

@@ -2,7 +2,8 @@
 
 The relay of one message pair. Bodies stream both ways as they come; whichever side can't take
 more stops the other side's reading. Framing is always rebuilt: a length stays a length, chunks
-are decoded and encoded anew, trailers end here.
+are decoded and encoded anew, trailers end here. What becomes of an answer's bytes is `Answer`'s;
+time, both connections and how it all ends are here.
 
 A call goes through `Phase`s in order. What ends it decides what becomes of both connections:
 they are used again only if both messages ended exactly where their framing said.
@@ -11,22 +12,20 @@ they are used again only if both messages ended exactly where their framing said
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
 from valetkey.proxy.core.bounds import UNBOUNDED
-from valetkey.proxy.core.headers import OF_THE_WHOLE
-from valetkey.proxy.core.scrub import Scrubber
-from valetkey.proxy.core.tool_lists import AnswerFilter, answer_filter
+from valetkey.proxy.http1.answer import Answer
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
+from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.http1.unsent import unsent
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.decision import NeedsCredential, NeedsMessage, Permit
-    from valetkey.proxy.core.mcp_routes import McpEndpoint
     from valetkey.proxy.http1.head import RequestHead, ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
     from valetkey.proxy.http1.relay import Relay
@@ -39,41 +38,20 @@ if TYPE_CHECKING:
 _REPLAYABLE_BODY: Final = 64 << 10
 # RFC 9110 §9.2.2.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-_MAX_INTERIM: Final = 16
-# RFC 9110 §9.3.1, §9.3.7: content has no meaning in these, and there are servers that leave it
-# unread and take it for the next request.
-_NO_CONTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# What says nothing of a content coding (RFC 9110 §8.4.1: identity is not to be named, but is).
-_PLAIN: Final[tuple[list[bytes], ...]] = ([], [b"identity"])
 # Bound once: it is called six times per call.
 _monotonic: Final = time.monotonic
-
-
-class Phase:
-    """How far a call has come: plain integers, since enum members cost on this path."""
-
-    COLLECTING: Final = -1  # the body decides, and is not there yet
-    DECIDING: Final = 0
-    CONNECTING: Final = 1
-    WAITING: Final = 2  # the request is under way; no final response head yet
-    HOLDING: Final = 3  # the final response head is here, and what follows may still refuse it
-    ANSWERING: Final = 4  # the final response head went to the workload
-    SWITCHED: Final = 5  # to another protocol: a tunnel
-    DONE: Final = 6
 
 
 class Call:
     """One request and its response. Made by `WorkloadConnection`, driven by events."""
 
     __slots__ = (
-        "_answer", "_answer_left", "_collected", "_dechunk", "_decoder", "_filter", "_held",
-        "_in_memory", "_interim", "_left", "_moved_at", "_rechunk", "_retried_stale", "_reuse",
-        "_scrubber", "actor", "asked", "attempts", "body_limit", "body_open", "deadline",
-        "decision_seq", "ended", "first_byte", "head", "inbound", "kind", "lines", "needs",
-        "outbound", "pace", "patience", "pending", "pep", "permit", "phase", "received",
-        "recheck_at", "relay", "replay", "retried_credential", "retried_nonce", "scrubbed", "sent",
-        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits",
-        "watch",
+        "_answer", "_collected", "_decoder", "_in_memory", "_left", "_moved_at", "_retried_stale",
+        "actor", "asked", "attempts", "body_limit", "body_open", "deadline", "decision_seq",
+        "ended", "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "pace",
+        "patience", "pending", "pep", "permit", "phase", "received", "recheck_at", "relay",
+        "replay", "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started",
+        "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -109,16 +87,9 @@ class Call:
         self._in_memory = 0
         """Bytes of messages that are held for this call: see `_holds`."""
         # the response
-        self._filter: AnswerFilter | None = None
-        self._scrubber: Scrubber | None = None
-        self._held = b""
-        self._answer = b""
-        self._answer_left: int | None = None
-        self._dechunk: ChunkedDecoder | None = None
-        self._rechunk = False
-        self._interim = 0
+        self._answer: Answer | None = None
+        """Of the attempt that is under way."""
         self._retried_stale = False
-        self._reuse = True
         self.scrubbed = ""
         """Where the target had put the credential that it got, and it no longer stands."""
         self.sessions = False
@@ -288,7 +259,7 @@ class Call:
         connection.unsent = -1
         self.phase = Phase.WAITING
         self.attempts += 1
-        self._answer = b""
+        self._answer = Answer(self)
         self.t_answer = 0.0
         body = self.pending if self.attempts == 1 else self.replay or []
         if self.attempts == 1 and (body or self.body_open):
@@ -307,65 +278,41 @@ class Call:
         """Whether the same request can be sent once more, byte for byte."""
         return self.replay is not None and not self.body_open and self.phase <= Phase.WAITING
 
+    @property
+    def has_content(self) -> bool:
+        """Whether the request has a body, be it an empty one in chunks."""
+        return self.sent > 0 or self._decoder is not None
+
     # --- the answer ---------------------------------------------------------------------------
 
     def target_received(self, data: bytes) -> None:
         """Bytes of the response (or of an interim one before it)."""
+        answer = self._answer
+        assert answer is not None
         if self.phase >= Phase.HOLDING:
             before = self.deadline
             self._moved_at = _monotonic()
             self.deadline = self._moved_at + self.patience
-            if self._answer_left is not None and not self.kind:
+            if answer.left is not None and not self.kind:
                 # Of unknown length it may be a stream, which takes its time.
                 self.deadline = min(self.deadline, before + len(data) * self.pace)
-            self._answer_body(data, b"")
+            answer.relay(data, b"")
             return
-        permit = self.permit
-        assert permit is not None
         if not self.t_answer:
             self.t_answer = _monotonic()
-        data = self._answer + data if self._answer else data
-        try:
-            while True:
-                head = self.pep.heads.response(data, permit.credential.needles)
-                if head is None:
-                    self._answer = data
-                    return
-                if head.echoes:
-                    self._echoed("head")
-                data = data[head.size :]
-                if head.status >= 200:
-                    break
-                if head.status == 101:
-                    self._switch(head, data)
-                    return
-                self._answer_interim(head)
-        except TargetError as error:
-            self.fail(error.code, error.reason)
-            return
-        self._answer = b""
-        # 401 and nonces concern the credential, and so the enforcement point first.
-        if (head.status == 401 or head.block.nonce) and self.pep.challenged(self, head):
-            return
-        self._answer_head(head, data)
+        answer.received(data)
 
-    def _answer_interim(self, head: ResponseHead) -> None:
-        """RFC 9110 §15.2: passed on, but 100 only where it was asked for."""
-        self._interim += 1
-        if self._interim > _MAX_INTERIM:
-            raise TargetError(codes.TARGET_BAD_RESPONSE, "too many interim responses")
-        if self.head.version == 0 or (head.status == 100 and not self.head.block.expect_continue):
-            return
-        self.inbound.write(head.lines + b"\r\n")
+    def switch(self, head: ResponseHead, rest: bytes) -> None:
+        """RFC 9110 §15.2.2: what comes now, ``rest`` and all after it, is of another protocol.
 
-    def _switch(self, head: ResponseHead, rest: bytes) -> None:
-        """RFC 9110 §15.2.2: what comes now, ``rest`` and all after it, is of another protocol."""
+        Raises `TargetError` where nobody asked for that.
+        """
         upgrade, outbound = self.upgrade, self.outbound
         if upgrade is None:
             raise TargetError(codes.TARGET_BAD_RESPONSE, "switching protocols unasked")
         answer = upgrade.accepted(head)
         if head.cookies:
-            answer += self._sessions(head)
+            answer += self.cookies(head)
         assert outbound is not None
         if head.block.nonce:
             self.pep.challenged(self, head)
@@ -375,7 +322,7 @@ class Call:
         self.outbound = None  # the relay's from now on
         self.inbound.write(answer + b"\r\n")
         self.t_reply = _monotonic()
-        self._becomes(upgrade.protocol)
+        self.becomes(upgrade.protocol)
         self.relay = self.pep.tunnels.switched(self, outbound, rest)
 
     def switched_ended(self, relay: Relay) -> None:
@@ -384,81 +331,7 @@ class Call:
         self.received += relay.received
         self._end(relay.outcome, relay.code)
 
-    def _answer_head(self, head: ResponseHead, data: bytes) -> None:
-        permit = self.permit
-        assert permit is not None
-        if permit.endpoint is not None:
-            try:
-                self._filter = self._filter_of(head, permit.endpoint)
-            except TargetError as error:
-                self.fail(error.code, error.reason)
-                return
-        block = head.block
-        status = self.status = head.status
-        inbound = self.inbound
-        no_body = self.head.method == "HEAD" or status in {204, 304}
-        if permit.route.scrubs and not no_body:
-            if block.value("content-encoding") not in _PLAIN or block.value("content-range"):
-                self.fail(codes.TARGET_ENCODED, "encoded, or a part, though asked for the whole")
-                return
-            self._scrubber = Scrubber(permit.credential.needles)
-        self.replay = None
-        self.phase = Phase.ANSWERING
-        if self.body_open or self.pep.draining:
-            # The answer came before the request was read whole (or we are going away).
-            inbound.close_after = True
-        with_content = self.sent or self._decoder is not None
-        if self.body_open or (with_content and self.head.method in _NO_CONTENT):
-            # What the target makes of a body that it did not wait for is its own affair: it must
-            # not be the next call's.
-            self._reuse = False
-        if block.close or (head.version == 0 and not block.keep_alive):
-            self._reuse = False
-        if status == 204 and (block.chunked or block.length):
-            # RFC 9112 §6.3: it has no body. A target that thinks it has sends one we don't read.
-            self._reuse = False
-        if no_body:
-            # RFC 9112 §6.3: no body, whatever the fields say; a length describes another answer.
-            self._answer_left = 0
-            lines = head.sized if head.sized and status != 204 else head.lines
-        elif self._filter is not None:
-            self.phase = Phase.HOLDING
-            self._scrubber = Scrubber(permit.credential.needles)
-            self._answer_left = block.length
-            if block.chunked:
-                self._dechunk = ChunkedDecoder()
-            self._held = head.lines_without(OF_THE_WHOLE)
-            if head.cookies:
-                self._held += self._sessions(head)
-            lines = b""
-        elif block.length is not None:
-            self._answer_left = block.length
-            lines = head.sized
-        else:
-            if block.chunked:
-                self._dechunk = ChunkedDecoder()
-            lines = head.lines + self._unsized()
-        if head.cookies and self._filter is None:
-            lines += self._sessions(head)
-        if head.event_stream:
-            self._becomes("event_stream")
-        self.deadline = self.t_answer + self.patience
-        self._answer_body(data, b"%b%b\r\n" % (lines, inbound.connection_line()))
-
-    def _filter_of(self, head: ResponseHead, endpoint: McpEndpoint[Any]) -> AnswerFilter | None:
-        """What the body has to pass through on the path of an MCP endpoint, if it has one."""
-        if self.head.method == "HEAD" or head.status in {204, 304}:
-            return None
-        block = head.block
-        return answer_filter(
-            endpoint,
-            head.status,
-            block.value("content-type"),
-            block.value("content-encoding"),
-            posted=self.asked is not None,
-        )
-
-    def _becomes(self, kind: str) -> None:
+    def becomes(self, kind: str) -> None:
         """A stream: it may be silent for long."""
         permit = self.permit
         assert permit is not None
@@ -466,7 +339,7 @@ class Call:
         self.patience = permit.route.stream
         self.pep.stream_opened(kind)
 
-    def _sessions(self, head: ResponseHead) -> bytes:
+    def cookies(self, head: ResponseHead) -> bytes:
         """Cookies that the target sets: the workload's if its own go there, else nobody's."""
         permit = self.permit
         assert permit is not None
@@ -476,153 +349,19 @@ class Call:
         self.pep.session_dropped(self)
         return b""
 
-    def _echoed(self, where: str) -> None:
+    def echoed(self, where: str) -> None:
         """The target sent the credential back, and it was overwritten."""
         if not self.scrubbed:
             self.pep.echoed(self)
         if where not in self.scrubbed:
             self.scrubbed += f",{where}" if self.scrubbed else where
 
-    def _unsized(self) -> bytes:
-        """Framing for a body whose length nobody knows: chunks, or for HTTP/1.0 the end."""
-        if self.head.version == 1:
-            self._rechunk = True
-            return b"transfer-encoding: chunked\r\n"
-        self.inbound.close_after = True
-        return b""
-
-    def _answer_body(self, data: bytes, lines: bytes) -> None:
-        """Relay ``data`` of the body, with ``lines`` (the head) in front the first time."""
-        if self._scrubber is not None:
-            if self._filter is not None:
-                self._answer_filtered(self._filter, data)
-            else:
-                self._answer_scrubbed(data, lines)
-            return
-        done = False
-        if self._dechunk is not None:
-            try:
-                pieces = self._dechunk.feed(data)
-            except ChunkedInvalid:
-                self._cut(lines, codes.TARGET_BAD_RESPONSE)
-                return
-            done = self._dechunk.done
-            if self._dechunk.rest:
-                self._reuse = False
-            data = b"".join(map(encode_chunk, pieces) if self._rechunk else pieces)
-            self.received += sum(map(len, pieces))
-            if done and self._rechunk:
-                data += LAST_CHUNK
-        elif self._answer_left is not None:
-            if len(data) > self._answer_left:
-                # More than was announced: that connection's framing can't be trusted again.
-                data = data[: self._answer_left]
-                self._reuse = False
-            self._answer_left -= len(data)
-            self.received += len(data)
-            done = self._answer_left == 0
-        else:
-            self.received += len(data)
-            if data and self._rechunk:
-                data = encode_chunk(data)
-        if lines or data:
-            self.inbound.write(lines + data)
-            if lines:
-                self.t_reply = _monotonic()
-        if done:
-            self._complete()
-
-    def _answer_scrubbed(self, data: bytes, lines: bytes, *, ended: bool = False) -> None:
-        """`_answer_body` without the credential that we sent; no length changes.
-
-        ``ended``: the connection's end is the body's.
-        """
-        try:
-            payload, done = self._unframed(data)
-        except ChunkedInvalid:
-            self._cut(lines, codes.TARGET_BAD_RESPONSE)
-            return
-        done = done or ended
-        out = self._without_credential(payload, done=done)
-        if self._rechunk:
-            out = (encode_chunk(out) if out else b"") + (LAST_CHUNK if done else b"")
-        if lines or out:
-            self.inbound.write(lines + out)
-            if lines:
-                self.t_reply = _monotonic()
-        if done:
-            self._complete()
-
-    def _answer_filtered(self, answer: AnswerFilter, data: bytes, *, ended: bool = False) -> None:
-        """`_answer_body` through a filter. ``ended``: the connection's end is the body's."""
-        try:
-            payload, done = self._unframed(data)
-            done = done or ended
-            out = answer.feed(payload)
-            if done:
-                out += answer.end()
-            out = self._without_credential(out, done=done)
-        except ChunkedInvalid as invalid:
-            self.fail(codes.TARGET_BAD_RESPONSE, str(invalid))
-            return
-        except TargetError as error:
-            self.fail(error.code, error.reason)
-            return
-        if not done and not self.holds(answer.held):
-            return
-        if answer.hidden:
-            self.pep.hid_tools(answer.hidden)
-            answer.hidden = 0
-        if self.phase == Phase.HOLDING:
-            if answer.waits and not out and not done:
-                return
-            self.phase = Phase.ANSWERING
-            framing = b"content-length: %d\r\n" % len(out) if done else self._unsized()
-            head = b"%b%b%b\r\n" % (self._held, framing, self.inbound.connection_line())
-            self.t_reply = _monotonic()
-        else:
-            head = b""
-        if self._rechunk:
-            out = (encode_chunk(out) if out else b"") + (LAST_CHUNK if done else b"")
-        if head or out:
-            self.inbound.write(head + out)
-        if done:
-            self._complete()
-
-    def _without_credential(self, data: bytes, *, done: bool) -> bytes:
-        """A piece of a body that is looked through anyway, without the credential that we sent."""
-        scrubber = self._scrubber
-        assert scrubber is not None
-        data = scrubber.feed(data)
-        if done:
-            data += scrubber.end()
-        if scrubber.found:
-            self._echoed("body")
-        return data
-
-    def _unframed(self, data: bytes) -> tuple[bytes, bool]:
-        """The payload in ``data``, and whether the body ends with it."""
-        done = False
-        if self._dechunk is not None:
-            data = b"".join(self._dechunk.feed(data))
-            done = self._dechunk.done
-            if self._dechunk.rest:
-                self._reuse = False
-        elif self._answer_left is not None:
-            if len(data) > self._answer_left:
-                data = data[: self._answer_left]
-                self._reuse = False
-            self._answer_left -= len(data)
-            done = self._answer_left == 0
-        self.received += len(data)
-        return data, done
-
-    def _complete(self) -> None:
-        """The response ended where its framing said."""
+    def complete(self, *, reuse: bool) -> None:
+        """The response ended where it should. ``reuse``: its connection may carry another one."""
         outbound, self.outbound = self.outbound, None
         if outbound is not None:
             # RFC 9110 §7.8: an answer like any other; who asked for a switch had better be sure.
-            reuse = self._reuse and self.upgrade is None
+            reuse = reuse and self.upgrade is None
             if reuse and not self.body_open and not outbound.congested:
                 if self.inbound.write_paused:
                     outbound.transport.resume_reading()  # stopped on behalf of this call
@@ -635,20 +374,8 @@ class Call:
 
     def target_ended(self) -> None:
         """The target sends no more: the end of an unframed body, or a failure."""
-        if self.phase >= Phase.HOLDING and self._dechunk is None and self._answer_left is None:
-            if self._scrubber is not None:
-                self._reuse = False
-                if self._filter is not None:
-                    self._answer_filtered(self._filter, b"", ended=True)
-                else:
-                    self._answer_scrubbed(b"", b"", ended=True)
-                return
-            if self._rechunk:
-                self.inbound.write(LAST_CHUNK)
-            self.drop_target()
-            self._end("completed", None)
-            return
-        self.target_lost()
+        if self._answer is None or not self._answer.ended():
+            self.target_lost()
 
     def target_lost(self) -> None:
         """The connection is gone before the response was complete."""
@@ -658,7 +385,7 @@ class Call:
         if self.phase == Phase.ANSWERING:
             # Also a body that ends with the connection: its end would have been announced
             # (`target_ended`); a reset, or TLS without close_notify, is none.
-            self._cut(b"", codes.TARGET_CLOSED)
+            self.cut(b"", codes.TARGET_CLOSED)
             return
         # A connection that was kept open may have been closed before our request reached it: a
         # request that may be repeated is, once, on a new connection (RFC 9112 §9.3.1).
@@ -726,13 +453,13 @@ class Call:
                 if self._taken(inbound):
                     return
                 self.pep.limit_hit("timeouts.stall")
-                self._cut(b"", codes.REQUEST_TIMEOUT)
+                self.cut(b"", codes.REQUEST_TIMEOUT)
             elif self.kind:
                 self.pep.limit_hit("timeouts.stream")
-                self._cut(b"", codes.STREAM_IDLE)
+                self.cut(b"", codes.STREAM_IDLE)
             else:
                 self._too_slow()
-                self._cut(b"", codes.TARGET_TIMEOUT)
+                self.cut(b"", codes.TARGET_TIMEOUT)
         elif phase == Phase.COLLECTING:
             self.fail(codes.REQUEST_TIMEOUT, f"the request body {self._too_slow()}")
         elif phase == Phase.HOLDING:
@@ -785,7 +512,7 @@ class Call:
             return
         self.drop_target()
         if self.phase == Phase.ANSWERING:
-            self._cut(b"", code)
+            self.cut(b"", code)
             return
         self.pep.refused(self, code, reason)
 
@@ -796,7 +523,7 @@ class Call:
         self.inbound.send_problem(code, self.pep.instance_of(self), approval)
         self._end(outcome, code)
 
-    def _cut(self, lines: bytes, code: Code) -> None:
+    def cut(self, lines: bytes, code: Code) -> None:
         """The response can't be completed: the workload must see that it is not whole."""
         if lines:
             self.inbound.write(lines)
@@ -804,8 +531,8 @@ class Call:
         self.inbound.close_after = True
         # Chunks or a length are short now, which the workload notices; a body that ends with the
         # connection needs a reset, and so does a reader that does not read.
-        unframed = not self._rechunk and (self._answer_left is None or self._filter is not None)
-        self.inbound.reset_after = unframed or self.inbound.write_paused
+        shows = self._answer is not None and self._answer.shows_its_end
+        self.inbound.reset_after = not shows or self.inbound.write_paused
         self._end("cut", code)
 
     def drop_target(self) -> None:
@@ -816,6 +543,7 @@ class Call:
 
     def _end(self, outcome: str, code: Code | None) -> None:
         self.phase = Phase.DONE
+        self._answer = None  # it refers to this call: no cycle is left for the collector
         self.ended = _monotonic()
         if self._in_memory:
             self.pep.messages -= self._in_memory

@@ -18,8 +18,9 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.proxy.core.entry import Entry
-from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.call import Call
 from valetkey.proxy.http1.outbox import LARGE
+from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.http1.reset import reset
 from valetkey.proxy.http1.respond import problem_answer, tls_alert
 from valetkey.proxy.http1.unsent import unsent

@@ -17,8 +17,9 @@ from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError, ValetkeyError
 from valetkey.proxy.core.decision import Deny, TunnelPermit
 from valetkey.proxy.core.entry import Entry
-from valetkey.proxy.http1.call import Call, Phase
+from valetkey.proxy.http1.call import Call
 from valetkey.proxy.http1.inbound import WorkloadConnection
+from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.intercept.handshake import HandshakeFailed, serve
 from valetkey.proxy.intercept.unread import Unread
 
