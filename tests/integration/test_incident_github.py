@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.integration.broker_support import BOT, Served, World, free_url, serving
 from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_incident_transmitters import incidents
+from tests.support.postgres import Postgres
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import ConfigError
 
@@ -105,6 +106,20 @@ async def test_the_same_alert_again_contains_nobody_anew(world: World) -> None:
         status, feedback = await github.alert(broker, identity, token)
         assert (status, {one["label"] for one in feedback}) == (200, {"true_positive"})
         assert await code_of(broker, world.form(own)) == "ok"
+
+
+async def test_what_is_odd_about_an_alert_keeps_no_incident_from_opening(
+    world: World, postgres: Postgres
+) -> None:
+    github = Github(world)
+    world.overrides["database"] = postgres.database()
+    async with serving(world) as broker:
+        token = (await issue(broker, world.form(world.workload())))["access_token"]
+        alert = {"token": token, "type": "t\0", "url": "https://x/\0" + "y" * 5000, "new": [1]}
+        status, _ = await github.alert(broker, body=json.dumps([alert]).encode())
+        assert status == 200
+        assert not await active(broker, token)
+        assert len(await incidents(broker)) == 1
 
 
 async def test_a_token_that_has_expired_harms_nobody(world: World) -> None:

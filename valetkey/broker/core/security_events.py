@@ -129,7 +129,7 @@ def read(claims: Mapping[str, Any], mouth: Mouth) -> Reading:
 def _is_serious(name: EventName, body: Mapping[str, Any]) -> bool:
     """Whether the event takes access away, as far as its name alone does not say so."""
     if name == "credential-change":  # CAEP 1.0 §3.3.1
-        return body.get("change_type") in {"revoke", "delete"}
+        return body.get("change_type") in ("revoke", "delete")
     if name == "risk-level-change":  # CAEP 1.0 §3.8.1
         return body.get("current_level") == "HIGH"
     return True
@@ -150,11 +150,13 @@ def _subjects(subject: Any, mouth: Mouth) -> Iterable[tuple[Party | None, str]]:
                     yield from _subjects(_simple(identifier), mouth)
         case "iss_sub":
             issuer, sub = subject.get("iss"), subject.get("sub")
-            if issuer in mouth.subjects and issuer != mouth.own_issuer and _is_text(sub):
+            if not _is_text(issuer) or not _is_text(sub):
+                return
+            if issuer in mouth.subjects and issuer != mouth.own_issuer:
                 yield Party(issuer, sub), ""
         case "jwt_id":
             issuer, jti = subject.get("iss"), subject.get("jti")
-            if issuer == mouth.own_issuer and issuer in mouth.subjects and _is_text(jti):
+            if issuer == mouth.own_issuer and mouth.own_issuer in mouth.subjects and _is_text(jti):
                 yield None, jti
         case str(form) if form in mouth.identifiers:
             value = subject.get(_MEMBERS[form])

@@ -129,6 +129,7 @@ class Response:
         # What has one order is written in one order: else two of these could wait for each other.
         await self._database.take_turn(connection)
         incident = self._made(report, now)
+        evidence = incident.evidence
         known = await self._incidents.add(connection, incident)
         if known is not None:
             # In doubt about whose clock is right, it happened after the attestation.
@@ -136,7 +137,7 @@ class Response:
             if not is_again(known, at=seen_at):
                 return known, False
             incident = replace(
-                known, reason=report.reason, renewed_at=now, contained_at=None, attested_at=None
+                known, reason=incident.reason, renewed_at=now, contained_at=None, attested_at=None
             )
         epoch = await self._contain(connection, incident, report.exposure, now)
         incident = replace(incident, epoch=epoch)
@@ -165,7 +166,7 @@ class Response:
                 "contains_issuer": incident.subject_issuer,
                 "epoch": epoch,
                 "source": incident.source,
-                "evidence": report.evidence[:MAX_EVIDENCE],
+                "evidence": evidence,
             },
         )
         return incident, True
@@ -218,8 +219,9 @@ class Response:
             subject=party.subject if party else "",
             epoch=0,
             source=report.source,
-            reason=report.reason[:MAX_REASON],
-            evidence=report.evidence[:MAX_EVIDENCE],
+            # PostgreSQL keeps no NUL, and what others write must not keep an incident from opening.
+            reason=report.reason.replace("\0", "")[:MAX_REASON],
+            evidence=report.evidence.replace("\0", "")[:MAX_EVIDENCE],
             opened_at=now,
             opened_by=report.who,
             renewed_at=now,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from valetkey.broker.core.incidents import Party
 from valetkey.broker.core.security_events import EventInvalid, Mouth, read
@@ -126,6 +128,41 @@ def test_why() -> None:
 def test_events_of_the_stream_itself(event: str, verified: bool) -> None:
     reading = read(claims(SSF + event, {"format": "opaque", "id": "stream"}, state="s"), MOUTH)
     assert (reading.sightings, reading.passed_over, reading.verified) == ((), (), verified)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+    | st.sampled_from(["iss_sub", "complex", "aliases", "jwt_id", "email", IDP, OWN, "revoke", "HIGH"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["format", "iss", "sub", "jti", "user", "identifiers", "email", "id",
+                         "change_type", "current_level", "event_timestamp", "reason_admin", "en"]),
+        inner, max_size=5,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+URIS = st.sampled_from(
+    [CAEP + "session-revoked", CAEP + "credential-change", CAEP + "risk-level-change",
+     RISC + "account-disabled", SSF + "verification", "x"]
+)  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(sub_id=JSON, events=st.dictionaries(URIS, JSON, max_size=3), iat=JSON, toe=JSON)
+def test_whatever_a_transmitter_sends_it_speaks_of_its_own_alone(
+    sub_id: Any, events: Any, iat: Any, toe: Any
+) -> None:
+    try:
+        reading = read({"sub_id": sub_id, "events": events, "iat": iat, "toe": toe}, MOUTH)
+    except EventInvalid:
+        return
+    for one in reading.sightings:
+        assert (one.party is None) is bool(one.jti)
+        if one.party is not None:
+            assert one.party.issuer in {IDP, "https://hr.example"}
+            assert isinstance(one.party.subject, str)
+        assert isinstance(one.seen_at, float)
+        assert isinstance(one.reason, str)
 
 
 @pytest.mark.parametrize("events", [None, [], {}, "x", {CAEP + "session-revoked": "x"}])
