@@ -62,7 +62,7 @@ soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connecti
 	@.venv-bench/bin/python -m bench.soak
 
 chaos: $(VENV)/.dev ## Kill the sidecar, and brokers, under load, 50 times in a loop
-	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py tests/e2e/test_broker_crash.py --kills 50
+	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py tests/e2e/test_broker_crash.py tests/e2e/test_broker_grants_crash.py --kills 50
 
 fuzz: $(VENV)/.dev ## Play new inputs to the sidecar and to other readers of HTTP for MINUTES=10
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
