@@ -168,15 +168,13 @@ async def test_signatures_that_are_refused(world: World) -> None:
         assert (await github.alert(broker, body=body))[0] == 200, "the control"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{}", b"[1]", b'[{"type":"t"}]', b"\xff", b"[" * 5000, b'[{"token":1,"type":"t"}]'],
-)
-async def test_signed_bodies_that_are_no_alerts(world: World, body: bytes) -> None:
+async def test_signed_bodies_that_are_no_alerts(world: World) -> None:
     github = Github(world)
+    numbers = b'[{"token":1,"type":"t"}]'
     async with serving(world) as broker:
-        status, document = await github.alert(broker, body=body)
-        assert (status, document["code"]) == (400, "service.bad_request")
+        for body in (b"", b"{}", b"[1]", b'[{"type":"t"}]', b"\xff", b"[" * 5000, numbers):
+            status, document = await github.alert(broker, body=body)
+            assert (status, document["code"]) == (400, "service.bad_request"), body[:20]
 
 
 async def test_many_at_once_and_too_many(world: World) -> None:
