@@ -238,6 +238,7 @@ class Whole:
             self._identity,
             SimpleNamespace(streams=streams, revoke=self._revoke),
             self._cache,
+            self._exchange,
             self.metrics,
             FeedSettings(),
             issuer=world.url,

@@ -107,6 +107,10 @@ class EventInvalid(ValueError):  # noqa: N818 - reads as what it is
     """The claims are no event of ours. The message never repeats a value."""
 
 
+SIGNAL_HEADER: Final = "Valetkey-Signal"
+"""With an exchange: the ``jti`` of the last signal that the sidecar has put into force."""
+
+
 def fleet_audience(issuer: str) -> str:
     """The ``aud`` of what a broker tells its sidecars: derived, so that both sides know it."""
     return issuer + "/ssf"

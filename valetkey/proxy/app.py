@@ -160,6 +160,7 @@ class Sidecar:
             self.identity,
             self.pep,
             self.cache,
+            self._exchange,
             self.metrics,
             broker.feed,
             issuer=issuer,

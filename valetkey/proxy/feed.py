@@ -86,6 +86,12 @@ class Workload(Protocol):
     def raise_epoch(self, epoch: int) -> None: ...
 
 
+class Exchanges(Protocol):
+    """What asks the broker for credentials; see `ExchangeClient`."""
+
+    told: str
+
+
 class FeedReceiver:
     """One per sidecar. ``clock`` gives seconds since the epoch, ``monotonic`` those of its own."""
 
@@ -95,6 +101,7 @@ class FeedReceiver:
         identity: Workload,
         pep: Enforcement,
         cache: CredentialCache,
+        exchange: Exchanges,
         metrics: Metrics,
         settings: FeedSettings,
         *,
@@ -107,6 +114,7 @@ class FeedReceiver:
         self._identity = identity
         self._pep = pep
         self._cache = cache
+        self._exchange = exchange
         self._lags = metrics.feed_lag
         self._counts = metrics.feed_events
         self._settings = settings
@@ -247,6 +255,7 @@ class FeedReceiver:
                     if event is None:
                         continue
                     if isinstance(event, Signal):
+                        self._exchange.told = jti  # before anything is asked for anew
                         resting += self._apply(event)
                         signals.append(event)
                     elif isinstance(event, StreamUpdated):

@@ -131,6 +131,7 @@ class Stand:
         self.keys = Keys()
         self.transmitter = Transmitter(self.keys)
         self.cache = CredentialCache(100)
+        self.exchange = SimpleNamespace(told="")
         self.streams = Streams()
         self.revoked: list[Any] = []
         self.resting: list[Any] = []
@@ -142,6 +143,7 @@ class Stand:
             SimpleNamespace(principal=lambda: self.principal, raise_epoch=self._raise),
             SimpleNamespace(streams=self.streams, revoke=self._revoke),
             self.cache,
+            self.exchange,
             self.metrics,
             FeedSettings(**settings),
             issuer=BROKER,
@@ -197,6 +199,7 @@ async def test_an_event_is_in_force_and_then_acknowledged(stand) -> None:
     await stand.receiver.round()
     assert not stand.has("a")
     assert stand.has("b")
+    assert stand.exchange.told == "e1"  # what is asked for from now on is asked for behind it
     assert stand.transmitter.polled[-1][0] == []
     await stand.receiver.round()
     assert stand.transmitter.polled[-1][0] == ["e1"]

@@ -48,6 +48,11 @@ class Changes:
         self.applied_at = 0.0
         """Monotonic time at which everything was last known to be applied."""
 
+    @property
+    def applying(self) -> bool:
+        """Whether changes are being applied: of one transaction, some may be and others not yet."""
+        return self._applying.locked()
+
     def subscribe(self, topic: str, handler: Handler) -> None:
         """Have ``handler`` called with the key of each change of a topic. Idempotent handlers."""
         self._handlers.setdefault(topic, []).append(handler)

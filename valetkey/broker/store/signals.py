@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from valetkey.contracts.signals import Event, Signal, StreamUpdated, Verificatio
 # Twice the longest life of a token (`settings.MAX_TTL`); streams that are away for as long end.
 KEPT: Final = 7200.0
 _TOPIC: Final = "signals"
+_REMEMBERED: Final = 4096
 
 
 class Signals:
@@ -47,6 +49,24 @@ class Signals:
         self._clock = clock
         self._random_id = random_id
         self.audience = audience
+        self._known: OrderedDict[str, None] = OrderedDict()
+        changes.subscribe(_TOPIC, self._note)
+
+    async def _note(self, jti: str) -> None:
+        self._known[jti] = None
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    async def reach(self, jti: str) -> None:
+        """Be no further behind than who was told of this signal. Raises `StoreError`.
+
+        A sidecar that has put a signal into force must not be given, by a replica that has not
+        heard yet, what that signal ended.
+        """
+        if jti in self._known and not self._changes.applying:
+            return
+        await self._changes.catch_up()
+        await self._note(jti)
 
     def on_publish(self, handler: Handler) -> None:
         """Have ``handler`` called at every replica once something was published."""

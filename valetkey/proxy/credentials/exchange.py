@@ -29,6 +29,7 @@ from valetkey.contracts.errors import (
 )
 from valetkey.contracts.jose import TokenInvalid, is_time, parse
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.signals import SIGNAL_HEADER
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.held import Deferred
@@ -76,6 +77,8 @@ class ExchangeClient:
         self._ssl = broker_context(ca_file) if endpoint.startswith("https:") else None
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
+        self.told = ""
+        """The last signal that is in force here: a replica that is behind it catches up first."""
 
     async def close(self) -> None:
         """Close the connections to the broker."""
@@ -184,7 +187,7 @@ class ExchangeClient:
             async with self._session.post(
                 url,
                 data=form,
-                headers={"DPoP": proof, "Accept": "application/json"},
+                headers={"DPoP": proof, "Accept": "application/json", SIGNAL_HEADER: self.told},
                 ssl=certificate or self._ssl or True,
                 allow_redirects=False,
             ) as response:

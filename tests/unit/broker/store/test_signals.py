@@ -235,3 +235,24 @@ async def test_many_acknowledgements_at_once(signals: Signals, monkeypatch) -> N
     monkeypatch.setattr(module, "_ROWS", 7)
     await signals.acknowledge([(1, f"s-{n}", float(n)) for n in range(20)])
     await signals.acknowledge([])
+
+
+async def test_a_replica_that_is_behind_catches_up_with_who_was_told(
+    database: Database, signals: Signals, changes: Changes
+) -> None:
+    heard: list[str] = []
+
+    async def note(key: str) -> None:
+        heard.append(key)
+
+    changes.subscribe("other", note)
+    async with database.write() as connection:
+        jti = await signals.publish(connection, signal("a"))
+        await changes.publish(connection, "other", "of the same transaction")
+    assert heard == []
+    await signals.reach(jti)
+    assert heard == ["of the same transaction"]
+    async with database.write() as connection:
+        await changes.publish(connection, "other", "later")
+    await signals.reach(jti)  # known: nothing is read again
+    assert heard == ["of the same transaction"]
