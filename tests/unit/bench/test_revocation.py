@@ -28,12 +28,12 @@ def test_each_group_has_its_line_and_the_aim_its_verdict() -> None:
     assert "| about a token, told to all | 1 | 10 ms |" in text
     assert "| while a replica was killed | 1 | 30 ms |" in text
     assert "p99: 30 ms (aim 250 ms: met)" in text
-    assert "Missed by a target's own notes: 0 of 2" in text
+    assert "Never in force, by the target's own notes: 0 of 2; later than a second: 0." in text
     assert "Acknowledged by the broker's report: 6 of 6" in text
 
 
 def test_what_was_missed_or_late_is_said() -> None:
-    text = report([incident(400, missed=True, acknowledged=1)], 10, "")
+    text = report([incident(1400, missed=True, acknowledged=1)], 10, "")
     assert "aim 250 ms: missed" in text
-    assert "notes: 1 of 1" in text
+    assert "notes: 1 of 1; later than a second: 1." in text
     assert "report: 1 of 3" in text
