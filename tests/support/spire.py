@@ -244,4 +244,4 @@ def free_ports(count: int) -> list[int]:
 if __name__ == "__main__":
     if missing():
         build()
-    sys.exit(missing())
+    sys.exit(missing() or 0)
