@@ -26,6 +26,7 @@ from valetkey.broker.core.request import parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.store.signals import Signals
 from valetkey.broker.store.statuses import Statuses
 from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
@@ -37,8 +38,10 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import GRANT_DEFERRED, TokenResponse
+from valetkey.contracts.signals import SIGNAL_HEADER
 
 PATH: Final = "/token"
+_MAX_SIGNAL: Final = 64
 _POLICY: Final = frozenset({"grant", "policy", "approval"})
 
 
@@ -62,12 +65,14 @@ class TokenEndpoint:
         standings: Standings,
         statuses: Statuses,
         gate: ApprovalGate,
+        signals: Signals,
         *,
         url: str,
         clock: Clock,
     ) -> None:
         self._limit = limit
         self._gate = gate
+        self._signals = signals
         self._clients = clients
         self._parties = parties
         self._people = people
@@ -112,8 +117,7 @@ class TokenEndpoint:
         self, request: web.Request, form: Form, proofs: Sequence[str]
     ) -> TokenResponse:
         asked = parse_exchange(form)
-        client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
-        self._count(client)
+        client = await self._authenticate(request, form, proofs)
         acting, user = await self._parties.resolve(asked, client)
         incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)
@@ -136,8 +140,7 @@ class TokenEndpoint:
     ) -> TokenResponse:
         """What was deferred, decided again: on the facts of then, by the policy of now."""
         code = form.required("deferral_code")
-        client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
-        self._count(client)
+        client = await self._authenticate(request, form, proofs)
         own = client.assertion
         party = Party(own.claims.issuer, own.claims.subject, own.expires)
         waited = await self._gate.poll(code, party, client.proof, client.certificate)
@@ -191,6 +194,17 @@ class TokenEndpoint:
         if code.retry_after is not None and not waits.interval:
             answer.headers["Retry-After"] = str(code.retry_after)
         return answer
+
+    async def _authenticate(
+        self, request: web.Request, form: Form, proofs: Sequence[str]
+    ) -> Client:
+        """Who asks, counted; from then on this replica knows of what the caller was told last."""
+        client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
+        self._count(client)
+        told = request.headers.get(SIGNAL_HEADER, "")
+        if 0 < len(told) <= _MAX_SIGNAL:
+            await self._signals.reach(told)
+        return client
 
     def _count(self, client: Client) -> None:
         claims = client.assertion.claims

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from aiohttp import web
 
 from valetkey.broker.api import introspect, jwks, metadata, revoke, status, token
@@ -12,10 +10,6 @@ from valetkey.broker.core.exchange import rules_digest
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.store.statuses import Statuses
 from valetkey.broker.watched import STALE
-from valetkey.contracts.service import Handler
-from valetkey.contracts.signals import SIGNAL_HEADER
-
-_MAX_SIGNAL: Final = 64
 
 
 class OAuthPart(Part):
@@ -43,6 +37,7 @@ class OAuthPart(Part):
             base.standings,
             self._statuses,
             self._gate,
+            base.signals,
             url=config.issuer + token.PATH,
             clock=base.clock,
         )
@@ -73,23 +68,11 @@ class OAuthPart(Part):
             defers=config.approvals.deferred,
             mtls=config.mtls.url if config.mtls is not None else None,
         )
-        router.add_post(token.PATH, self._up_to_date(exchange.handle))
+        router.add_post(token.PATH, exchange.handle)
         router.add_post(introspect.PATH, introspection.handle)
         router.add_post(revoke.PATH, revocation.handle)
         router.add_get(jwks.PATH, keys.handle)
         router.add_get(metadata.PATH, about.handle)
-
-    def _up_to_date(self, handler: Handler) -> Handler:
-        """``handler``, once this replica knows of the signal that the caller was told last."""
-        signals = self._base.signals
-
-        async def handle(request: web.Request) -> web.StreamResponse:
-            told = request.headers.get(SIGNAL_HEADER, "")
-            if 0 < len(told) <= _MAX_SIGNAL:
-                await signals.reach(told)
-            return await handler(request)
-
-        return handle
 
     async def sweep(self) -> None:
         await self._base.revocations.sweep()

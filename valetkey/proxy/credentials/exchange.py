@@ -136,7 +136,7 @@ class ExchangeClient:
         actor_token, actor_left = self._identity.token()
         form = {
             "grant_type": oauth.GRANT_DEFERRED,
-            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion_type": self._identity.assertion_type,
             "client_assertion": actor_token.reveal(),
             "deferral_code": deferral.reveal(),
         }
