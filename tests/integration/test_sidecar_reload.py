@@ -42,30 +42,35 @@ async def rejected(fleet, said):
     assert ready["rejected_config"] == line["reason"]
 
 
-async def test_a_changed_route_applies_and_calls_in_flight_finish_on_theirs(fleet):
+async def test_a_changed_route_applies_to_calls_in_flight_too(fleet):
+    """What the new settings allow finishes; what they don't is cut by the next sweep (ADR 11)."""
     release = asyncio.Event()
 
     async def target(request):
-        if request.path == "/api/slow":
+        if request.path.endswith("/slow"):
             await release.wait()
         return web.json_response({})
 
     fleet.target = target
+    kept = fleet.route("kept", methods=["GET"], path="/kept/{id}")
+    fleet.routes.append(kept)
     async with fleet.running(collector=False):
         assert (await fleet.call("/new/1"))[0] == 403
-        slow = asyncio.ensure_future(fleet.call("/api/slow"))
+        slow = [asyncio.ensure_future(fleet.call(path)) for path in ("/api/slow", "/kept/slow")]
 
         async def there():
-            return any(request.path == "/api/slow" for request in fleet.received)
+            return {"/api/slow", "/kept/slow"} <= {request.path for request in fleet.received}
 
-        await fleet.until(there, "the slow call at the target")
-        fleet.routes[:] = [fleet.route("new", methods=["GET"], path="/new/{id}")]
+        await fleet.until(there, "the slow calls at the target")
+        fleet.routes[:] = [kept, fleet.route("new", methods=["GET"], path="/new/{id}")]
         fleet.write()
         await applied(fleet)
         assert (await fleet.call("/new/1"))[0] == 200
         assert (await fleet.call("/api/1"))[1]["code"] == "route.no_match"
+        status, body = (await slow[0])[:2]
+        assert (status, body["code"]) == (403, "route.no_match")
         release.set()
-        assert (await slow)[0] == 200
+        assert (await slow[1])[0] == 200
 
 
 async def test_a_call_that_waits_for_its_credential_survives_two_reloads(fleet, aiohttp_server):
