@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,28 @@ def test_each_minted_token_is_a_canary_and_lies_in_its_file(
     (name,) = canaries.found_in(token.encode())
     assert name == "token of spiffe://test.example/a by https://idp.test.example"
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_found_wherever_it_begins_and_ends() -> None:
+    canaries = Canaries()
+    shortest = bytes(range(200, 216))
+    canaries.add(shortest, name="key")
+    for before in range(20):
+        for after in (0, 1, 7, 8):
+            assert canaries.found_in(b"x" * before + shortest + b"x" * after) == ["key"]
+    assert canaries.found_in(b"x" * 5 + shortest[:-1]) == []
+    assert canaries.found_in(shortest[1:]) == []
+
+
+def test_a_whole_suite_of_files_is_looked_through_in_time(tmp_path: Path) -> None:
+    """As many secrets and allowed files as the suite has: each file costs one pass, not one each."""
+    canaries = Canaries()
+    for number in range(3000):
+        key = hashlib.sha384(b"%d" % number).digest()
+        canaries.add(key, name=f"key {number}", allow=[tmp_path / f"{number}.key"])
+    for number in range(40):
+        (tmp_path / f"{number}.db").write_bytes(hashlib.shake_128(b"%d" % number).digest(200_000))
+    leaking = hashlib.sha384(b"2999").digest()
+    (tmp_path / "leak.db").write_bytes(b"\1" * 1001 + leaking + b"\2" * 1001)
+    canaries.check_tree(tmp_path)
+    assert [(leak.name, leak.place) for leak in canaries.leaks] == [("key 2999", "leak.db")]
