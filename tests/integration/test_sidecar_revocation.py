@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-
 import pytest
 
-from tests.support.fleet import Fleet
-from valetkey.contracts import oauth
-from valetkey.contracts.dpop import ProofKey
+from tests.support.fleet import Fleet, token_of
 
 
 @pytest.fixture
@@ -19,41 +14,13 @@ def fleet(tmp_path):
     return fleet
 
 
-def token_of(request):
-    return request.headers["Authorization"].partition(" ")[2]
-
-
-async def revoke(fleet, token):
-    """RFC 7009, as the client that the token was issued to."""
-    key, nonce = ProofKey(), ""
-    form = {
-        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
-        "client_assertion": fleet.token_file.read_text(),
-        "token": token,
-    }
-    for _ in range(2):  # RFC 9449 §8: the first proof learns the nonce
-        proof = key.proof(
-            method="POST",
-            url=f"{fleet.broker_url}/revoke",
-            jti=secrets.token_urlsafe(8),
-            now=int(time.time()),
-            nonce=nonce,
-        )
-        async with fleet.client.post(
-            f"{fleet.broker_url}/revoke", data=form, headers={"DPoP": proof}
-        ) as response:
-            nonce = response.headers["DPoP-Nonce"]
-            status = response.status
-    assert status == 200
-
-
 async def test_a_revoked_credential_is_not_used_again(fleet):
     async with fleet.running(collector=False):
         for _ in range(2):
             assert (await fleet.call())[0] == 200
         first, same = map(token_of, fleet.received)
         assert first == same
-        await revoke(fleet, first)
+        await fleet.revoke(first)
 
         async def evicted():
             # Only what is in use is asked about, so it is used.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -16,10 +15,8 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
-from tests.support.fleet import USER, Fleet
+from tests.support.fleet import USER, Fleet, token_of
 from tests.support.streaming import Source, outcome, stream
-from valetkey.contracts import oauth
-from valetkey.contracts.dpop import ProofKey
 
 TTL = 2.0  # used for 1.8 s, refreshed from 1.44 s on
 
@@ -180,7 +177,7 @@ async def test_a_revoked_credential_is_noticed_though_only_a_stream_rests_on_it(
     source = Source(fleet)
     async with fleet.running(collector=False), stream(fleet, "/api/long") as response:
         await flows(response, source)
-        await revoke(fleet, source.token("/api/long"))
+        await fleet.revoke(source.token("/api/long"))
 
         async def permitted():
             return await rechecks(fleet, "permitted") == 1
@@ -189,32 +186,8 @@ async def test_a_revoked_credential_is_noticed_though_only_a_stream_rests_on_it(
         await flows(response, source)
         # The same with a grant that is gone by then. The new credential is learned from a call.
         await fleet.call("/api/learn")
-        token = fleet.received[-1].headers["Authorization"].partition(" ")[2]
-        fleet.grant("t:write")
-
-        async def gone():
-            return (await fleet.call("/once/learn"))[0] == 403
-
-        await fleet.until(gone, "the broker has read its grants")
-        await revoke(fleet, token)
+        token = token_of(fleet.received[-1])
+        await fleet.granted("t:write")
+        await fleet.revoke(token)
         assert await is_cut(response, 3) < 2
         assert (await outcome(fleet, "/api/long"))["code"] == "grant.scope"
-
-
-async def revoke(fleet, token):
-    """RFC 7009, as the client that the token was issued to."""
-    key, nonce = ProofKey(), ""
-    url = f"{fleet.broker_url}/revoke"
-    form = {
-        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
-        "client_assertion": fleet.token_file.read_text(),
-        "token": token,
-    }
-    for _ in range(2):  # RFC 9449 §8: the first proof learns the nonce
-        proof = key.proof(
-            method="POST", url=url, jti=secrets.token_urlsafe(8), now=int(time.time()), nonce=nonce
-        )
-        async with fleet.client.post(url, data=form, headers={"DPoP": proof}) as response:
-            nonce = response.headers["DPoP-Nonce"]
-            status = response.status
-    assert status == 200

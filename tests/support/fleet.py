@@ -11,6 +11,7 @@ import json
 import secrets
 import socket
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -23,6 +24,8 @@ from click.testing import CliRunner, Result
 from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from tests.support.procs import Program
+from valetkey.contracts import oauth
+from valetkey.contracts.dpop import ProofKey
 from valetkey.proxy.audit.reader import read_segment, segments
 
 WORKLOAD = "system:serviceaccount:agents:bot"
@@ -37,6 +40,11 @@ def free_port() -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def token_of(request: web.Request) -> str:
+    """The credential that a call brought to the target."""
+    return request.headers["Authorization"].partition(" ")[2]
 
 
 class Fleet:
@@ -253,6 +261,31 @@ class Fleet:
         """Status and JSON body of one call by the workload."""
         async with self.client.request(method, self.url + path, **more) as response:
             return response.status, await response.json(content_type=None)
+
+    async def revoke(self, token: str) -> None:
+        """Revoke a credential at the broker (RFC 7009), as the client that it was issued to."""
+        key, nonce, url = ProofKey(), "", f"{self.broker_url}/revoke"
+        form = {
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": self.token_file.read_text(),
+            "token": token,
+        }
+        for _ in range(2):  # RFC 9449 §8: the first proof learns the nonce
+            now, jti = int(time.time()), secrets.token_urlsafe(8)
+            proof = key.proof(method="POST", url=url, jti=jti, now=now, nonce=nonce)
+            async with self.client.post(url, data=form, headers={"DPoP": proof}) as response:
+                nonce, status = response.headers["DPoP-Nonce"], response.status
+        assert status == 200
+
+    async def granted(self, *scopes: str) -> None:
+        """Write the grants, and wait until the broker has read them: no longer may it read."""
+        assert "t:read" not in scopes
+        self.grant(*scopes)
+
+        async def read() -> bool:
+            return (await self.call("/once/granted"))[0] == 403  # a new exchange every time
+
+        await self.until(read, "the broker has read its grants")
 
     async def metric(self, name: str, base: str | None = None, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels."""
