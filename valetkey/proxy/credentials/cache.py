@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -39,7 +38,7 @@ _RETRY_REFRESH: Final = 1.0
 _NEAR: Final = 1.0
 # Once more when what came had ended on the way; whoever loses twice may as well call again.
 _TRIES: Final = 2
-_LOOSE: Final = 16
+_LOOSE: Final = 1.0
 
 
 class CredentialCache:
@@ -58,8 +57,8 @@ class CredentialCache:
         self._flights: dict[CacheKey, asyncio.Task[Credential]] = {}
         self._fetching: list[list[Ended]] = []
         """For each exchange under way, what has ended since it began."""
-        self._loose: deque[Credential] = deque(maxlen=_LOOSE)
-        """For one call each and not in the cache: their callers may not have taken them yet."""
+        self._loose: set[Credential] = set()
+        """For one call each and not in the cache: for a second, until callers have taken them."""
         self._longest = float("inf")
         self._closed_for: ValetkeyError | None = None
         self._log = Log("cache")
@@ -236,7 +235,8 @@ class CredentialCache:
             raise
         else:
             if credential.single_use:
-                self._loose.append(credential)
+                self._loose.add(credential)
+                asyncio.get_running_loop().call_later(_LOOSE, self._loose.discard, credential)
             else:
                 self.put(credential)
             return credential
