@@ -91,15 +91,27 @@ async def test_a_role_that_does_not_read(world: World, role: str) -> None:
         ("limit=0", "limit must be between 1 and 500"),
         ("limit=501", "limit must be between 1 and 500"),
         ("limit=１", "limit must be between 1 and 500"),
+        ("limit=", "limit must be between 1 and 500"),
+        ("limit=000000001999", "limit must be between 1 and 500"),
+        ("limit=0500", "limit must be between 1 and 500"),
+        (f"limit=000000001{'0' * 4991}", "limit must be between 1 and 500"),
         ("limit=1&limit=2", "parameter 'limit' is given twice"),
         ("page=2", "unknown parameter 'page'"),
         ("after=x", "after is not the next of a page"),
+        ("after=%00", "after is not the next of a page"),
+        (f"after=1{'0' * 18}", "after is not the next of a page"),
     ],
 )
 async def test_queries_that_are_refused(world: World, query: str, reason: str) -> None:
     async with serving(world) as broker:
         status, body, _ = await broker.manage("GET", f"/v1/admin/actions?{query}")
     assert (status, body["code"], body["reason"]) == (400, "service.bad_request", reason)
+
+
+async def test_no_page_begins_at_a_nul(world: World) -> None:
+    async with serving(world) as broker:
+        status, body, _ = await broker.manage("GET", "/v1/grants?after=%00")
+    assert (status, body.get("reason")) == (400, "after is not the next of a page")
 
 
 async def test_too_often(world: World) -> None:

@@ -26,6 +26,7 @@ AdminHandler = Callable[[web.Request, Admin], Awaitable[web.StreamResponse]]
 
 MAX_PAGE: Final = 500
 _DEFAULT_PAGE: Final = 100
+_LIMIT_DIGITS: Final = len(str(MAX_PAGE))
 _MAX_CURSOR: Final = 512
 
 
@@ -134,13 +135,20 @@ def read_page(request: web.Request, *, known: Iterable[str] = ()) -> Page:
             raise ContentInvalid(f"unknown parameter {name!r}")
         if len(query.getall(name)) > 1:
             raise ContentInvalid(f"parameter {name!r} is given twice")
-    limit = query.get("limit", str(_DEFAULT_PAGE))
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+    limit = whole_number(query.get("limit", str(_DEFAULT_PAGE)), digits=_LIMIT_DIGITS)
+    if limit is None or not 1 <= limit <= MAX_PAGE:
         raise ContentInvalid(f"limit must be between 1 and {MAX_PAGE}")
     after = query.get("after", "")
-    if len(after) > _MAX_CURSOR:
+    if len(after) > _MAX_CURSOR or "\0" in after:
         raise ContentInvalid("after is not the next of a page")
-    return Page(int(limit), after)
+    return Page(limit, after)
+
+
+def whole_number(text: str, *, digits: int) -> int | None:
+    """``text`` in full as a number of at most so many ASCII digits, or ``None``."""
+    if not 1 <= len(text) <= digits or not text.isascii() or not text.isdigit():
+        return None
+    return int(text)
 
 
 def page_answer(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Final
 
 from aiohttp import web
 
-from valetkey.broker.api.admin import ContentInvalid, answer, page_answer, read_page
+from valetkey.broker.api.admin import (
+    ContentInvalid,
+    answer,
+    page_answer,
+    read_page,
+    whole_number,
+)
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.trust.admins import Admin
 from valetkey.contracts.times import rfc3339
+
+# Fewer than a signed 64-bit column may hold.
+_SEQ_DIGITS: Final = 18
 
 
 class AdministrationPart(Part):
@@ -34,9 +44,9 @@ class AdministrationPart(Part):
     async def _list(self, request: web.Request, _admin: Admin) -> web.Response:
         """The newest first."""
         page = read_page(request)
-        if page.after and not (page.after.isascii() and page.after.isdigit()):
+        before = whole_number(page.after, digits=_SEQ_DIGITS)
+        if page.after and before is None:
             raise ContentInvalid("after is not the next of a page")
-        before = int(page.after[:18]) if page.after else None
         actions = await self._actions.page(before=before, limit=page.limit)
         more = len(actions) == page.limit
         items = [{**asdict(action), "at": rfc3339(action.at)} for action in actions]
