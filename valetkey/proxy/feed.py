@@ -19,7 +19,7 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from valetkey.contracts import codes
@@ -34,7 +34,7 @@ from valetkey.contracts.signals import (
     fleet_audience,
     read_event,
 )
-from valetkey.proxy.core.eviction import Ended, ended_by, everything
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.feed_client import NoStream
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 _LONGEST_WAIT: Final = 30
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
-# How long calls that rest on what has ended may wait for the broker's yes or no.
 _EARLY: Final = 0.05
+# How long calls that rest on what has ended may wait for the broker's yes or no.
 _SETTLE_LOOK: Final = 0.01
 _SETTLE_LOOKS: Final = 200
 _KEYS_COOLDOWN: Final = 10.0
@@ -80,7 +80,7 @@ class Enforcement(Protocol):
 
 
 class Workload(Protocol):
-    """Whom this sidecar speaks for; see `FileIdentity`."""
+    """Whom this sidecar speaks for; see `Identity`."""
 
     def principal(self) -> Principal | None: ...
     def raise_epoch(self, epoch: int) -> None: ...
@@ -90,6 +90,23 @@ class Exchanges(Protocol):
     """What asks the broker for credentials; see `ExchangeClient`."""
 
     told: str
+
+
+class _Batch:
+    """Events of one poll."""
+
+    __slots__ = ("applied", "refused", "resting", "signals", "taken")
+
+    def __init__(self) -> None:
+        self.signals: list[Signal] = []
+        """Those that are not in force yet."""
+        self.refused = False
+        """Whether there was one besides that can't be believed."""
+        self.applied: list[Signal] = []
+        self.resting: dict[Call, None] = {}
+        """Calls that rest on what those ended, each once."""
+        self.taken: list[str] = []
+        """What to acknowledge, by ``jti``."""
 
 
 class FeedReceiver:
@@ -226,7 +243,7 @@ class FeedReceiver:
 
     async def _drop_everything(self) -> None:
         self.afresh += 1
-        await self._settle(self._pep.revoke(everything))
+        await self._settle(self._pep.revoke(EVERYTHING))
 
     def _heard(self, *, more: bool) -> None:
         self._heard_at = self._monotonic()
@@ -244,28 +261,29 @@ class FeedReceiver:
 
         Raises `BrokerError` where an event can't be judged yet: it comes again.
         """
-        resting: list[Call] = []
-        signals: list[Signal] = []
-        taken: list[str] = []
+        batch = _Batch()
         over = False
         try:
             for jti, compact in sets.items():
                 if jti not in self._applied:
-                    event = await self._judge(jti, compact, resting)
-                    if event is None:
+                    try:
+                        event = await self._read(jti, compact, batch)
+                    except SetRefused as refused:
+                        self._refuse(jti, refused)
+                        batch.refused = True
                         continue
                     if isinstance(event, Signal):
                         self._exchange.told = jti  # before anything is asked for anew
-                        resting += self._apply(event)
-                        signals.append(event)
+                        batch.signals.append(event)
                     elif isinstance(event, StreamUpdated):
                         over = over or event.status != "enabled"
-                taken.append(jti)  # or it came again because the acknowledgement was lost
+                batch.taken.append(jti)  # or it came again because the acknowledgement was lost
         finally:
-            await self._settle(resting)
-            self._note(taken)
+            self._apply(batch)
+            await self._settle(batch.resting)
+            self._note(batch.taken)
         now = self._clock()
-        for signal in signals:
+        for signal in batch.applied:
             self._lags.observe(max(0.0, now - signal.at))
         if over:
             raise NoStream
@@ -277,23 +295,18 @@ class FeedReceiver:
         while len(self._applied) > _REMEMBERED:
             self._applied.popitem(last=False)
 
-    async def _judge(self, jti: str, compact: str, resting: list[Call]) -> Event | None:
-        """The event; nothing where it can't be believed: then something ended, unknown what."""
-        try:
-            return await self._read(jti, compact)
-        except SetRefused as refused:
-            self._log.error("event_refused", jti=jti, code=refused.err, reason=refused)
-            self._count("refused")
-            self._errors[jti] = refused
-            self.afresh += 1
-            resting += self._pep.revoke(everything)
-            return None
+    def _refuse(self, jti: str, refused: SetRefused) -> None:
+        """It can't be believed: something has ended, unknown what."""
+        self._log.error("event_refused", jti=jti, code=refused.err, reason=refused)
+        self._count("refused")
+        self._errors[jti] = refused
 
-    async def _read(self, jti: str, compact: str) -> Event:
+    async def _read(self, jti: str, compact: str, batch: _Batch) -> Event:
         """Raises `SetRefused`, and `BrokerError` where its key can't be had."""
         try:
             claims = self._verify(compact)
         except UnknownSetKey:
+            self._apply(batch)  # what is known by now waits for no answer
             if not await self._fetch_keys():
                 raise
             claims = self._verify(compact)
@@ -317,19 +330,32 @@ class FeedReceiver:
         self._keys_at = self._monotonic()
         return True
 
-    def _apply(self, signal: Signal) -> list[Call]:
-        if signal.kind == "subject":
-            principal = self._identity.principal()
-            if principal is not None and (principal.tenant, principal.subject) == (
-                signal.issuer,
-                signal.value,
-            ):
-                self._identity.raise_epoch(signal.epoch)
-        self._count(signal.kind)
-        self._log.info("ended", action=signal.kind, seconds=round(self._clock() - signal.at, 3))
-        return self._pep.revoke(ended_by(signal))
+    def _apply(self, batch: _Batch) -> None:
+        """Put into effect what of a batch is not yet, in one pass over all credentials."""
+        signals, batch.signals = batch.signals, []
+        refused, batch.refused = batch.refused, False
+        if not signals and not refused:
+            return
+        for signal in signals:
+            self._raise_epoch(signal)
+            self._count(signal.kind)
+            self._log.info("ended", action=signal.kind, seconds=round(self._clock() - signal.at, 3))
+        batch.applied += signals
+        if refused:
+            self.afresh += 1
+        batch.resting.update(dict.fromkeys(self._pep.revoke(Ended(signals, everything=refused))))
 
-    async def _settle(self, resting: list[Call]) -> None:
+    def _raise_epoch(self, signal: Signal) -> None:
+        """Where a signal is about the subject of this sidecar, what is older does not count."""
+        principal = self._identity.principal()
+        if (
+            signal.kind == "subject"
+            and principal is not None
+            and (principal.tenant, principal.subject) == (signal.issuer, signal.value)
+        ):
+            self._identity.raise_epoch(signal.epoch)
+
+    async def _settle(self, resting: Iterable[Call]) -> None:
         """Until each of these calls was permitted again or is over; cut those that take longer."""
         streams = self._pep.streams
         for _ in range(_SETTLE_LOOKS):
@@ -358,7 +384,7 @@ class FeedReceiver:
         self._log.error("feed_lost", reason=self._problem, action=self._settings.lost)
         if self._settings.lost == "deny":
             self._cache.close_for(BrokerError(codes.FEED_LOST, "the feed is lost"))
-            self._pep.revoke(everything)
+            self._pep.revoke(EVERYTHING)
         else:
             self._cache.limit_lives(self._settings.short_lived)
             self._pep.streams.changed(doubt=False)

@@ -376,6 +376,82 @@ async def test_without_keys_an_event_waits_and_is_neither_taken_nor_refused(stan
     assert not stand.has("a")
 
 
+async def test_a_batch_looks_at_each_credential_once(stand) -> None:
+    await stand.receiver.round()
+    held = stand.hold("held")
+    others = [stand.hold(f"j{number}") for number in range(100)]
+    before = len(stand.revoked)
+    kinds = ("token", "txn", "hash", "grant")
+    stand.told(
+        **{
+            f"e{number}": Signal(kind=kinds[number % 4], value=f"x{number}", at=NOW)
+            for number in range(98)
+        },
+        e98=txn("t-j7"),
+        e99=Signal(kind="token", value="j8", at=NOW),
+    )
+    await stand.receiver.round()
+    assert len(stand.revoked) == before + 1
+    assert {credential.jti for credential in others if credential.revoked} == {"j7", "j8"}
+    assert not held.revoked
+    assert stand.exchange.told == "e99"
+    assert stand.metrics.feed_events == {"token": 26, "txn": 26, "hash": 24, "grant": 24}
+    await stand.receiver.round()
+    assert len(stand.transmitter.polled[-1][0]) == 100
+
+
+async def test_a_refused_event_among_others_drops_everything_in_the_same_pass(stand) -> None:
+    await stand.receiver.round()
+    stand.hold("a")
+    before = len(stand.revoked)
+    sign = stand.keys.sign
+    stand.transmitter.answers.append(
+        {"e1": sign(txn("x"), "e1"), "e2": "x.y.z", "e3": sign(txn("y"), "e3")}
+    )
+    await stand.receiver.round()
+    assert not stand.has("a")
+    assert len(stand.revoked) == before + 1
+    await stand.receiver.round()
+    assert stand.transmitter.polled[-1][:2] == (["e1", "e3"], {"e2": "invalid_request"})
+
+
+async def test_what_is_known_is_in_force_before_a_key_is_asked_for(stand) -> None:
+    await stand.receiver.round()
+    stand.hold("a")
+    stand.keys.keys["k2"] = ec.generate_private_key(ec.SECP256R1())
+    stand.now += 60
+    keys, had = stand.transmitter.keys, []
+
+    async def slow():
+        had.append(stand.has("a"))
+        return await keys()
+
+    stand.transmitter.keys = slow
+    sign = stand.keys.sign
+    stand.transmitter.answers.append(
+        {"e1": sign(txn("t-a"), "e1"), "e2": sign(txn("x"), "e2", kid="k2")}
+    )
+    await stand.receiver.round()
+    assert had == [False]
+    await stand.receiver.round()
+    assert stand.transmitter.polled[-1][0] == ["e1", "e2"]
+
+
+async def test_a_call_that_two_events_concern_is_cut_once(stand, monkeypatch) -> None:
+    monkeypatch.setattr("valetkey.proxy.feed._SETTLE_LOOKS", 1)
+    await stand.receiver.round()
+    call = object()
+    stand.resting, stand.streams.open = [call], [call]
+    stand.keys.keys["k2"] = ec.generate_private_key(ec.SECP256R1())
+    stand.now += 60
+    sign = stand.keys.sign
+    stand.transmitter.answers.append(
+        {"e1": sign(txn("x"), "e1"), "e2": sign(txn("y"), "e2", kid="k2")}
+    )
+    await stand.receiver.round()
+    assert stand.streams.was_cut == [call]
+
+
 # --- the loss ---------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from valetkey.contracts.jose import b64url
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.scrub import needles_of
@@ -11,9 +14,9 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "actor", "approval", "claimed", "expires_at", "grants", "jti", "key", "line", "minted_at",
-        "near_until", "needles", "policies", "policy_digest", "refresh_at", "rendered", "revoked",
-        "single_use", "subject", "token", "txn", "used",
+        "_token_hash", "actor", "approval", "claimed", "expires_at", "grants", "jti", "key", "line",
+        "minted_at", "near_until", "needles", "policies", "policy_digest", "refresh_at", "rendered",
+        "revoked", "single_use", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +69,7 @@ class Credential:
         """Whether it went out since it was last asked about (`credentials.revalidation`)."""
         self.rendered: tuple[bytes, bytes, bytes] | None = None
         """Its parts of events, rendered by the recorder at first use."""
+        self._token_hash = ""
 
     def claim(self) -> bool:
         """Take it for a call. False: it is for one, and that is another one."""
@@ -73,6 +77,12 @@ class Credential:
             return False
         self.claimed = True
         return True
+
+    def token_hash(self) -> str:
+        """SHA-256 of the token, base64url, as signals name it; computed at first use."""
+        if not self._token_hash:
+            self._token_hash = b64url(hashlib.sha256(self.token.reveal().encode()).digest())
+        return self._token_hash
 
     def __repr__(self) -> str:
         return f"Credential(jti={self.jti!r})"

@@ -11,7 +11,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.contracts.signals import KINDS, Signal
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
-from valetkey.proxy.core.eviction import ended_by, everything
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 
 TOKEN = "a-token-that-is-long-enough"
 IDP = "https://idp.example"
@@ -46,10 +46,14 @@ CASES = [
 ]
 
 
+CERTAIN = {"token", "hash", "txn", "grant", "key"}
+
+
 @pytest.mark.parametrize(("kind", "value", "issuer", "ends"), CASES)
 def test_what_a_signal_ends(kind, value: str, issuer: str, ends: bool) -> None:
-    signal = Signal(kind=kind, value=value, issuer=issuer, at=0)
-    assert ended_by(signal)(CREDENTIAL) is ends
+    ended = Ended([Signal(kind=kind, value=value, issuer=issuer, at=0)])
+    assert ended(CREDENTIAL) is ends
+    assert ended.certain(CREDENTIAL) is (ends and kind in CERTAIN)
 
 
 def test_every_kind_is_in_the_table() -> None:
@@ -57,4 +61,43 @@ def test_every_kind_is_in_the_table() -> None:
 
 
 def test_everything() -> None:
-    assert everything(CREDENTIAL)
+    assert EVERYTHING(CREDENTIAL)
+    assert not EVERYTHING.certain(CREDENTIAL)
+
+
+def test_nothing() -> None:
+    assert not Ended()(CREDENTIAL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_many_signals_end_what_any_of_them_does(case) -> None:
+    kind, value, issuer, ends = case
+    others = [Signal(kind=other, value=f"x{n}", at=0) for n, other in enumerate(KINDS * 20)]
+    signal = Signal(kind=kind, value=value, issuer=issuer, at=0)
+    assert Ended([*others, signal, *others])(CREDENTIAL) is ends
+
+
+def test_names_and_issuers_of_two_signals_are_not_mixed() -> None:
+    signals = [
+        Signal(kind="subject", value="bot", issuer="https://other.example", at=0),
+        Signal(kind="subject", value="bob", issuer=IDP, at=0),
+    ]
+    assert not Ended(signals)(CREDENTIAL)
+
+
+def test_a_hash_is_computed_where_a_signal_has_one_and_once(monkeypatch) -> None:
+    made = Credential(
+        KEY, Secret(TOKEN), b"", expires_at=9.0, refresh_at=8.0, subject="alice", actor="bot",
+        jti="j-1", txn="t-1", policy_digest="d",
+    )  # fmt: skip
+    computed = []
+    monkeypatch.setattr(
+        "valetkey.proxy.core.credential.hashlib.sha256",
+        lambda octets, sha256=hashlib.sha256: computed.append(octets) or sha256(octets),
+    )
+    assert not Ended([Signal(kind="txn", value="x", at=0)])(made)
+    assert computed == []
+    signals = [Signal(kind="hash", value=f"h{number}", at=0) for number in range(100)]
+    assert not Ended(signals)(made)
+    assert Ended([Signal(kind="hash", value=HASH, at=0)])(made)
+    assert computed == [TOKEN.encode()]

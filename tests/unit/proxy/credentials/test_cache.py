@@ -10,8 +10,10 @@ import pytest
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError, CallerError, PolicyError
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.signals import Signal
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.eviction import Ended
 from valetkey.proxy.credentials import cache as module
 from valetkey.proxy.credentials.cache import CredentialCache
 
@@ -399,7 +401,7 @@ async def asked(broker):
 
 
 def named(jti):
-    return lambda credential: credential.jti == jti
+    return Ended([Signal(kind="token", value=jti, at=0)])
 
 
 async def test_what_has_ended_is_dropped_and_marked(cache, clock):
