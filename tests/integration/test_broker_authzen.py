@@ -13,6 +13,7 @@ import pytest
 from tests.integration.broker_support import (
     BOT,
     FILES,
+    GRANTS,
     IDP,
     PAYMENTS,
     SELF_SIGNED,
@@ -32,7 +33,10 @@ from valetkey.broker.api.authzen import (
     SEARCH_RESOURCE,
     SEARCH_SUBJECT,
 )
+from valetkey.contracts import oauth
 
+DOMAIN = "demo.example"
+MESH = ["orders:place", "orders:refund"]
 POINT = "spiffe://demo.example/ns/gateway/sa/pep"
 POLICIES = """
 @id("all") permit (principal, action, resource);
@@ -65,6 +69,22 @@ def made(tmp_path: Path) -> AuthzenWorld:
     world = AuthzenWorld(tmp_path, free_url())
     world.policies(POLICIES)
     return world
+
+
+def with_trust_domain(world: AuthzenWorld) -> None:
+    """A target that takes transaction tokens; one of its scopes needs an approval."""
+    world.overrides["targets"] = {
+        **world.document()["targets"],
+        "mesh": {"audience": DOMAIN, "credential": "txn_token", "ttl": "60s"},
+    }
+    mesh = {"workload": BOT, "issuer": IDP, "target": "mesh", "on_behalf_of": "users"}
+    world.write_grants(
+        [
+            *GRANTS,
+            {"id": "mesh", "scopes": MESH[:1], **mesh},
+            {"id": "mesh-asked", "scopes": MESH[1:], "approval": {"quorum": 1}, **mesh},
+        ]
+    )
 
 
 async def post(
@@ -164,6 +184,10 @@ async def test_evaluation(
         ("no scope", question(action={"name": "two words"}), "scope"),
         ("no method", question(**{**GET_FILE, "action": {"name": "files:read"}}), "method"),
         ("an ambiguous path", question(**endpoint(FILES + "/v1/a/%2e%2e/b", "GET", "files:read")), "path"),
+        ("no URL", question(**endpoint("http://[x/y", "GET", "files:read")), "not a URI"),
+        ("a port that is none", question(**endpoint(FILES + ":x/v1/a", "GET", "files:read")), "not a URI"),
+        ("a path alone", question(**endpoint("/v1/a", "GET", "files:read")), "absolute"),
+        ("a URL with a query", question(**endpoint(FILES + "/v1/a?b", "GET", "files:read")), "query"),
         ("a tool without a path", question(resource={"type": "tool", "id": "tickets/x"}), "path"),
         ("malformed claims", question(subject=user(claims={"realm": "S"})), "realm"),
         ("a number that is none", b'{"subject": NaN}', "NaN"),
@@ -229,6 +253,7 @@ async def test_the_request_id_comes_back(made: AuthzenWorld) -> None:
 YES = {"action": {"name": "payments:read"}}
 NO = {"action": {"name": "payments:write"}}
 BAD = {"resource": {"type": "book", "id": "1"}}
+NO_URL = endpoint("http://[x/y", "GET", "payments:read")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +261,7 @@ BAD = {"resource": {"type": "book", "id": "1"}}
     [
         (None, [YES, NO, BAD, YES], [True, False, False, True]),
         ("execute_all", [NO, YES], [False, True]),
+        ("execute_all", [NO_URL, YES], [False, True]),
         ("deny_on_first_deny", [YES, NO, YES], [True, False]),
         ("deny_on_first_deny", [YES, BAD, YES], [True, False]),
         ("deny_on_first_deny", [YES, YES], [True, True]),
@@ -375,8 +401,25 @@ async def test_without_enforcement_points_there_is_no_api(tmp_path: Path) -> Non
         assert (await post(broker, EVALUATION, question()))[0] == 404
 
 
+async def test_targets_that_take_transaction_tokens(made: AuthzenWorld) -> None:
+    with_trust_domain(made)
+    yes = {"resource": {"type": "target", "id": "mesh"}, "action": {"name": MESH[0]}}
+    asks_people = {**yes, "action": {"name": MESH[1]}}
+    async with serving(made) as broker:
+        status, body, _ = await post(broker, EVALUATION, question(**yes))
+        assert (status, body["decision"], body["context"].get("grants")) == (200, True, ["mesh"])
+        batch = {**question(), "evaluations": [yes, asks_people, YES]}
+        _, body, _ = await post(broker, EVALUATIONS, batch)
+        said = [(one["decision"], one["context"].get("code")) for one in body["evaluations"]]
+        # People can't be asked about what is in a transaction token.
+        assert said == [(True, None), (False, "exchange.token_type"), (True, None)]
+        search = {"subject": subject(), "resource": yes["resource"]}
+        assert await pages(broker, SEARCH_ACTION, search, 10) == [{"name": MESH[0]}]
+
+
 async def test_evaluation_and_exchange_agree(made: AuthzenWorld) -> None:
     """Over random questions: a decision is true where the broker mints, and only there."""
+    with_trust_domain(made)
     choose = random.Random(20261129)
     places = [
         ("target", "tickets", TICKETS, None),
@@ -398,10 +441,16 @@ async def test_evaluation_and_exchange_agree(made: AuthzenWorld) -> None:
     subjects = [BOT, BOT, "spiffe://demo.example/ns/x/sa/bot", "spiffe://demo.example/none"]
     roles: list[Any] = [None, None, SUPPORT, SUPPORT, {}]
     everything = list(itertools.product(places, scopes, subjects, roles))
+    mesh = ("target", "mesh", DOMAIN, None)
+    in_domain = list(itertools.product([mesh], [*MESH, MESH[0], scopes[0]], subjects, roles))
     agreed = {True: 0, False: 0}
+    of_mesh = {True: 0, False: 0}
     async with serving(made) as broker:
         nonce = await broker.nonce()
-        for (kind, name, audience, call), scope, who, claims in choose.sample(everything, 160):
+        for (kind, name, audience, call), scope, who, claims in (
+            *choose.sample(everything, 160),
+            *choose.sample(in_domain, 40),
+        ):
             properties = {"method": call[1][0]} if call else {}
             asked_for = (
                 subject(who)
@@ -420,6 +469,8 @@ async def test_evaluation_and_exchange_agree(made: AuthzenWorld) -> None:
             assert status == 200, (body, answer)
             token = made.workload(who)
             changes: dict[str, Any] = {"audience": audience, "scope": scope}
+            if audience == DOMAIN:
+                changes["requested_token_type"] = oauth.TOKEN_TYPE_TXN
             if call:
                 path, methods, exact = call
                 more = {"exact": True} if exact else {}
@@ -436,4 +487,6 @@ async def test_evaluation_and_exchange_agree(made: AuthzenWorld) -> None:
             assert answer["decision"] == ("access_token" in minted), (body, answer, minted)
             assert answer["context"].get("code") == minted.get("code"), (body, answer, minted)
             agreed[answer["decision"]] += 1
+            of_mesh[answer["decision"]] += audience == DOMAIN
     assert min(agreed.values()) >= 10, agreed
+    assert min(of_mesh.values()) >= 5, of_mesh

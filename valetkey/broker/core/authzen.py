@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -22,9 +21,10 @@ from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call, Target
 from valetkey.broker.core.patterns import PathPattern, PatternInvalid
 from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.request import ExchangeRequest
-from valetkey.broker.core.resources import resource_belongs
+from valetkey.broker.core.resources import ResourceInvalid, parse_resource, resource_belongs
+from valetkey.broker.core.transactions import Transaction
 from valetkey.contracts.mcp import METHOD_TOOLS_CALL, NameInvalid, message_patterns
-from valetkey.contracts.oauth import TOKEN_TYPE_ACCESS
+from valetkey.contracts.oauth import TOKEN_TYPE_ACCESS, TOKEN_TYPE_TXN
 from valetkey.contracts.secret import Secret
 
 MAX_EVALUATIONS: Final = 256
@@ -143,6 +143,7 @@ class Registry:
     """The targets, by what questions call them."""
 
     def __init__(self, targets: Mapping[str, Target], places: Mapping[str, TargetFacts]) -> None:
+        self._by_audience = targets
         self._by_name = {target.name: target for target in targets.values()}
         self.places = places
 
@@ -155,15 +156,20 @@ class Registry:
             raise QuestionInvalid("action.name is a scope (RFC 6749 §3.3)")
         audience, calls = self._place(resource, action.properties.method)
         client, claims, user = _parties(subject)
+        target = self._by_audience.get(audience)
+        # A workload asks for the type of token that the target takes; what it would say of its
+        # transaction is no part of the decision.
+        in_transaction = target is not None and target.credential == "txn_token"
         request = ExchangeRequest(
             subject_token=Secret(""),
             actor_token=Secret(""),
-            issued_token_type=TOKEN_TYPE_ACCESS,
+            issued_token_type=TOKEN_TYPE_TXN if in_transaction else TOKEN_TYPE_ACCESS,
             audience=audience,
             resource="",
             scopes=(action.name,),
             details=(),
             calls=calls,
+            transaction=Transaction({}, {}) if in_transaction else None,
         )
         return Question(request, client, claims, user)
 
@@ -187,14 +193,14 @@ class Registry:
                 return (target.audience if target else ""), _tool_calls(
                     own, resource.properties.path
                 )
-        except (PatternInvalid, NameInvalid) as error:
+        except (ResourceInvalid, PatternInvalid, NameInvalid) as error:
             raise QuestionInvalid(f"resource: {error}") from error
         raise QuestionInvalid(f"resource.type is one of {', '.join(RESOURCES)}")
 
     def _endpoint(self, url: str, method: str) -> tuple[str, tuple[Call, ...]]:
         if not METHOD.fullmatch(method):
             raise QuestionInvalid("action.properties.method is an HTTP method in capitals")
-        path = PathPattern.literal(urlsplit(url).path or "/")
+        path = PathPattern.literal(parse_resource(url).path or "/")
         below = [target for target in self._by_name.values() if _holds(target, url)]
         if not below:
             return "", ()
