@@ -274,6 +274,39 @@ async def test_a_mail_has_facts_and_marks_what_was_said(tmp_path: Path) -> None:
     assert not CANARIES.found_in(bytes(message))
 
 
+async def test_a_receiver_that_hangs_holds_nobody_else_up(tmp_path: Path) -> None:
+    path, _ = secret_file(tmp_path)
+    hung = asyncio.Event()
+    held: list[asyncio.StreamWriter] = []
+
+    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        hung.set()
+
+    mailbox = Mailbox()
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    try:
+        async with mailing(mailbox) as port:
+            world = with_mail(tmp_path, port)
+            url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/hook"
+            hook = {"name": "ops", "url": url, "secret_file": str(path), "timeout": "60s"}
+            world.overrides["approvals"]["notices"]["webhooks"] = [hook]
+            async with desk(world) as at:
+                await at.opened(path="/api/tickets/0/close")
+                async with asyncio.timeout(5):
+                    await hung.wait()
+                for number in range(1, 10):
+                    await at.opened(path=f"/api/tickets/{number}/close")
+                async with asyncio.timeout(2):
+                    await mailbox.wait(10)
+                assert len(held) == 1, "one at a time, also where nothing comes back"
+    finally:
+        for writer in held:
+            writer.close()
+        silent.close()
+        await silent.wait_closed()
+
+
 async def test_headers_cannot_be_injected(tmp_path: Path) -> None:
     """What a caller can choose (subject, path, purpose) stays in the body, on its own line."""
     mailbox = Mailbox()

@@ -55,12 +55,13 @@ class Courier:
         self._link = link
         self._give_up_after = give_up_after
         self._clock = clock
-        self._news = asyncio.Event()
+        self._news: dict[str, asyncio.Event] = {}
         self._log = Log("broker.notices")
 
     def open(self, channels: Sequence[Channel]) -> None:
         """Where notices go from now on. Called before the first request."""
         self._channels = {channel.name: channel for channel in channels}
+        self._news = {channel.name: asyncio.Event() for channel in channels}
 
     async def announce(
         self, connection: AsyncConnection, event: str, entry: Entry, now: float
@@ -78,32 +79,39 @@ class Courier:
             "data": data,
         }
         await self._notices.put(connection, list(self._channels), body, now=now)
-        self._news.set()
+        for news in self._news.values():
+            news.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled, to each channel by itself: none waits for another's answer."""
         if not self._channels:
             await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            for channel in self._channels.values():
+                group.create_task(self._serve(channel), name=f"notices of {channel.name}")
+
+    async def _serve(self, channel: Channel) -> None:
+        news = self._news[channel.name]
         while True:
             try:
-                while await self.deliver_one():
+                while await self.deliver_one(channel):
                     pass
             except StoreError as error:
-                self._log.warning("notices_unread", reason=error.reason)
+                self._log.warning("notices_unread", channel=channel.name, reason=error.reason)
             # Looked at again soon after the event too: the transaction may not be over yet.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _LOOK)
-                self._news.clear()
+                await asyncio.wait_for(news.wait(), _LOOK)
+                news.clear()
                 await asyncio.sleep(0.05)
 
-    async def deliver_one(self) -> bool:
-        """One attempt at what is due next; whether there was anything. Raises `StoreError`."""
+    async def deliver_one(self, channel: Channel) -> bool:
+        """One attempt at what is due there next; whether there was any. Raises `StoreError`."""
         now = self._clock()
-        notice = await self._notices.claim(list(self._channels), now=now)
+        notice = await self._notices.claim(channel.name, now=now)
         if notice is None:
             return False
         try:
-            await self._channels[notice.channel].deliver(notice, now=now)
+            await channel.deliver(notice, now=now)
         except Undelivered as error:
             await self._failed(notice, str(error))
         else:

@@ -68,9 +68,9 @@ class Notices:
         if rows:
             await connection.execute(insert(NOTICES).values(rows))
 
-    async def claim(self, channels: Sequence[str], *, now: float) -> Notice | None:
-        """The next message that is due, which is ours for `CLAIM` seconds. Raises `StoreError`."""
-        due = and_(_N.channel.in_(list(channels)), _N.due_at <= now, _N.claimed_until <= now)
+    async def claim(self, channel: str, *, now: float) -> Notice | None:
+        """The channel's next message that is due, ours for `CLAIM` seconds. Raises `StoreError`."""
+        due = and_(_N.channel == channel, _N.due_at <= now, _N.claimed_until <= now)
         async with self._database.read() as connection:
             query = select(_N.id).where(due).order_by(_N.due_at, _N.id).limit(1)
             found = (await connection.execute(query)).scalar()
