@@ -29,6 +29,7 @@ from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_broker_incidents import until
 from tests.support.postgres import Postgres
 from valetkey.broker.incidents import polling
+from valetkey.contracts import keys
 from valetkey.contracts.dpop import ProofKey
 
 EVENTS = "https://events.idp.example"
@@ -230,7 +231,8 @@ def refused(sender: Sender) -> list[tuple[str, str, str]]:
     ]
 
 
-async def test_what_is_refused(sender: Sender) -> None:
+async def test_what_is_refused(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "REFETCH_COOLDOWN", 0.0)
     async with serving(sender.world) as broker:
         for name, compact, err in refused(sender):
             status, body = await sender.push(broker, compact)
@@ -256,6 +258,80 @@ async def test_a_list_of_one_audience_and_an_email(sender: Sender) -> None:
         assert (await sender.push(broker, sender.sign(claims)))[0] == 202
         (incident,) = await incidents(broker)
         assert incident["subject"]["subject"] == "alice@demo.example"
+
+
+class KeyServer:
+    """The transmitter's JWK Set, at a URL that answers ``fails`` times with 500."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+        self.asked = 0
+        self.fails = 0
+        self.url = free_url()
+
+    def settings(self) -> dict[str, str]:
+        return {"jwks_url": self.url + "/jwks"}
+
+    async def _jwks(self, _request: web.Request) -> web.Response:
+        self.asked += 1
+        if self.fails:
+            self.fails -= 1
+            return web.Response(status=500)
+        return web.json_response(self.sender.issuer.jwks())
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        app = web.Application()
+        app.router.add_get("/jwks", self._jwks)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start()
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+
+def rotate(sender: Sender) -> None:
+    """A new key, which the transmitter signs with at once."""
+    sender.issuer = Issuer(EVENTS, kid="k2")
+
+
+def fetched(sender: Sender, server: KeyServer) -> None:
+    """Have the broker fetch the transmitter's keys."""
+    (settings,) = sender.world.overrides["incidents"]["transmitters"].values()
+    del settings["jwks_file"]
+    settings |= server.settings()
+
+
+@pytest.mark.parametrize("rotated", [False, True], ids=["no keys", "a key newer than ours"])
+async def test_a_push_is_not_refused_for_keys_that_could_not_be_had(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, *, rotated: bool
+) -> None:
+    server = KeyServer(sender)
+    fetched(sender, server)
+    async with server.listening(), serving(sender.world) as broker:
+        if rotated:
+            other = {"format": "iss_sub", "iss": IDP, "sub": "another"}
+            assert (await sender.push(broker, sender.sign(sender.claims(other))))[0] == 202
+            rotate(sender)
+        else:
+            server.fails = 1
+        known = len(await incidents(broker))
+        compact = sender.sign(sender.claims())
+        for _ in range(2):  # within the cooldown nothing else is fetched
+            status, body = await sender.push(broker, compact)
+            assert (status, body["code"]) == (503, "service.unavailable")
+        assert server.asked == 1
+        monkeypatch.setattr(keys, "REFETCH_COOLDOWN", 0.0)
+        assert await sender.push(broker, compact) == (202, None)
+        assert len(await incidents(broker)) == known + 1
+        # A stranger's key is one that a set from after its arrival lacks, and not before.
+        server.fails = 1
+        alien = sender.sign(sender.claims(), kid="k9")
+        assert (await sender.push(broker, alien))[0] == 503
+        status, body = await sender.push(broker, alien)
+        assert (status, body["err"]) == (400, "invalid_key")
 
 
 class PollServer:
@@ -337,6 +413,43 @@ async def test_polled_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert server.tokens == {f"Bearer {sender.secret}"}
         (incident,) = await incidents(broker)
         assert incident["source"] == "ssf:idp"
+
+
+@pytest.mark.parametrize("rotated", [False, True], ids=["no keys", "a key newer than ours"])
+async def test_a_polled_event_waits_for_keys_that_could_not_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rotated: bool
+) -> None:
+    server = PollServer()
+    sender = polled(World(tmp_path, free_url()), server)
+    jwks = KeyServer(sender)
+    fetched(sender, jwks)
+    async with server.listening(), jwks.listening(), serving(sender.world) as broker:
+
+        async def told() -> bool:
+            return server.sets == {}
+
+        async def asked_again() -> bool:
+            return len(server.asked) > before + 2
+
+        if rotated:
+            other = sender.claims({"format": "iss_sub", "iss": IDP, "sub": "another"})
+            server.sets = {other["jti"]: sender.sign(other)}
+            await until(told)
+            rotate(sender)
+        else:
+            jwks.fails = 1
+        known, before = len(server.acknowledged), len(server.asked)
+        claims = sender.claims()
+        server.sets = {claims["jti"]: sender.sign(claims)}
+        await until(asked_again)
+        assert list(server.sets) == [claims["jti"]], "neither acknowledged nor refused"
+        # It answers at once, and is not asked without pause for that.
+        assert len(server.asked) < before + 20
+        monkeypatch.setattr(keys, "REFETCH_COOLDOWN", 0.0)
+        await until(told)
+        assert server.errors == {}
+        assert server.acknowledged[known:] == [claims["jti"]]
+        assert len(await incidents(broker)) == known + 1
 
 
 async def test_polled_by_two_replicas_it_is_acted_on_once(

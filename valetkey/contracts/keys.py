@@ -23,6 +23,10 @@ REFRESH_AFTER: Final = 300.0
 T = TypeVar("T")
 
 
+class KeysUnavailable(TokenInvalid):
+    """The issuer's keys, or newer ones, can't be had now: it says nothing of the token."""
+
+
 class KeySource(Generic[T]):
     """The current keys of one issuer. ``issuer`` names it in the log.
 
@@ -38,17 +42,18 @@ class KeySource(Generic[T]):
         self._parse = parse
         self._keys: T | None = None
         self._fetched_at = float("-inf")
+        self._read_at = float("-inf")
         self._fresh_until = float("-inf")
         self._fetching = asyncio.Lock()
         self._log = Log("issuer")
 
     async def current(self) -> T:
-        """The keys, fetched if there are none or they are old. Raises `TokenInvalid`."""
+        """The keys, fetched if there are none or they are old. Raises `KeysUnavailable`."""
         keys = self._keys
         if keys is None or time.monotonic() >= self._fresh_until:
             keys = await self._refetch(keys)
         if keys is None:
-            raise TokenInvalid("the issuer's keys are not available")
+            raise KeysUnavailable("the issuer's keys are not available")
         return keys
 
     async def newer(self, seen: T) -> T | None:
@@ -56,15 +61,24 @@ class KeySource(Generic[T]):
         keys = await self._refetch(seen)
         return None if keys is seen else keys
 
+    def is_newer_than(self, moment: float) -> bool:
+        """Whether a fetch that began after ``moment`` (`time.monotonic`) brought the keys.
+
+        Only then is a ``kid`` that they lack none of the issuer's: an older set, one that the
+        cooldown or a failed fetch kept, may just not have it yet.
+        """
+        return self._read_at >= moment
+
     async def _refetch(self, seen: T | None) -> T | None:
         async with self._fetching:
             if self._keys is not seen:  # somebody else fetched while we waited
                 return self._keys
             if time.monotonic() - self._fetched_at < REFETCH_COOLDOWN:
                 return self._keys
-            self._fetched_at = time.monotonic()
+            self._fetched_at = began = time.monotonic()
             try:
                 self._keys = self._parse(await self._read())
+                self._read_at = began
                 self._fresh_until = time.monotonic() + REFRESH_AFTER
             except (OSError, FetchFailed, TokenInvalid) as error:
                 self._log.warning(

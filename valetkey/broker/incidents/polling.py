@@ -1,7 +1,8 @@
 """Fetching security events (RFC 8936): asked for again and again, acknowledged once in force.
 
 An acknowledgement goes with the next request. If this broker ends before that, the transmitter
-sends the events again and they are known. Every replica fetches: who is first acts on them.
+sends the events again and they are known. Every replica fetches: who is first acts on them. What
+can't be verified yet is neither acknowledged nor refused, so that it comes again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from valetkey.broker.incidents.transmitters import Intake, Transmitter, read_secret
+from valetkey.broker.incidents.transmitters import (
+    Intake,
+    SetUndecided,
+    Transmitter,
+    read_secret,
+)
 from valetkey.broker.store.database import StoreError
+from valetkey.contracts.keys import REFETCH_COOLDOWN
 from valetkey.contracts.logs import Log
 from valetkey.contracts.sets import SetRefused
 
@@ -53,6 +60,7 @@ class Poller:
         self._intake = intake
         self._acks: list[str] = []
         self._refused: dict[str, dict[str, str]] = {}
+        self._undecided = False
         self._log = Log("broker.transmitters")
 
     async def run(self) -> None:
@@ -61,7 +69,7 @@ class Poller:
         while True:
             began = time.monotonic()
             try:
-                found = await self.poll()
+                settled = await self.poll()
             except (PollFailed, StoreError) as error:
                 reason = error.reason if isinstance(error, StoreError) else str(error)
                 self._log.warning("poll_failed", key=self._transmitter.name, reason=reason)
@@ -69,12 +77,16 @@ class Poller:
                 wait = min(2 * wait, _LONGEST_RETRY)
                 continue
             wait = _FIRST_RETRY
-            if not found:
-                # One that knows no long poll is not asked without pause.
-                await asyncio.sleep(max(0.0, self._settings.every - (time.monotonic() - began)))
+            if not settled:
+                # One that knows no long poll is not asked without pause. Nor is one whose events
+                # wait for its keys: it answers at once, and the keys are not fetched sooner.
+                pause: float = self._settings.every
+                if self._undecided:
+                    pause = min(pause, REFETCH_COOLDOWN)
+                await asyncio.sleep(max(0.0, pause - (time.monotonic() - began)))
 
     async def poll(self) -> int:
-        """One request, and what it brings; says how many events that were.
+        """One request, and what it brings; says how many events were taken or refused.
 
         Raises `PollFailed`, `StoreError` (what was not acted on comes again).
         """
@@ -86,7 +98,7 @@ class Poller:
             document["setErrs"] = refused
         answer = await self._ask(document)
         # Told: an answer came. What was lost before that is told again.
-        self._acks, self._refused = [], {}
+        self._acks, self._refused, self._undecided = [], {}, False
         for jti, compact in answer.sets.items():
             try:
                 await self._intake.take(self._transmitter, compact, jti=jti)
@@ -98,9 +110,14 @@ class Poller:
                     reason=error.description,
                 )
                 self._refused[jti] = {"err": error.err, "description": error.description}
+            except SetUndecided as error:
+                self._undecided = True
+                self._log.warning(
+                    "event_undecided", key=self._transmitter.name, reason=error.reason
+                )
             else:
                 self._acks.append(jti)
-        return len(answer.sets)
+        return len(self._acks) + len(self._refused)
 
     async def _ask(self, document: dict[str, Any]) -> PollAnswer:
         settings = self._settings

@@ -1,12 +1,14 @@
 """Security events of other transmitters: each is verified, acted on once, and then acknowledged.
 
 What a SET opens and the note that it was seen are one transaction: one that comes twice, by push or
-poll, at whichever replica, is acted on once, and none is acknowledged before it is in force.
+poll, at whichever replica, is acted on once, and none is acknowledged before it is in force. None
+is refused for keys that could not be had: a transmitter never sends again what was refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,15 +22,23 @@ from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.trust.tokens import Clock
-from valetkey.contracts import jose
+from valetkey.contracts import codes, jose
+from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.fetch import fetch
-from valetkey.contracts.jose import KeySet, TokenInvalid, UnknownKey
-from valetkey.contracts.keys import KeySource
+from valetkey.contracts.jose import KeySet, TokenInvalid, UnknownKey, UnverifiedToken
+from valetkey.contracts.keys import KeySource, KeysUnavailable
 from valetkey.contracts.logs import Log
 from valetkey.contracts.sets import TYP, SetRefused, check_form
 
 # An event that is older is not acted on any more: for so long it is remembered that it was.
 MAX_AGE: Final = 7 * 86_400.0
+
+
+class SetUndecided(ValetkeyError):  # noqa: N818 - it is what happened
+    """Whether a SET can be believed can't be told now: it is to be sent again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(codes.SERVICE_UNAVAILABLE, reason)
 
 
 class Transmitter:
@@ -47,7 +57,7 @@ class Transmitter:
         self._keys = KeySource(settings.issuer, self._read, self._parse)
 
     async def verify(self, compact: str, *, now: float) -> Mapping[str, Any]:
-        """The claims of a SET of its own, for us. Raises `SetRefused`."""
+        """The claims of a SET of its own, for us. Raises `SetRefused`, `SetUndecided`."""
         try:
             token = jose.parse(compact)
         except TokenInvalid as error:
@@ -55,14 +65,9 @@ class Transmitter:
         if token.unverified_header.get("typ") != TYP:  # RFC 8417 §2.3
             raise SetRefused("invalid_request", "typ is not secevent+jwt")
         try:
-            keys = await self._keys.current()
-            try:
-                jose.check_signed(token, keys, algorithms=self._algorithms)
-            except UnknownKey:
-                newer = await self._keys.newer(keys)
-                if newer is None:
-                    raise
-                jose.check_signed(token, newer, algorithms=self._algorithms)
+            await self._check_signed(token)
+        except KeysUnavailable as error:
+            raise SetUndecided(f"{self.name}: {error}") from error
         except TokenInvalid as error:
             raise SetRefused("invalid_key", str(error)) from error
         claims, audience = token.unverified_claims, self.settings.audience
@@ -74,6 +79,21 @@ class Transmitter:
         if now - claims["iat"] > MAX_AGE:
             raise SetRefused("invalid_request", "iat is more than 7 days ago")
         return claims
+
+    async def _check_signed(self, token: UnverifiedToken) -> None:
+        """Raises `TokenInvalid`, `KeysUnavailable` where a newer set may hold its key."""
+        came = time.monotonic()
+        keys = await self._keys.current()
+        try:
+            jose.check_signed(token, keys, algorithms=self._algorithms)
+        except UnknownKey:
+            newer = await self._keys.newer(keys) or keys
+            try:
+                jose.check_signed(token, newer, algorithms=self._algorithms)
+            except UnknownKey as unknown:
+                if self._keys.is_newer_than(came):
+                    raise
+                raise KeysUnavailable("no keys newer than the event could be had") from unknown
 
     def _parse(self, document: bytes) -> KeySet:
         return KeySet.from_jwks(document, algorithms=self._algorithms)
@@ -107,7 +127,8 @@ class Intake:
     async def take(self, transmitter: Transmitter, compact: str, *, jti: str = "") -> None:
         """Act on a SET; in force when this returns. ``jti``: what it must have, if that is known.
 
-        Raises `SetRefused` for one that can't be believed, `StoreError` for one to be sent again.
+        Raises `SetRefused` for one that can't be believed, `SetUndecided` and `StoreError` for one
+        to be sent again.
         """
         now = self._clock()
         claims = await transmitter.verify(compact, now=now)
