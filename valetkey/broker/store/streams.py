@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.feed import Stream
 from valetkey.broker.store.changes import Changes, Handler
+from valetkey.broker.store.coalesce import Coalesced
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import FEED_STREAMS, SIGNALS
 
@@ -26,6 +28,8 @@ from valetkey.broker.store.schema import FEED_STREAMS, SIGNALS
 IDLE: Final = 7200.0
 _TOPIC: Final = "feed-stream"
 _LISTS: Final = msgspec.json.Decoder(list[str])
+# Nearly all streams ask for the same events and leave nobody out: one text is read once.
+_TEXTS: Final = 64
 
 
 class FeedStreams:
@@ -35,6 +39,7 @@ class FeedStreams:
         self._database = database
         self._changes = changes
         self._clock = clock
+        self._found = Coalesced(self._find_all)
 
     def on_change(self, handler: Handler) -> None:
         """Have ``handler`` called with the id of a stream that was changed or deleted."""
@@ -69,8 +74,17 @@ class FeedStreams:
         return stream_of(row)
 
     async def find(self, stream_id: str) -> Stream | None:
+        """As it is now, read together with others that are looked for. Raises `StoreError`."""
+        return await self._found.find(stream_id)
+
+    async def _find_all(self, stream_ids: list[str]) -> dict[str, Stream]:
+        found: dict[str, Stream] = {}
         async with self._database.read() as connection:
-            return await self.find_in(connection, stream_id)
+            for some in _pieces(stream_ids):
+                query = select(FEED_STREAMS).where(FEED_STREAMS.c.id.in_(some))
+                for row in (await connection.execute(query)).mappings():
+                    found[row["id"]] = stream_of(row)
+        return found
 
     @staticmethod
     async def find_in(connection: AsyncConnection, stream_id: str) -> Stream | None:
@@ -196,8 +210,8 @@ def stream_of(row: Mapping[Any, Any]) -> Stream:
         start=row["start"],
         position=row["position"],
         description=row["description"],
-        events_requested=tuple(_LISTS.decode(row["events_requested"])),
-        excluded=frozenset(_LISTS.decode(row["excluded"])),
+        events_requested=_list(row["events_requested"]),
+        excluded=_set(row["excluded"]),
         status=row["status"],
         status_reason=row["status_reason"],
         push_url=row["push_url"],
@@ -205,3 +219,13 @@ def stream_of(row: Mapping[Any, Any]) -> Stream:
         created_at=row["created_at"],
         contacted_at=row["contacted_at"],
     )
+
+
+@lru_cache(_TEXTS)
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(_LISTS.decode(text))
+
+
+@lru_cache(_TEXTS)
+def _set(text: str) -> frozenset[str]:
+    return frozenset(_LISTS.decode(text))
