@@ -108,7 +108,12 @@ class EventInvalid(ValueError):  # noqa: N818 - reads as what it is
 
 
 SIGNAL_HEADER: Final = "Valetkey-Signal"
-"""With an exchange: the ``jti`` of the last signal that the sidecar has put into force."""
+"""With an exchange: the ``jti`` of the last signal that the sidecar has put into force.
+
+An id of its own choice where it begins afresh: a broker that has not heard of an id catches up.
+"""
+MAX_SIGNAL: Final = 64
+"""Characters of such an id; a longer one is taken no notice of."""
 
 
 def fleet_audience(issuer: str) -> str:

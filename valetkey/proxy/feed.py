@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -90,6 +91,11 @@ class Exchanges(Protocol):
     """What asks the broker for credentials; see `ExchangeClient`."""
 
     told: str
+    """The id that they come with (`SIGNAL_HEADER`), of `MAX_SIGNAL` characters at most."""
+
+
+class StreamOver(NoStream):
+    """The broker knows the stream, and tells nothing by it any more."""
 
 
 class _Batch:
@@ -188,32 +194,47 @@ class FeedReceiver:
             work.create_task(self._watch())
 
     async def _follow(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = 0.0
         while True:
             try:
                 await self.round()
-                pause = _FIRST_PAUSE
-            except NoStream:
-                self._log.warning("stream_gone", reason="everything cached is dropped")
-                self._stream = ""
+            except NoStream as gone:
+                await self._leave(gone)
             except ValetkeyError as error:
                 reason = error.reason or error.code.name
                 if reason != self._problem:
                     self._log.warning("feed_away", code=error.code.name, reason=reason)
                 self._problem = reason
-                # Not all at once: a broker that comes back has all its sidecars to greet.
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = pause or _FIRST_PAUSE
+            else:
+                pause = 0.0
+                continue
+            # Not all at once: a broker that comes back has all its sidecars to greet. Only a stream
+            # that had worked is followed by the next one without a pause.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(max(pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+
+    async def _leave(self, gone: NoStream) -> None:
+        """The stream tells no more: what ends from here on is not known, until the next begins."""
+        self._log.warning("stream_gone", reason="everything cached is dropped")
+        self._problem = "the stream is gone"
+        stream, self._stream = self._stream, ""
+        await self._drop_everything()
+        if isinstance(gone, StreamOver):
+            await self._delete(stream)
 
     async def close(self) -> None:
         """End the stream: there is nothing left that could be ended."""
         if self._stream:
-            try:
-                await self._transmitter.delete(self._stream)
-            except ValetkeyError as error:
-                # It ends by itself when nobody polls it.
-                self._log.info("stream_left", code=error.code.name, reason=error.reason)
+            await self._delete(self._stream)
         await self._transmitter.close()
+
+    async def _delete(self, stream: str) -> None:
+        try:
+            await self._transmitter.delete(stream)
+        except ValetkeyError as error:
+            # It ends by itself when nobody polls it.
+            self._log.info("stream_left", code=error.code.name, reason=error.reason)
 
     async def round(self) -> None:
         """One poll, and what it tells. Raises `NoStream`, `BrokerError`."""
@@ -242,8 +263,18 @@ class FeedReceiver:
         self._log.info("feed_followed")
 
     async def _drop_everything(self) -> None:
-        self.afresh += 1
+        self._begin_afresh()
         await self._settle(self._pep.revoke(EVERYTHING))
+
+    def _begin_afresh(self) -> None:
+        """To be said before everything is dropped, so that the broker decides on what it knows now.
+
+        What ended lies behind the last signal that came, and no name of it is known here. An id
+        that is no signal's makes each replica catch up once, as a signal does that it has not
+        heard of.
+        """
+        self.afresh += 1
+        self._exchange.told = secrets.token_urlsafe(16)
 
     def _heard(self, *, more: bool) -> None:
         self._heard_at = self._monotonic()
@@ -286,7 +317,7 @@ class FeedReceiver:
         for signal in batch.applied:
             self._lags.observe(max(0.0, now - signal.at))
         if over:
-            raise NoStream
+            raise StreamOver
 
     def _note(self, taken: list[str]) -> None:
         """These are in force."""
@@ -342,7 +373,7 @@ class FeedReceiver:
             self._log.info("ended", action=signal.kind, seconds=round(self._clock() - signal.at, 3))
         batch.applied += signals
         if refused:
-            self.afresh += 1
+            self._begin_afresh()
         batch.resting.update(dict.fromkeys(self._pep.revoke(Ended(signals, everything=refused))))
 
     def _raise_epoch(self, signal: Signal) -> None:

@@ -16,12 +16,14 @@ from valetkey.contracts.errors import BrokerError
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.sets import read_keys
 from valetkey.contracts.signals import (
+    MAX_SIGNAL,
     Signal,
     StreamUpdated,
     Verification,
     event_claims,
     fleet_audience,
 )
+from valetkey.proxy import feed as feed_module
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.decision import Principal
@@ -75,8 +77,12 @@ class Transmitter:
         self.answers: list[Any] = []
         self.keys_asked = 0
         self.no_keys = False
+        self.refuses: list[Exception] = []
+        """To the next requests for a stream."""
 
     async def create(self, _description: str) -> str:
+        if self.refuses:
+            raise self.refuses.pop(0)
         self.created += 1
         return f"s-{self.created}"
 
@@ -134,6 +140,8 @@ class Stand:
         self.exchange = SimpleNamespace(told="")
         self.streams = Streams()
         self.revoked: list[Any] = []
+        self.told_then: list[str] = []
+        """What exchanges named as the last signal, at each revocation."""
         self.resting: list[Any] = []
         self.principal = Principal(IDP, "bot", 1)
         self.metrics = Metrics()
@@ -158,6 +166,7 @@ class Stand:
 
     def _revoke(self, ended):
         self.revoked.append(ended)
+        self.told_then.append(self.exchange.told)
         self.cache.revoke(ended)
         return list(self.resting)
 
@@ -276,14 +285,107 @@ async def test_a_stream_that_is_gone_begins_anew_with_nothing_cached(stand) -> N
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not stand.has("a")
-    assert stand.receiver.afresh == 2
+    assert stand.receiver.afresh == 3  # the start, the end of the first one, the second one
+    assert stand.transmitter.deleted == []
 
 
-async def test_a_stream_that_the_broker_disabled_is_no_stream(stand) -> None:
+async def following(stand, until) -> None:
+    """Follow until something is so."""
+    task = asyncio.ensure_future(stand.receiver.run())
+    try:
+        async with asyncio.timeout(5):
+            while not until():
+                await asyncio.sleep(0)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_nothing_is_used_without_a_stream_while_none_can_be_had(stand) -> None:
+    await stand.receiver.round()
+    stand.hold("a")
+    stand.transmitter.answers.append(NoStream())
+    stand.transmitter.refuses = [BrokerError(codes.BROKER_UNAVAILABLE, "down")] * 1000
+    await following(stand, lambda: len(stand.transmitter.refuses) < 1000)
+    assert not stand.has("a")
+    assert stand.transmitter.created == 1
+    assert stand.receiver.health == "down"
+
+
+async def test_a_broker_that_knows_no_stream_is_not_asked_for_one_all_the_time(
+    stand, monkeypatch
+) -> None:
+    """The first one comes at once; from then on each pause is longer than the one before."""
+    passed, sleep = [], asyncio.sleep
+
+    async def fake(seconds):
+        if seconds == feed_module._LOOK:
+            await asyncio.Event().wait()
+        passed.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(feed_module.random, "uniform", lambda _low, _high: 1.0)
+    await stand.receiver.round()
+    stand.transmitter.answers = [NoStream()] * 100_000
+    monkeypatch.setattr(asyncio, "sleep", fake)
+    task = asyncio.ensure_future(stand.receiver.run())
+    for _ in range(100_000):
+        await sleep(0)
+        if sum(passed) > 60:
+            break
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert sum(passed) > 60
+    assert [pause for pause in passed if pause][:3] == [0.1, 0.2, 0.4]
+    assert 2 <= stand.transmitter.created <= 25
+
+
+async def test_a_stream_that_the_broker_disabled_is_left_for_another_one(stand) -> None:
+    await stand.receiver.round()
+    stand.hold("a")
+    stand.told(e1=StreamUpdated("s-1", "disabled", "too slow"))
+    await following(stand, lambda: stand.transmitter.created == 2)
+    assert not stand.has("a")
+    assert stand.transmitter.deleted == ["s-1"]
+
+
+async def test_a_disabled_stream_that_can_not_be_deleted_is_left_as_well(stand) -> None:
+    async def delete(_stream):
+        raise BrokerError(codes.BROKER_UNAVAILABLE, "down")
+
+    stand.transmitter.delete = delete
     await stand.receiver.round()
     stand.told(e1=StreamUpdated("s-1", "disabled", "too slow"))
-    with pytest.raises(NoStream):
-        await stand.receiver.round()
+    await following(stand, lambda: stand.transmitter.created == 2)
+
+
+# What exchanges name must be known to no replica, or one that lags gives out what has ended.
+
+
+async def test_a_stream_that_begins_makes_replicas_catch_up(stand) -> None:
+    stand.exchange.told = "old"
+    await stand.receiver.round()
+    (begun,) = stand.told_then
+    assert begun not in {"", "old"}
+    assert len(begun) <= MAX_SIGNAL
+    stand.told(e1=txn("t-a"))
+    stand.transmitter.answers.append(NoStream())
+    await following(stand, lambda: stand.transmitter.created == 2)
+    assert stand.told_then[:2] == [begun, "e1"]
+    gone, again = stand.told_then[2:]
+    assert len({begun, "e1", gone, again}) == 4
+
+
+async def test_a_refused_event_makes_replicas_catch_up(stand) -> None:
+    await stand.receiver.round()
+    stand.told(e1=txn("t-a"))
+    await stand.receiver.round()
+    stand.transmitter.answers.append({"e2": "x.y.z"})
+    await stand.receiver.round()
+    begun, told, refused = stand.told_then
+    assert told == "e1"
+    assert refused not in {begun, told, ""}
+    assert len(refused) <= MAX_SIGNAL
 
 
 async def test_verification_is_acknowledged_and_ends_nothing(stand) -> None:

@@ -38,10 +38,9 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import GRANT_DEFERRED, TokenResponse
-from valetkey.contracts.signals import SIGNAL_HEADER
+from valetkey.contracts.signals import MAX_SIGNAL, SIGNAL_HEADER
 
 PATH: Final = "/token"
-_MAX_SIGNAL: Final = 64
 _POLICY: Final = frozenset({"grant", "policy", "approval"})
 
 
@@ -202,7 +201,7 @@ class TokenEndpoint:
         client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         self._count(client)
         told = request.headers.get(SIGNAL_HEADER, "")
-        if 0 < len(told) <= _MAX_SIGNAL:
+        if 0 < len(told) <= MAX_SIGNAL:
             await self._signals.reach(told)
         return client
 

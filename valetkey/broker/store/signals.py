@@ -61,7 +61,8 @@ class Signals:
         """Be no further behind than who was told of this signal. Raises `StoreError`.
 
         A sidecar that has put a signal into force must not be given, by a replica that has not
-        heard yet, what that signal ended.
+        heard yet, what that signal ended. An id that is no signal's is one that it has not heard
+        of: it catches up once (a sidecar that begins afresh can't name what it missed).
         """
         if jti in self._known and not self._changes.applying:
             return

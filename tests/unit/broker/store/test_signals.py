@@ -256,3 +256,25 @@ async def test_a_replica_that_is_behind_catches_up_with_who_was_told(
         await changes.publish(connection, "other", "later")
     await signals.reach(jti)  # known: nothing is read again
     assert heard == ["of the same transaction"]
+
+
+async def test_an_id_that_no_replica_knows_is_caught_up_for_once(
+    database: Database, signals: Signals, changes: Changes
+) -> None:
+    """Who begins afresh has missed something, and can't say what."""
+    heard: list[str] = []
+
+    async def note(key: str) -> None:
+        heard.append(key)
+
+    changes.subscribe("other", note)
+    for number, begun in enumerate(("made-up", "made-up-later")):
+        async with database.write() as connection:
+            await changes.publish(connection, "other", f"missed {number}")
+        await signals.reach(begun)
+        assert heard[-1] == f"missed {number}"
+    async with database.write() as connection:
+        await changes.publish(connection, "other", "later")
+    await signals.reach("made-up")
+    await signals.reach("made-up-later")
+    assert heard == ["missed 0", "missed 1"]
