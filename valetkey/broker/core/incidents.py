@@ -127,6 +127,15 @@ def may_close(incident: Incident, *, force: bool) -> str:
     return ""
 
 
+def lacks(incident: Incident, exposure: Exposure) -> bool:
+    """Whether a report says whose it was where the open incident knows that of nobody.
+
+    So it is where a token was named by its id alone at first (``jwt_id``), and is shown later: only
+    then is there somebody to contain, and a transaction to end.
+    """
+    return incident.party is None and exposure.party is not None
+
+
 def is_again(incident: Incident, *, at: float) -> bool:
     """Whether what was seen ``at`` that time is new, so that the subject is contained once more.
 

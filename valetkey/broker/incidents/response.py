@@ -19,6 +19,7 @@ from valetkey.broker.core.incidents import (
     Exposure,
     Incident,
     is_again,
+    lacks,
     may_close,
     measures,
 )
@@ -100,7 +101,8 @@ class Response:
         """Open an incident, in force at this replica when this returns; whether anything was new.
 
         One that is open about the same thing stays the one; its subject is contained again if it
-        had attested itself before this was seen. Raises `StoreError`: it may be in force then.
+        had attested itself before this was seen, and contained at last if only this report says
+        whose the thing is. Raises `StoreError`: it may be in force then.
         """
         async with self._database.write() as connection:
             incident, new = await self.open_within(connection, report)
@@ -134,18 +136,30 @@ class Response:
         if known is not None:
             # In doubt about whose clock is right, it happened after the attestation.
             seen_at = now if report.seen_at is None else report.seen_at + LEEWAY
-            if not is_again(known, at=seen_at):
+            if lacks(known, report.exposure):
+                known = replace(
+                    known, subject_issuer=incident.subject_issuer, subject=incident.subject
+                )
+            elif not is_again(known, at=seen_at):
                 return known, False
             incident = replace(
-                known, reason=incident.reason, renewed_at=now, contained_at=None, attested_at=None
+                known,
+                reason=incident.reason,
+                evidence=known.evidence or incident.evidence,
+                renewed_at=now,
+                contained_at=None,
+                attested_at=None,
             )
         epoch = await self._contain(connection, incident, report.exposure, now)
         incident = replace(incident, epoch=epoch)
         await self._incidents.change(
             connection,
             incident.id,
+            subject_issuer=incident.subject_issuer,
+            subject=incident.subject,
             epoch=epoch,
             reason=incident.reason,
+            evidence=incident.evidence,
             renewed_at=now,
             contained_at=None,
             attested_at=None,

@@ -13,6 +13,7 @@ from valetkey.broker.core.incidents import (
     Measure,
     Party,
     is_again,
+    lacks,
     may_close,
     measures,
 )
@@ -83,3 +84,17 @@ def test_may_close(changes: dict[str, Any], force: bool, refused: str) -> None:
 )
 def test_is_again(changes: dict[str, Any], at: float, again: bool) -> None:
     assert is_again(incident(**changes), at=at) is again
+
+
+@pytest.mark.parametrize(
+    ("changes", "party", "expected"),
+    [
+        ({"subject": "", "subject_issuer": ""}, WHO, True),
+        ({"subject": "", "subject_issuer": ""}, None, False),
+        ({}, WHO, False),
+        ({}, None, False),
+    ],
+)
+def test_lacks(changes: dict[str, Any], party: Party | None, *, expected: bool) -> None:
+    known = incident(**{"kind": "token", "value": "j", **changes})
+    assert lacks(known, Exposure("token", "j", party=party, txn="t")) is expected
