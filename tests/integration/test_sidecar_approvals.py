@@ -15,8 +15,9 @@ from typing import Any
 
 import aiohttp
 import jwt
+import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, token_of
 from tests.support.idp import Idp
 
 CLOSE = "/api/tickets/7/close"
@@ -277,3 +278,31 @@ async def test_the_sidecar_is_stopped_while_calls_are_held(tmp_path: Path) -> No
         log = at.sidecar.log()
         assert not [line for line in log if line["event"] in {"call_broke", "background_failed"}]
         assert json.dumps(log).count("proxy.draining") <= 2
+
+
+async def test_an_approved_call_that_lasts_is_cut_when_its_credential_is_revoked(
+    tmp_path: Path,
+) -> None:
+    """At once: another credential would take another yes."""
+    at = Office(tmp_path)
+    at.sidecar_changes["broker"] = {"url": at.broker_url, "timeout": "2s", "revalidate": "1h"}
+
+    async def target(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        response = aiohttp.web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun")
+        await asyncio.sleep(30)
+        return response
+
+    at.target = target
+    async with at.running(collector=False):
+        call = asyncio.ensure_future(at.client.post(at.url + CLOSE))
+        (approval,) = await at.pending()
+        await at.decide(approval)
+        async with await call as response:
+            assert await response.content.readexactly(5) == b"begun"
+            await at.revoke(token_of(at.received[0]))
+            async with asyncio.timeout(2):
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.content.read()
+        assert await at.metric("valetkey_stream_rechecks_total", result="subject.revoked") == 1

@@ -57,7 +57,7 @@ async def test_a_revoked_token_is_dropped_at_once(fleet):
         first = await current_token(fleet)
         await fleet.revoke(first)
         await no_more(fleet, first)
-        assert await fleet.metric("valetkey_feed_evictions_total") == 1
+        assert await fleet.metric("valetkey_cache_revocations_total") == 1
         assert await fleet.metric("valetkey_feed_lag_seconds_count") >= 1
         assert await fleet.metric("valetkey_feed_afresh_total") == 1  # the start
 

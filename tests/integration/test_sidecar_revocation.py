@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.support.fleet import Fleet, token_of
@@ -30,6 +32,31 @@ async def test_a_revoked_credential_is_not_used_again(fleet):
         await fleet.until(evicted, "evicted")
         fleet.received.clear()
         assert (await fleet.call())[0] == 200
+        assert token_of(fleet.received[0]) != first
+
+
+async def test_a_call_that_was_decided_on_but_not_sent_yet_gets_another_one(fleet):
+    """Its decision takes a second to come to disk, in which the credential is revoked."""
+    fleet.sidecar_changes["broker"]["feed"] = None  # so that only asking can find it out
+    fleet.sidecar_changes["spool"] = {**fleet.tree()["spool"], "commit_every": "1s"}
+    async with fleet.running(collector=False):
+        assert (await fleet.call(method="DELETE"))[0] == 200
+        first = token_of(fleet.received.pop())
+        written = await fleet.metric("valetkey_events_written_total")
+        call = asyncio.ensure_future(fleet.call(method="DELETE"))
+
+        async def decided():
+            return await fleet.metric("valetkey_events_written_total") > written
+
+        await fleet.until(decided, "decided")
+        await fleet.revoke(first)
+
+        async def ended():
+            return await fleet.metric("valetkey_cache_revocations_total") == 1
+
+        await fleet.until(ended, "ended")
+        assert not fleet.received, "it was too quick to test anything"
+        assert (await call)[0] == 200
         assert token_of(fleet.received[0]) != first
 
 

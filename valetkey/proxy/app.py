@@ -123,7 +123,7 @@ class Sidecar:
             capacity,
         )
         self._revalidation = Revalidation(
-            self.cache, self._exchange, self.pep.streams, current.broker.revalidate
+            self.cache, self._exchange, self.pep, current.broker.revalidate
         )
         self._feed = self._make_feed(instance)
         self._shipper = self._make_shipper()
@@ -333,10 +333,14 @@ class Sidecar:
                 lambda: self._revalidation.asked,
             ),
             "valetkey_credentials_revoked_total": (
-                "Evicted because the broker no longer stands by them.",
+                "Of these, ended because the broker no longer stands by them.",
                 lambda: self._revalidation.revoked,
             ),
             "valetkey_cache_evictions_total": ("After a 401.", lambda: cache.evictions),
+            "valetkey_cache_revocations_total": (
+                "Dropped from the cache because they ended, or may have.",
+                lambda: cache.revoked,
+            ),
             "valetkey_events_written_total": ("Events spooled.", lambda: recorder.written),
             "valetkey_events_lost_total": ("Events not recorded.", lambda: recorder.lost),
             "valetkey_events_shipped_total": ("Events sent.", lambda: self.metrics.shipped),
@@ -347,10 +351,6 @@ class Sidecar:
         }
         feed = self._feed
         self.metrics.counters |= {
-            "valetkey_feed_evictions_total": (
-                "Credentials dropped because the feed said so.",
-                lambda: cache.revoked,
-            ),
             "valetkey_feed_afresh_total": (
                 "Times that all credentials were dropped because events could have been missed.",
                 lambda: feed.afresh if feed is not None else 0,

@@ -418,4 +418,4 @@ class FeedReceiver:
             self._pep.revoke(EVERYTHING)
         else:
             self._cache.limit_lives(self._settings.short_lived)
-            self._pep.streams.changed(doubt=False)
+            self._pep.streams.changed()

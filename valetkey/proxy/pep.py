@@ -190,16 +190,7 @@ class EnforcementPoint:
         self._recorder.forget_routes()
         self._identity.forget_keys()
         self.tunnels.apply(snapshot)
-        self.streams.changed(doubt=False)
-
-    def recheck_streams(self) -> None:
-        """Decide again on everything under way, within a quarter of a second.
-
-        For whoever learns that a subject, a grant or a credential no longer is what it was, after
-        putting that into effect (a new epoch, an eviction): only what is cached then, or a yes of
-        the broker, lets a stream go on.
-        """
-        self.streams.changed(doubt=True)
+        self.streams.changed()
 
     def revoke(self, ended: Ended) -> list[Call]:
         """Let nothing go out any more by credentials that have ended.
@@ -217,7 +208,7 @@ class EnforcementPoint:
                 permit.credential.revoked = True
             if ended(permit.credential if watch is None else watch.credential):
                 resting.append(call)
-        self.streams.doubt(resting)
+        self.streams.doubt(resting, ended)
         return resting
 
     def _way(

@@ -36,6 +36,7 @@ from valetkey.proxy.http1.phase import Phase
 if TYPE_CHECKING:
     from valetkey.proxy.core.cache_policy import CacheKey
     from valetkey.proxy.core.credential import Credential
+    from valetkey.proxy.core.eviction import Ended
     from valetkey.proxy.credentials.cache import CredentialCache, Fetch
     from valetkey.proxy.identity.source import Identity
     from valetkey.proxy.metrics import Metrics
@@ -92,36 +93,34 @@ class Streams:
         self._log = Log("streams")
         self._principal: Principal | None = identity.principal()
         self._changed = False
-        self._doubt = False
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
     # --- what brings calls into question ------------------------------------------------------
 
-    def changed(self, *, doubt: bool) -> None:
+    def changed(self) -> None:
         """Decide again on every call under way, at the next sweep.
 
-        ``doubt``: a call goes on only by a cached credential or the broker's yes; else, without
-        an answer, the credential in hand counts until it ends.
+        Without an answer of the broker, the credential in hand counts until it ends.
         """
         self._changed = True
-        self._doubt = self._doubt or doubt
 
-    def revoked(self, credential: Credential) -> None:
-        """The broker no longer stands by this credential, which is out of the cache."""
-        for call in self._pep.calls():
-            watch = call.watch
-            if watch is not None and watch.credential is credential:
-                watch.doubted = True
-                call.recheck_at = _NOW
+    def doubt(self, calls: Iterable[Call], ended: Ended) -> None:
+        """What these calls rest on has ended, or may have: only the broker's yes lets them go on.
 
-    def doubt(self, calls: Iterable[Call]) -> None:
-        """What these calls rest on has ended: only the broker's yes lets them go on."""
+        Where it is certain, that takes another credential; and a call whose credential was for
+        this one call alone gets no other, so it is cut.
+        """
         now = time.monotonic()
         for call in calls:
-            if call.permit is not None:
-                self._watch(call, call.permit, now).doubted = True
-                call.recheck_at = _NOW
-                self.look(call, now)
+            if call.permit is None:
+                continue
+            watch = self._watch(call, call.permit, now)
+            watch.doubted = True
+            if watch.credential.single_use and ended.certain(watch.credential) and _is_out(call):
+                self._cut(call, Deny(codes.SUBJECT_REVOKED, "the credential was revoked"))
+                continue
+            call.recheck_at = _NOW
+            self.look(call, now)
 
     @staticmethod
     def unsettled(calls: Iterable[Call]) -> list[Call]:
@@ -129,9 +128,7 @@ class Streams:
         return [
             call
             for call in calls
-            if call.watch is not None
-            and call.watch.doubted
-            and Phase.WAITING <= call.phase < Phase.DONE
+            if call.watch is not None and call.watch.doubted and _is_out(call)
         ]
 
     def cut(self, calls: Iterable[Call], reason: str) -> None:
@@ -154,12 +151,9 @@ class Streams:
             self._changed = True
         if not self._changed:
             return
-        doubt = self._doubt
-        self._changed = self._doubt = False
+        self._changed = False
         for call in self._pep.calls():
             call.recheck_at = _NOW
-            if doubt and call.permit is not None:
-                self._watch(call, call.permit, time.monotonic()).doubted = True
 
     def look(self, call: Call, now: float) -> None:
         """Decide again on a call whose ``recheck_at`` has come, if it has become a matter of time.
@@ -167,7 +161,7 @@ class Streams:
         ``now`` is on the credentials' monotonic clock.
         """
         permit = call.permit
-        if permit is None or not Phase.WAITING <= call.phase < Phase.DONE:
+        if permit is None or not _is_out(call):
             return
         at_once = call.recheck_at == _NOW
         if call.watch is None and not at_once:
@@ -245,23 +239,27 @@ class Streams:
 
     async def _ask_active(self, call: Call, watch: Watch) -> None:
         """Whether the broker stands by the credential in hand; without an answer it counts not."""
+        deny: Deny | None = None
         try:
             async with self._turn:
-                good = await self._pep.is_active(watch.credential)
+                if not await self._pep.is_active(watch.credential):
+                    deny = Deny(
+                        codes.SUBJECT_REVOKED, "the broker no longer stands by the credential"
+                    )
         except ValetkeyError as error:
             deny = Deny(error.code, error.reason)
-        else:
-            deny = Deny(codes.SUBJECT_REVOKED, "the broker no longer stands by the credential")
-            if good:
-                watch.doubted = False
         watch.asking = False
         if call.phase == Phase.DONE:
             return
-        if watch.doubted:
+        if deny is not None:
             self._cut(call, deny)
         elif watch.again:
+            # This yes may be older than what raised the doubt again: it settles nothing.
             watch.again = False
             call.recheck_at = _NOW
+            self.look(call, time.monotonic())
+        else:
+            watch.doubted = False
 
     async def _ask(self, call: Call, watch: Watch, needs: NeedsCredential, fetch: Fetch) -> None:
         try:
@@ -303,8 +301,10 @@ class Streams:
         credential = watch.credential = verdict.credential
         watch.since = now
         watch.checks += 1
-        watch.doubted = False
-        call.recheck_at = _NOW if watch.again else max(credential.refresh_at, now + _LEAST)
+        # Between its coming and now it may have ended as well.
+        watch.doubted = credential.revoked
+        again = watch.again or watch.doubted
+        call.recheck_at = _NOW if again else max(credential.refresh_at, now + _LEAST)
         watch.again = False
 
     def _cut(self, call: Call, deny: Deny) -> None:
@@ -316,6 +316,11 @@ class Streams:
 
     def _count(self, result: str) -> None:
         self._counts[result] = self._counts.get(result, 0) + 1
+
+
+def _is_out(call: Call) -> bool:
+    """Whether the request is with its target: what is not out yet is looked at when it is sent."""
+    return Phase.WAITING <= call.phase < Phase.DONE
 
 
 def _same_place(needs: NeedsCredential, permit: Permit) -> bool:

@@ -122,8 +122,7 @@ class Streams:
         self.was_cut += calls
         self.open = []
 
-    def changed(self, *, doubt: bool) -> None:
-        assert not doubt
+    def changed(self) -> None:
         self.rechecks += 1
 
 

@@ -14,8 +14,10 @@ from tests.unit.proxy.core.conftest import compiled, route, tree
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError, CallerError, PolicyError
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.signals import Signal
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.decision import NeedsCredential, Principal, RequestFacts, decide
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.metrics import Metrics
@@ -54,6 +56,9 @@ class Stand:
         self.identity = SimpleNamespace(principal=lambda: self.who, problem="expired")
         self.open = []
         self.asked = []
+        self.questions = []
+        """Credentials that it was asked about."""
+        self.good = True
         self.answer = None
         """An error, or None: a credential. `held` makes the broker take its time."""
         self.held = None
@@ -78,6 +83,15 @@ class Stand:
 
         return fetch
 
+    async def is_active(self, credential):
+        self.questions.append(credential)
+        held, good = self.held, self.good
+        if held is not None:
+            await held.wait()
+        if isinstance(good, Exception):
+            raise good
+        return good
+
     def spawn(self, _call, work):
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -85,20 +99,20 @@ class Stand:
 
     # what tests do
 
-    def credential(self, key, life=None):
+    def credential(self, key, life=None, *, single_use=False):
         now, life = self.clock.now, self.life if life is None else life
         return Credential(
             key, Secret("a-token-that-is-long-enough"), b"", expires_at=now + life,
             refresh_at=now + life * 0.8, subject="bot", actor="bot", jti=f"j{next(self._numbers)}",
-            txn="t", policy_digest="d",
+            txn="t", policy_digest="d", single_use=single_use,
         )  # fmt: skip
 
-    def call(self, path=PATH, *, cached=True, life=None, **facts):
+    def call(self, path=PATH, *, cached=True, life=None, single_use=False, **facts):
         facts = {"method": "GET", "authority": "h", **facts}
         needs = decide(RequestFacts(path=path, **facts), self.snapshot, self.who)
         assert isinstance(needs, NeedsCredential)
         known = self.cache.get(needs.key, self.clock.now)
-        credential = known or self.credential(needs.key, life)
+        credential = known or self.credential(needs.key, life, single_use=single_use)
         if cached:
             self.cache.put(credential)
         permit = needs.admit(credential, self.clock.now, fresh=True)
@@ -334,7 +348,7 @@ async def test_new_settings_without_a_broker(stand, name, snapshot, code):
     call = stand.call()
     stand.answer = DOWN
     stand.snapshot = snapshot()
-    stand.streams.changed(doubt=False)
+    stand.streams.changed()
     await stand.sweep(0.25)
     assert call.code == code, name
 
@@ -342,7 +356,7 @@ async def test_new_settings_without_a_broker(stand, name, snapshot, code):
 async def test_new_settings_with_a_broker_need_its_yes(stand):
     call = stand.call()
     stand.snapshot = changed("routes", 0, "scopes", value=["s:write"])
-    stand.streams.changed(doubt=False)
+    stand.streams.changed()
     await stand.sweep(0.25)
     assert [key.scopes for key in stand.asked] == ["s:write"]
     assert stand.results == {"permitted": 1}
@@ -354,7 +368,7 @@ async def test_a_protocol_that_is_no_longer_listed(stand):
     stand.snapshot = compiled(tree(routes=listed))
     call = stand.call(protocol="websocket")
     stand.snapshot = compiled(tree())
-    stand.streams.changed(doubt=False)
+    stand.streams.changed()
     await stand.sweep(0.25)
     assert call.code == "request.upgrade_denied"
 
@@ -362,7 +376,7 @@ async def test_a_protocol_that_is_no_longer_listed(stand):
 async def test_in_doubt_a_cached_credential_counts(stand):
     call = stand.call()
     stand.answer = DOWN
-    stand.streams.changed(doubt=True)
+    stand.streams.doubt([call], EVERYTHING)
     await stand.sweep(0.25)
     assert (call.code, stand.asked) == (None, [])
 
@@ -375,27 +389,94 @@ async def test_in_doubt_what_was_evicted_does_not(stand, answer, code):
     await stand.sweep(0.25)
     stand.cache.evict(call.watch.credential)
     stand.answer = answer
-    stand.streams.changed(doubt=True)
+    stand.streams.doubt([call], EVERYTHING)
     await stand.sweep(0.25)
     assert call.code == code
     assert len(stand.asked) == 1
 
 
+async def test_what_came_and_ended_before_it_was_taken_up_settles_nothing(stand):
+    """The exchange was over, and a revocation came before the call that waited for it went on."""
+    call = stand.call()
+    stand.held = asyncio.Event()
+    stand.cache.evict(call.permit.credential)
+    stand.streams.doubt([call], EVERYTHING)
+    await asyncio.sleep(0)
+    stand.held.set()
+    while stand.cache.get(call.needs.key, stand.clock.now) is None:
+        await asyncio.sleep(0)
+    stand.cache.revoke(EVERYTHING)
+    while call.watch.asking:
+        await asyncio.sleep(0)
+    assert stand.streams.unsettled([call]) == [call]
+    stand.answer = REFUSED
+    await stand.sweep(0.25)
+    assert call.code == "grant.missing"
+
+
+# --- what people approved, for one call -----------------------------------------------------------
+
+
+def end_of(call):
+    return Ended([Signal(kind="token", value=call.permit.credential.jti, at=0)])
+
+
+async def test_what_is_certain_cuts_a_call_at_once_and_nobody_is_asked(stand):
+    call, other = stand.call(cached=False, single_use=True), stand.call("/tickets/")
+    stand.streams.doubt([call, other], end_of(call))
+    assert (call.code, other.code) == ("subject.revoked", None)
+    assert stand.questions == []
+    assert stand.streams.unsettled([call, other]) == []
+
+
+async def test_a_call_that_is_not_out_yet_is_not_cut_but_gets_another_credential(stand):
+    call = stand.call(cached=False, single_use=True)
+    call.phase = Phase.CONNECTING
+    stand.streams.doubt([call], end_of(call))
+    assert call.code is None
+
+
 @pytest.mark.parametrize(
-    ("answer", "code"), [(None, None), (REFUSED, "grant.missing"), (DOWN, "broker.unavailable")]
+    ("good", "code"), [(True, None), (False, "subject.revoked"), (DOWN, "broker.unavailable")]
 )
-async def test_a_revoked_credential_brings_its_streams_into_doubt(stand, answer, code):
-    call, other = stand.call(), stand.call("/tickets/")
-    await stand.sweep(0.25)
-    revoked = call.watch.credential
-    assert set(stand.streams.credentials()) == {revoked, other.watch.credential}
-    stand.cache.evict(revoked)
-    stand.answer = answer
-    stand.streams.revoked(revoked)
-    await stand.sweep(0.25)
-    assert (call.code, other.code) == (code, None)
-    if answer is None:
-        assert stand.streams.credentials()[0] is not revoked
+async def test_what_is_not_certain_the_broker_is_asked_about(stand, good, code):
+    call = stand.call(cached=False, single_use=True)
+    stand.good = good
+    stand.streams.doubt([call], EVERYTHING)
+    assert stand.streams.unsettled([call]) == [call]
+    await stand.sweep()
+    assert (call.code, stand.questions) == (code, [call.permit.credential])
+    assert stand.streams.unsettled([call]) == []
+    assert stand.asked == [], "another credential would take another yes"
+
+
+async def test_a_yes_from_before_a_doubt_does_not_settle_it(stand):
+    call = stand.call(cached=False, single_use=True)
+    stand.held = asyncio.Event()
+    stand.streams.doubt([call], EVERYTHING)
+    await stand.sweep()
+    stand.good = False  # the question under way was answered before
+    stand.streams.doubt([call], EVERYTHING)
+    slow, stand.held = stand.held, asyncio.Event()
+    slow.set()
+    await stand.sweep()
+    assert len(stand.questions) == 2
+    assert stand.streams.unsettled([call]) == [call]
+    stand.held.set()
+    await stand.sweep()
+    assert call.code == "subject.revoked"
+
+
+async def test_what_is_certain_ends_a_call_whatever_is_being_answered(stand):
+    call = stand.call(cached=False, single_use=True)
+    stand.held = asyncio.Event()
+    stand.streams.doubt([call], EVERYTHING)
+    await stand.sweep()
+    stand.streams.doubt([call], end_of(call))
+    assert call.code == "subject.revoked"
+    stand.held.set()
+    await stand.sweep()
+    assert stand.results == {"subject.revoked": 1}
 
 
 async def test_what_changes_while_the_broker_is_asked_makes_it_be_asked_again(stand):
@@ -452,7 +533,7 @@ async def test_a_call_that_was_not_there_yet_is_looked_at_once_it_is(stand):
     call = stand.call()
     call.phase = Phase.CONNECTING
     stand.snapshot = compiled(tree(routes=[route("a", "/")]))
-    stand.streams.changed(doubt=False)
+    stand.streams.changed()
     await stand.sweep(0.25)
     assert call.code is None
     call.phase = Phase.WAITING

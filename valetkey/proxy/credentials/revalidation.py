@@ -2,19 +2,22 @@
 
 Every few seconds the broker is asked (RFC 7662) about each cached credential that went out since
 the last round, and about those that open streams rest on; one that it no longer stands by is
-evicted, and its streams are decided on again. So the time from a revocation to its
-effect here is the interval at most, not the credential's life (standards.md §8: min of TTL, push
-and poll). A broker that can't be asked changes nothing: a credential then works until it expires.
+ended as if the feed had told it. So the time from a revocation to its effect here is the interval
+at most, not the credential's life (standards.md §8: min of TTL, push and poll). A broker that can't
+be asked changes nothing: a credential then works until it expires.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 
 from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.logs import Log
+from valetkey.contracts.signals import Signal
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.eviction import Ended
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
 
@@ -23,7 +26,15 @@ class StreamCredentials(Protocol):
     """What open streams rest on; see `valetkey.proxy.streams`."""
 
     def credentials(self) -> list[Credential]: ...
-    def revoked(self, credential: Credential) -> None: ...
+
+
+class Enforcement(Protocol):
+    """What is in force; see `EnforcementPoint`."""
+
+    @property
+    def streams(self) -> StreamCredentials: ...
+
+    def revoke(self, ended: Ended) -> object: ...
 
 
 class Revalidation:
@@ -33,12 +44,12 @@ class Revalidation:
         self,
         cache: CredentialCache,
         exchange: ExchangeClient,
-        streams: StreamCredentials,
+        pep: Enforcement,
         every: float,
     ) -> None:
         self._cache = cache
         self._exchange = exchange
-        self._streams = streams
+        self._pep = pep
         self._every = every
         self._log = Log("revalidation")
         self.asked = 0
@@ -52,7 +63,8 @@ class Revalidation:
 
     async def round(self) -> None:
         """Ask about what was used since the last round, and what streams rest on."""
-        for credential in dict.fromkeys((*self._cache.take_used(), *self._streams.credentials())):
+        streaming = self._pep.streams.credentials()
+        for credential in dict.fromkeys((*self._cache.take_used(), *streaming)):
             try:
                 active = await self._exchange.is_active(credential)
             except ValetkeyError as error:
@@ -61,7 +73,7 @@ class Revalidation:
                 return
             self.asked += 1
             if not active:
-                self._cache.evict(credential)
-                self._streams.revoked(credential)
+                end = Signal(kind="hash", value=credential.token_hash(), at=time.time())
+                self._pep.revoke(Ended([end]))
                 self.revoked += 1
                 self._log.warning("credential_revoked", jti=credential.jti)

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.unit.proxy.credentials.test_cache import KEY
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError
+from valetkey.contracts.secret import Secret
+from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.revalidation import Revalidation
 
 
@@ -16,13 +19,19 @@ class Stand:
 
     def __init__(self):
         self.used, self.streaming, self.bad = [], [], set()
-        self.asked, self.evicted, self.doubted = [], [], []
+        self.asked, self.revoked = [], []
         self.broker = True
-        cache = SimpleNamespace(take_used=lambda: self.used, evict=self.evicted.append)
-        streams = SimpleNamespace(credentials=lambda: self.streaming, revoked=self.doubted.append)
+        streams = SimpleNamespace(credentials=lambda: self.streaming)
         self.revalidation = Revalidation(
-            cache, SimpleNamespace(is_active=self.is_active), streams, 5.0
+            SimpleNamespace(take_used=lambda: self.used),
+            SimpleNamespace(is_active=self.is_active),
+            SimpleNamespace(streams=streams, revoke=self.revoke),
+            5.0,
         )
+
+    def revoke(self, ended):
+        everything = dict.fromkeys((*self.used, *self.streaming))
+        self.revoked += [one for one in everything if ended.certain(one)]
 
     async def is_active(self, credential):
         self.asked.append(credential.jti)
@@ -36,33 +45,33 @@ def stand():
     return Stand()
 
 
-class Named:
-    """A credential, as far as it matters here."""
-
-    def __init__(self, jti):
-        self.jti = jti
+def named(jti):
+    return Credential(
+        KEY, Secret(f"the-token-that-is-{jti}"), b"", expires_at=9.0, refresh_at=8.0,
+        subject="bot", actor="bot", jti=jti, txn="t", policy_digest="d",
+    )  # fmt: skip
 
 
 async def test_each_credential_in_use_is_asked_about_once(stand):
-    shared, quiet, open_ = map(Named, ("shared", "quiet", "open"))
+    shared, quiet, open_ = map(named, ("shared", "quiet", "open"))
     stand.used, stand.streaming = [shared, quiet], [open_, shared, open_]
     await stand.revalidation.round()
     assert stand.asked == ["shared", "quiet", "open"]
     assert stand.revalidation.asked == 3
-    assert stand.evicted == stand.doubted == []
+    assert stand.revoked == []
 
 
-async def test_a_revoked_one_is_evicted_and_its_streams_are_told(stand):
-    stand.streaming = [Named("good"), Named("bad")]
+async def test_a_revoked_one_is_ended_and_no_other(stand):
+    stand.streaming = [named("good"), named("bad")]
     stand.bad = {"bad"}
     await stand.revalidation.round()
-    assert stand.evicted == stand.doubted == [stand.streaming[1]]
+    assert stand.revoked == [stand.streaming[1]]
     assert stand.revalidation.revoked == 1
 
 
 async def test_a_broker_that_is_away_revokes_nothing_and_is_left_alone(stand):
-    stand.streaming = [Named("a"), Named("b")]
+    stand.streaming = [named("a"), named("b")]
     stand.broker = False
     await stand.revalidation.round()
     assert stand.asked == ["a"]
-    assert stand.evicted == stand.doubted == []
+    assert stand.revoked == []
