@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.integration.broker_support import IDP, World, free_url, serving
+from tests.integration.broker_support import IDP, Served, World, free_url, serving
 from tests.integration.feed_support import Receiver, ended, feed_of, publish
 from tests.integration.test_broker_replicas import replicas
 from tests.support.canaries import CANARIES
@@ -139,10 +139,9 @@ async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize("err", ["invalid_key", "invalid_request", "nonsense"])
-async def test_an_event_that_is_refused_makes_room_for_the_next(tmp_path: Path, err: str) -> None:
+async def test_an_event_that_is_refused_makes_room_for_the_next(tmp_path: Path) -> None:
     siem = Siem()
-    siem.answers = [web.json_response({"err": err}, status=400)]
+    siem.answers = [web.json_response({"err": "invalid_request"}, status=400)]
     async with siem.listening(), serving(world_of(tmp_path, siem)) as served:
         receiver = await pushed_to(served, siem)
         await publish(served, ended("t-1", txn="inc-1"), ended("t-2", txn="inc-2"))
@@ -150,6 +149,45 @@ async def test_an_event_that_is_refused_makes_room_for_the_next(tmp_path: Path, 
         assert await values(receiver, siem) == ["t-1", "t-2"]
         assert await acknowledged(served, receiver, "inc-2")
         assert await served.broker.base.signals.acknowledged("inc-1") == {receiver.id: None}
+
+
+def counted(served: Served) -> dict[str, float]:
+    """Pushes by result."""
+    (family,) = served.broker.base.metrics.pushes.collect()
+    return {
+        sample.labels["result"]: sample.value
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"body": b'{"err": "invalid_key"}'},
+        {"body": b'{"err": "invalid_issuer"}'},
+        {"body": b'{"err": "invalid_audience"}'},
+        {"body": b'{"err": "nonsense"}'},
+        {"body": b'{"error": "invalid_request"}'},
+        {"body": b"<html>Bad Request</html>"},
+        {"body": b""},
+    ],
+    ids=lambda answer: answer["body"].decode() or "nothing",
+)
+async def test_a_receiver_that_does_not_believe_an_event_gets_it_again(
+    tmp_path: Path, answer: dict[str, bytes]
+) -> None:
+    """Its JWK Set may be from before the key that signs now; what ended must end there too."""
+    siem = Siem()
+    siem.answers = [web.Response(status=400, **answer), web.Response(status=400, **answer)]
+    async with siem.listening(), serving(world_of(tmp_path, siem)) as served:
+        receiver = await pushed_to(served, siem)
+        await publish(served, ended("t-1", txn="inc-1"), ended("t-2", txn="inc-2"))
+        await siem.has(4)
+        assert await values(receiver, siem) == ["t-1", "t-1", "t-1", "t-2"]
+        assert await acknowledged(served, receiver, "inc-1")
+        assert await acknowledged(served, receiver, "inc-2")
+        assert counted(served) == {"disbelieved": 2.0, "delivered": 2.0}
 
 
 async def test_a_receiver_that_does_not_know_us_gets_it_again(tmp_path: Path) -> None:

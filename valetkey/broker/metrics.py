@@ -112,7 +112,7 @@ class Metrics:
         )
         self.pushes = Counter(
             "valetkey_broker_feed_pushes",
-            "Events pushed to receivers by result (delivered, refused, failed).",
+            "Events pushed to receivers by result (delivered, refused, disbelieved, failed).",
             ("result",),
             registry=self.registry,
         )

@@ -2,8 +2,10 @@
 
 Durable: what is pushed is what the stream has not acknowledged, in order, from the database's
 position on; after a restart or at another replica it goes on there. One replica pushes a stream at
-a time (a lease). A receiver that fails is tried again with growing pauses; one that refuses an
-event (400) gets the next.
+a time (a lease). A receiver that fails is tried again with growing pauses. One that refuses the
+event itself (400 ``invalid_request``) gets the next; one that does not believe it, or can't be
+understood, gets it again: it may hold a JWK Set from before the signing key was replaced, and a
+revocation that it never has is one that is not in force there.
 
 Requests go to exactly the URLs in settings, over https (http on loopback), without redirects,
 proxies of the environment, or cookies.
@@ -39,6 +41,9 @@ _TIMEOUT: Final = 10.0
 _MAX_ANSWER: Final = 4096
 _AT_ONCE: Final = 50
 _DELIVERED: Final = frozenset({200, 202, 204})
+# Results after which the event is not pushed again.
+_SETTLED: Final = frozenset({"delivered", "refused"})
+_DISBELIEVED: Final = frozenset({"invalid_key", "invalid_issuer", "invalid_audience"})
 
 
 class _Refusal(msgspec.Struct):
@@ -146,7 +151,7 @@ class Pusher:
             for event in events:
                 result = await self._push(session, event, stream, receiver)
                 self._counts.labels(result).inc()
-                if result == "failed":
+                if result not in _SETTLED:
                     return None
                 if not await to_the_end(self._pushed(followed, event, result)):
                     return True
@@ -183,7 +188,7 @@ class Pusher:
         stream: Stream,
         receiver: FeedReceiverSettings,
     ) -> str:
-        """``delivered``, ``refused`` or ``failed``."""
+        """``delivered``, ``refused``, ``disbelieved`` or ``failed``."""
         headers = {"Content-Type": MEDIA_TYPE, "Accept": "application/json"}
         if stream.push_authorization is not None:
             try:
@@ -223,8 +228,16 @@ class Pusher:
             # The receiver does not know us: another event would fare no better (RFC 8935 §2.4).
             self._log.warning("push_failed", subject=stream.owner_subject, status=status)
             return "failed"
-        self._log.error("event_refused", jti=event.jti, subject=stream.owner_subject, status=status)
-        return "refused"
+        refused = err == "invalid_request"
+        self._log.error(
+            "event_refused" if refused else "event_disbelieved",
+            jti=event.jti,
+            subject=stream.owner_subject,
+            status=status,
+            # Nothing but what RFC 8935 §2.4 registers goes from a receiver's answer into the log.
+            error=err if refused or err in _DISBELIEVED else "unknown",
+        )
+        return "refused" if refused else "disbelieved"
 
 
 def _context(receiver: FeedReceiverSettings) -> ssl.SSLContext:
