@@ -24,7 +24,9 @@ from tests.integration.broker_support import (
     free_url,
     serving,
 )
+from tests.integration.feed_support import Receiver
 from valetkey.contracts import oauth
+from valetkey.contracts.signals import Signal
 
 DOMAIN = "demo.example"
 OTHER = "other.example"
@@ -92,6 +94,24 @@ async def replaced(
     )
     status, body, _ = await served.exchange(form)
     return status, body
+
+
+async def test_who_holds_a_replaced_one_hears_of_its_subject(served: Served) -> None:
+    """An incident about the workload that started it ends what others hold in its name."""
+    world = served.world
+    token = world.workload()
+    status, body, _ = await served.exchange(world.form(token, **asked(token)))
+    assert status == 200, body
+    status, body = await replaced(served, body["access_token"])
+    assert status == 200, body
+    claims = claims_of(body["access_token"])
+    assert (claims["sub"], claims["sub_iss"], claims["client_id"]) == (BOT, IDP, API)
+    holder = Receiver(world, served, subject=API)
+    await holder.begin()
+    named = {"reason": "entered", "subject": {"issuer": IDP, "subject": BOT}}
+    assert (await served.manage("POST", "/v1/incidents", json=named))[0] == 201
+    told = [event for event in await holder.take() if isinstance(event, Signal)]
+    assert [(one.kind, one.issuer, one.value) for one in told] == [("subject", IDP, BOT)]
 
 
 async def test_what_it_says(served: Served) -> None:

@@ -314,7 +314,8 @@ def _audience(config: BrokerSettings) -> Audience:
         issuer=config.issuer,
         workload_issuers=config.workload_issuers(),
         receivers=frozenset((one.issuer, one.subject) for one in config.feed.receivers),
-        chained=any(trusted.issuer == config.issuer for trusted in config.issuers),
+        chained=any(trusted.issuer == config.issuer for trusted in config.issuers)
+        or any(target.credential == "txn_token" for target in config.targets.values()),
     )
 
 

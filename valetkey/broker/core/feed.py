@@ -74,7 +74,9 @@ class Audience:
     A sidecar (any workload with a stream of its own) sees every identifier that ended, since it
     can't be known who holds what rests on it; a subject only if it is itself or a user: other
     workloads are no concern of its. Where the broker takes its own tokens as subject tokens
-    (``chained``), a workload can be the subject of another's credential, so there it sees all.
+    (``chained``), a workload can be the subject of another's credential, so there it sees all. That
+    is where it trusts itself as an issuer, and where it issues transaction tokens: those are
+    replaced by whoever presents one.
 
     ``receivers`` are the (issuer, subject) that settings name; those see all that they asked for.
     """
