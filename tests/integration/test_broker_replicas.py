@@ -15,6 +15,7 @@ import jwt
 from tests.integration.broker_support import Served, World, free_url, serving
 from tests.support.postgres import Postgres
 from valetkey.contracts import oauth
+from valetkey.contracts.signals import SIGNAL_HEADER
 
 WITHIN = 1.0
 
@@ -128,3 +129,38 @@ async def test_one_goes_on_when_the_other_is_gone(tmp_path: Path, postgres: Post
             _, issued, _ = await other.exchange(world.form(world.workload()))
         form = presented(world, issued["access_token"])
         assert (await one.exchange(form, path="/introspect"))[1]["active"] is True
+
+
+async def test_a_replica_that_lags_catches_up_with_who_introspects(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = shared(tmp_path, postgres, limits={"exchanges": {"rate": 1, "burst": 20}})
+    async with replicas(world) as (one, other):
+        _, issued, _ = await one.exchange(world.form(world.workload()))
+        form = presented(world, issued["access_token"])
+        changes = other.broker.base.changes
+        changes._nudge = lambda *_: None  # type: ignore[method-assign]
+        followed = next(task for task in other.broker._tasks if task.get_name() == "changes")
+        followed.cancel()
+        await asyncio.wait([followed])
+        assert (await one.exchange(form, path="/revoke"))[0] == 200
+        assert (await introspected(other, form, ""))[1]["active"] is True
+        # Longer than any that there is: nothing is looked for.
+        assert (await introspected(other, form, "x" * 65))[1]["active"] is True
+        told = (await one.broker.base.signals.newest(1))[0].jti
+        status, body, _ = await introspected(other, form, told)
+        assert (status, body) == (200, {"active": False})
+
+        # Each id that nobody knows costs a query: there is a limit, and known ones are beside it.
+        answers = [await introspected(other, form, f"made-up-{n}") for n in range(25)]
+        assert {status for status, _, _ in answers} == {200, 429}
+        assert answers[-1][1]["code"] == "service.rate_limited"
+        assert (await introspected(other, form, told))[0] == 200
+
+
+async def introspected(served: Served, form: dict[str, str], told: str) -> tuple[int, Any, Any]:
+    """As a sidecar asks that has heard of the signal ``told``."""
+    world = served.world
+    proof = world.proof(nonce=await served.nonce(), path="/introspect")
+    headers = [(SIGNAL_HEADER, told)] if told else []
+    return await served.post(form, path="/introspect", proofs=[proof], headers=headers)

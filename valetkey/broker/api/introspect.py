@@ -7,12 +7,16 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.api.wire import error_answer, json_answer, read_form, told_of
+from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.issuers.jwt import TXN_TYP, JwtIssuer, OwnToken
 from valetkey.broker.settings import ResourceServerSettings
+from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.standing import Standings
-from valetkey.contracts.errors import ValetkeyError
+from valetkey.broker.trust.tokens import Clock
+from valetkey.contracts import codes
+from valetkey.contracts.errors import CallerError, ValetkeyError
 from valetkey.contracts.logs import Log
 
 PATH: Final = "/introspect"
@@ -35,7 +39,10 @@ _ANSWERED: Final = (
 
 
 class IntrospectEndpoint:
-    """``resource_servers`` say which callers may ask about which audiences' tokens."""
+    """``resource_servers`` say which callers may ask about which audiences' tokens.
+
+    ``limit`` is on what costs a query: to catch up with a signal that this replica does not know.
+    """
 
     def __init__(
         self,
@@ -43,13 +50,19 @@ class IntrospectEndpoint:
         issuer: JwtIssuer,
         standings: Standings,
         resource_servers: Iterable[ResourceServerSettings],
+        signals: Signals,
+        limit: RateLimit,
         *,
         url: str,
+        clock: Clock,
     ) -> None:
         self._clients = clients
         self._issuer = issuer
         self._standings = standings
+        self._signals = signals
+        self._limit = limit
         self._url = url
+        self._clock = clock
         self._audiences: dict[tuple[str, str], frozenset[str]] = {}
         for server in resource_servers:
             caller = (server.issuer, server.subject)
@@ -63,10 +76,22 @@ class IntrospectEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
+            await self._reach(told_of(request), client)
         except ValetkeyError as error:
             self._log.info("introspection_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         return json_answer(self._describe(token, client), nonce=self._clients.nonce(proofs))
+
+    async def _reach(self, told: str, client: Client) -> None:
+        """What the caller heard of has ended for this replica too, before it says what counts."""
+        if not told or self._signals.has_reached(told):
+            return
+        claims = client.assertion.claims
+        if self._limit.take((claims.issuer, claims.subject), self._clock()):
+            raise CallerError(
+                codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
+            )
+        await self._signals.reach(told)
 
     def _describe(self, token: str, client: Client) -> dict[str, Any]:
         own = self._issuer.recognise(token)

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-from valetkey.broker.api.wire import description, error_answer, json_answer, read_form
+from valetkey.broker.api.wire import description, error_answer, json_answer, read_form, told_of
 from valetkey.broker.approval_gate import ApprovalGate, AwaitsApproval
 from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.core.capabilities import needed
@@ -38,7 +38,6 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import GRANT_DEFERRED, TokenResponse
-from valetkey.contracts.signals import MAX_SIGNAL, SIGNAL_HEADER
 
 PATH: Final = "/token"
 _POLICY: Final = frozenset({"grant", "policy", "approval"})
@@ -200,8 +199,8 @@ class TokenEndpoint:
         """Who asks, counted; from then on this replica knows of what the caller was told last."""
         client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         self._count(client)
-        told = request.headers.get(SIGNAL_HEADER, "")
-        if 0 < len(told) <= MAX_SIGNAL:
+        told = told_of(request)
+        if told:
             await self._signals.reach(told)
         return client
 

@@ -13,6 +13,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.oauth import TokenError
+from valetkey.contracts.signals import MAX_SIGNAL, SIGNAL_HEADER
 
 MAX_BODY: Final = 64 * 1024
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -32,6 +33,12 @@ async def read_form(request: web.Request) -> Form:
     except web.HTTPRequestEntityTooLarge as error:
         raise CallerError(codes.SERVICE_TOO_LARGE, "body over the cap") from error
     return Form.decode(body)
+
+
+def told_of(request: web.Request) -> str:
+    """The signal that the caller heard of last; empty where it names none that could be one."""
+    told = request.headers.get(SIGNAL_HEADER, "")
+    return told if len(told) <= MAX_SIGNAL else ""
 
 
 def description(code: Code) -> str:

@@ -46,7 +46,10 @@ class OAuthPart(Part):
             base.issuer,
             base.standings,
             config.resource_servers,
+            base.signals,
+            config.limits.exchanges.of_callers(config.limits.callers),
             url=config.issuer + introspect.PATH,
+            clock=base.clock,
         )
         revocation = revoke.RevokeEndpoint(
             base.clients,

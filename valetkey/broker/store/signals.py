@@ -57,6 +57,10 @@ class Signals:
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
+    def has_reached(self, jti: str) -> bool:
+        """Whether all that was published up to this signal is in force at this replica."""
+        return jti in self._known and not self._changes.applying
+
     async def reach(self, jti: str) -> None:
         """Be no further behind than who was told of this signal. Raises `StoreError`.
 
@@ -64,7 +68,7 @@ class Signals:
         heard yet, what that signal ended. An id that is no signal's is one that it has not heard
         of: it catches up once (a sidecar that begins afresh can't name what it missed).
         """
-        if jti in self._known and not self._changes.applying:
+        if self.has_reached(jti):
             return
         await self._changes.catch_up()
         await self._note(jti)

@@ -21,6 +21,7 @@ from valetkey.contracts.errors import (
     ValetkeyError,
 )
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.signals import SIGNAL_HEADER
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.dpop import DpopInjector
@@ -46,11 +47,13 @@ class Broker:
     def __init__(self) -> None:
         self.forms: list[dict[str, str]] = []
         self.proofs: list[str] = []
+        self.told: list[tuple[str, str]] = []
         self.answer = lambda _form: web.json_response(GOOD)
         self.url = ""
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         self.forms.append(dict(await request.post()))
+        self.told.append((request.path, request.headers[SIGNAL_HEADER]))
         self.proofs += request.headers.getall("DPoP")
         answer = self.answer(self.forms[-1])
         return await answer if asyncio.iscoroutine(answer) else answer
@@ -61,6 +64,7 @@ async def broker(aiohttp_server):
     made = Broker()
     app = web.Application()
     app.router.add_post("/token", made.post)
+    app.router.add_post("/introspect", made.post)
     app.router.add_post("/elsewhere", made.post)
     server = await aiohttp_server(app)
     made.url = str(server.make_url("/token"))
@@ -119,6 +123,14 @@ async def test_who_follows_the_feed_says_so(broker, identity):
         "dpop", "mcp_filter", "single_use", "txn_token", "feed",
     ]  # fmt: skip
     await client.close()
+
+
+async def test_every_question_names_the_signal_that_was_heard_last(client, broker):
+    credential = await client.exchange(KEY, BearerInjector(), None)
+    client.told = "e7"
+    broker.answer = lambda _form: web.json_response({"active": False})
+    assert not await client.is_active(credential)
+    assert broker.told == [("/token", ""), ("/introspect", "e7")]
 
 
 async def test_for_a_user_the_workload_is_the_actor(client, broker, identity, idp):
