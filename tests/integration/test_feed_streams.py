@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.broker_support import BOT, IDP, READER, Served, World, free_url, serving
 from tests.integration.feed_support import Receiver, ended, publish
+from tests.support.postgres import Postgres
 from valetkey.contracts import signals
 from valetkey.contracts.signals import Signal, Verification, fleet_audience
 
@@ -116,6 +120,46 @@ async def test_subjects_are_taken_out_and_back_in(served: Served) -> None:
     assert status == 200
     await publish(served, signal)
     assert len((await receiver.poll())["sets"]) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+async def test_changes_at_the_same_time_are_all_kept(
+    tmp_path: Path, request: pytest.FixtureRequest, database: str
+) -> None:
+    """An exclusion that came back, or one that went, would be heard of by nobody."""
+    world = World(tmp_path, free_url(), overrides={"feed": {"receivers": RECEIVERS}})
+    if database == "postgres":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        world.overrides["database"] = postgres.database()
+    names = [f"user-{n}" for n in range(20)]
+
+    def about(name: str) -> dict[str, Any]:
+        subject = {"format": "iss_sub", "iss": IDP, "sub": name}
+        return {"stream_id": receiver.id, "subject": subject}
+
+    async def told() -> set[str]:
+        users = [Signal(kind="subject", value=one, issuer=IDP, at=1, epoch=2) for one in names]
+        await publish(served, *users)
+        found = await receiver.events(await receiver.poll(), audience=AUDIENCE)
+        return {one.value for one in found if isinstance(one, Signal)}
+
+    async with serving(world) as served:
+        receiver = siem(served)
+        await receiver.begin()
+        changed = {"stream_id": receiver.id, "description": "two"}
+        done = await asyncio.gather(
+            *(receiver.ask("POST", "/ssf/subjects/remove", about(name)) for name in names),
+            receiver.ask("PATCH", "/ssf/streams", changed),
+        )
+        assert [status for status, _ in done] == [204] * 20 + [200]
+        assert (await receiver.ask("GET", "/ssf/streams"))[1][0]["description"] == "two"
+        assert await told() == set()
+        done = await asyncio.gather(
+            *(receiver.ask("POST", "/ssf/subjects/add", about(name)) for name in names[:10]),
+            receiver.ask("PATCH", "/ssf/streams", {**changed, "description": "three"}),
+        )
+        assert [status for status, _ in done] == [200] * 11
+        assert await told() == set(names[:10])
 
 
 async def test_a_paused_stream_waits_and_a_disabled_one_loses(served: Served) -> None:

@@ -132,10 +132,10 @@ class StreamEndpoints:
     async def _store(self, asked: StreamRequest, caller: Caller, base: Any) -> web.Response:
         if asked.stream_id is None:
             raise ContentInvalid("stream_id is missing")
-        stream = await self._own(asked.stream_id, caller)
-        stream = self._applied(base(stream), asked, caller)
-        async with self._streams.write() as connection:
-            await self._streams.update(connection, stream)
+        stream = await self._streams.change(
+            asked.stream_id,
+            lambda found: self._applied(base(_owned(found, caller)), asked, caller),
+        )
         return answer(self._describe(stream, caller))
 
     async def delete(self, request: web.Request, caller: Caller) -> web.Response:
@@ -145,10 +145,7 @@ class StreamEndpoints:
         return web.Response(status=204)
 
     async def _own(self, stream_id: str, caller: Caller) -> Stream:
-        stream = await self._streams.find(stream_id)
-        if stream is None or not caller.owns(stream):
-            raise CallerError(codes.FEED_NO_STREAM, "no such stream of this caller")
-        return stream
+        return _owned(await self._streams.find(stream_id), caller)
 
     def _applied(self, stream: Stream, asked: StreamRequest, caller: Caller) -> Stream:
         """The stream with what was asked for. Raises `CallerError`."""
@@ -218,15 +215,21 @@ class StreamEndpoints:
     async def set_status(self, request: web.Request, caller: Caller) -> web.Response:
         """SSF 1.0 §8.1.2.2. What happens while a stream is paused waits; disabled, it is lost."""
         asked = await read_json(request, StatusRequest)
-        stream = await self._own(asked.stream_id, _named(caller))
-        if asked.status not in STATUSES:
-            raise ContentInvalid(f"status is one of {', '.join(STATUSES)}")
-        if stream.status == DISABLED and asked.status != DISABLED:
-            await self._streams.advance({stream.id: await self._signals.head()})
-        stream = dataclasses.replace(stream, status=asked.status, status_reason=asked.reason)
-        async with self._streams.write() as connection:
-            await self._streams.update(connection, stream)
-        return answer(_status(stream))
+        owner, head = _named(caller), await self._signals.head()
+
+        def change(found: Stream | None) -> Stream:
+            stream = _owned(found, owner)
+            if asked.status not in STATUSES:
+                raise ContentInvalid(f"status is one of {', '.join(STATUSES)}")
+            enabled = stream.status == DISABLED and asked.status != DISABLED
+            return dataclasses.replace(
+                stream,
+                status=asked.status,
+                status_reason=asked.reason,
+                position=max(stream.position, head) if enabled else stream.position,
+            )
+
+        return answer(_status(await self._streams.change(asked.stream_id, change)))
 
     # --- subjects -----------------------------------------------------------------------------
 
@@ -242,17 +245,18 @@ class StreamEndpoints:
 
     async def _subject(self, request: web.Request, caller: Caller, *, excluded: bool) -> None:
         asked = await read_json(request, SubjectRequest)
-        stream = await self._own(asked.stream_id, _named(caller))
-        if not isinstance(asked.subject.get("format"), str):
-            raise ContentInvalid("subject: format is missing")  # RFC 9493 §3
-        subject = canonical_subject(asked.subject)
-        subjects = stream.excluded | {subject} if excluded else stream.excluded - {subject}
-        if len(subjects) > _MAX_EXCLUDED:
-            raise ContentInvalid(f"more than {_MAX_EXCLUDED} subjects are excluded")
-        async with self._streams.write() as connection:
-            await self._streams.update(
-                connection, dataclasses.replace(stream, excluded=frozenset(subjects))
-            )
+        owner, subject = _named(caller), frozenset({canonical_subject(asked.subject)})
+
+        def change(found: Stream | None) -> Stream:
+            stream = _owned(found, owner)
+            if not isinstance(asked.subject.get("format"), str):
+                raise ContentInvalid("subject: format is missing")  # RFC 9493 §3
+            subjects = stream.excluded | subject if excluded else stream.excluded - subject
+            if len(subjects) > _MAX_EXCLUDED:
+                raise ContentInvalid(f"more than {_MAX_EXCLUDED} subjects are excluded")
+            return dataclasses.replace(stream, excluded=subjects)
+
+        await self._streams.change(asked.stream_id, change)
 
     # --- verification -------------------------------------------------------------------------
 
@@ -268,6 +272,13 @@ class StreamEndpoints:
         async with self._streams.write() as connection:
             await self._signals.publish_to(connection, Verification(stream.id, asked.state))
         return web.Response(status=204)
+
+
+def _owned(stream: Stream | None, caller: Caller) -> Stream:
+    """The stream, if it is the caller's. Raises `CallerError`."""
+    if stream is None or not caller.owns(stream):
+        raise CallerError(codes.FEED_NO_STREAM, "no such stream of this caller")
+    return stream
 
 
 def _named(caller: Caller) -> Caller:

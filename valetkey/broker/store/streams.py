@@ -3,6 +3,8 @@
 Invariants:
 
 - A position only ever grows, whichever replica moves it.
+- What an owner changes is made of the stream as it is at that moment, one change after another: an
+  exclusion that came back unseen would be a revocation that its receiver never hears of.
 - A stream that is not contacted for `IDLE` seconds, or whose position is older than what is kept
   of the signals, is gone. Its receiver is told so and begins anew; nothing is left out silently.
 """
@@ -28,6 +30,10 @@ from valetkey.broker.store.schema import FEED_STREAMS, SIGNALS
 IDLE: Final = 7200.0
 _TOPIC: Final = "feed-stream"
 _LISTS: Final = msgspec.json.Decoder(list[str])
+_CHANGED: Final = (
+    "description", "events_requested", "excluded", "status", "status_reason", "push_url",
+    "push_authorization", "position",
+)  # fmt: skip
 # Nearly all streams ask for the same events and leave nobody out: one text is read once.
 _TEXTS: Final = 64
 
@@ -86,12 +92,6 @@ class FeedStreams:
                     found[row["id"]] = stream_of(row)
         return found
 
-    @staticmethod
-    async def find_in(connection: AsyncConnection, stream_id: str) -> Stream | None:
-        query = select(FEED_STREAMS).where(FEED_STREAMS.c.id == stream_id)
-        row = (await connection.execute(query)).mappings().first()
-        return None if row is None else stream_of(row)
-
     async def owned_by(self, issuer: str, subject: str) -> list[Stream]:
         query = (
             select(FEED_STREAMS)
@@ -101,20 +101,23 @@ class FeedStreams:
         async with self._database.read() as connection:
             return [stream_of(row) for row in (await connection.execute(query)).mappings()]
 
-    async def update(self, connection: AsyncConnection, stream: Stream) -> None:
-        """Store what the owner changed: not the position, which moves by itself."""
-        row = _row(stream)
-        changed = {
-            name: row[name]
-            for name in (
-                "description", "events_requested", "excluded", "status", "status_reason",
-                "push_url", "push_authorization",
-            )
-        }  # fmt: skip
-        await connection.execute(
-            update(FEED_STREAMS).where(FEED_STREAMS.c.id == stream.id).values(changed)
-        )
-        await self._changes.publish(connection, _TOPIC, stream.id)
+    async def change(self, stream_id: str, change: Callable[[Stream | None], Stream]) -> Stream:
+        """Store what ``change`` makes of the stream, which nobody else changes meanwhile.
+
+        It is given ``None`` where there is none, and may move the position forward. What it raises
+        leaves all as it is. Raises `StoreError`.
+        """
+        this = FEED_STREAMS.c.id == stream_id
+        async with self.write() as connection:
+            # SQLite, which knows no FOR UPDATE, has one writer at a time anyway.
+            query = select(FEED_STREAMS).where(this).with_for_update()
+            row = (await connection.execute(query)).mappings().first()
+            stream = change(None if row is None else stream_of(row))
+            changed = _row(stream)
+            values = {name: changed[name] for name in _CHANGED}
+            await connection.execute(update(FEED_STREAMS).where(this).values(values))
+            await self._changes.publish(connection, _TOPIC, stream.id)
+        return stream
 
     async def delete(self, stream_id: str) -> None:
         async with self.write() as connection:
