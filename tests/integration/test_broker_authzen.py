@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import random
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.integration.broker_support import (
     BOT,
@@ -25,6 +27,7 @@ from tests.integration.broker_support import (
     serving,
 )
 from tests.integration.test_broker_policies import PolicyWorld
+from tests.support.canaries import CANARIES
 from valetkey.broker.api.authzen import (
     EVALUATION,
     EVALUATIONS,
@@ -33,6 +36,7 @@ from valetkey.broker.api.authzen import (
     SEARCH_RESOURCE,
     SEARCH_SUBJECT,
 )
+from valetkey.cli.main import main
 from valetkey.contracts import oauth
 
 DOMAIN = "demo.example"
@@ -490,3 +494,69 @@ async def test_evaluation_and_exchange_agree(made: AuthzenWorld) -> None:
             of_mesh[answer["decision"]] += audience == DOMAIN
     assert min(agreed.values()) >= 10, agreed
     assert min(of_mesh.values()) >= 5, of_mesh
+
+
+async def test_the_command_line_asks_a_broker(made: AuthzenWorld, tmp_path: Path) -> None:
+    token, file = tmp_path / "token", tmp_path / "question.yaml"
+
+    async def explain(document: Any, *more: str) -> Any:
+        compact = made.workload(POINT)
+        CANARIES.add(compact, name="token of an enforcement point", allow=[token])
+        token.write_text(compact)
+        file.write_text(json.dumps(document))
+        options = ["--broker", made.url, "--token-file", str(token), *more]
+        arguments = ["policy", "explain", str(file), *options]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+    async with serving(made) as broker:
+        _, said, _ = await post(broker, EVALUATION, question(**YES))
+        found = await explain(question(**YES), "--json")
+        assert (found.exit_code, json.loads(found.stdout)) == (0, said)
+        found = await explain(question(**NO))
+        assert found.exit_code == 0, found.output
+        lines = dict(line.split(maxsplit=1) for line in found.stdout.splitlines())
+        assert (lines["decision"], lines["code"]) == ("deny", "grant.scope")
+        found = await explain(question(**BAD))
+        assert (found.exit_code, "resource.type" in found.stderr) == (1, True)
+    found = await explain(question(**YES))
+    assert (found.exit_code, "can't be reached" in found.stderr) == (2, True)
+
+
+async def test_what_is_explained_is_what_a_broker_says(made: AuthzenWorld, tmp_path: Path) -> None:
+    """The same question to the same files: offline and of the broker."""
+    file = tmp_path / "question.yaml"
+    tickets = endpoint(TICKETS + "/tickets/7", "GET", "tickets:read")
+    questions = [
+        question(**YES),
+        question(**NO),
+        question(**tickets),
+        question(**READ),
+        question(**GET_FILE),
+        question(**tickets, subject=user()),
+        question(**tickets, subject=user(claims=SUPPORT)),
+        question(resource={"type": "route", "id": "tickets/close"}),
+        question(resource={"type": "target", "id": "tickets"}),
+    ]
+    decisions = set()
+    async with serving(made) as broker:
+        config = tmp_path / "broker.yaml"
+        config.write_text(json.dumps(made.document()))
+        for asked in questions:
+            _, said, _ = await post(broker, EVALUATION, asked)
+            file.write_text(json.dumps(asked))
+            arguments = ["policy", "explain", str(file), "--config", str(config), "--json"]
+            result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+            assert result.exit_code == 0, result.output
+            found, context = json.loads(result.stdout), said["context"]
+            decisions.add(found["decision"])
+            assert said["decision"] == (found["decision"] == "permit"), (asked, found, said)
+            decided = {policy["id"] for policy in found.get("decided", ())}
+            if said["decision"]:
+                assert found["policy_digest"] == context["policy_digest"]
+                used = [one["id"] for one in found["grants"] if one["fit"] == "used"]
+                assert used == sorted(context["grants"])
+            elif found["decision"] == "deny":
+                assert found["code"] == context["code"]
+            if found.get("code") not in {"policy.open", "policy.error"}:
+                assert decided == set(context["policies"])
+    assert decisions == {"permit", "approve", "deny"}

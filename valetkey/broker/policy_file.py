@@ -60,18 +60,30 @@ class PolicyFile(Watched[Policy]):
             await self._on_removed(removed)
 
     def _read(self) -> Policy:
-        try:
-            text = self._file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self._file}: can't be read: {error}") from error
-        file = parse(GrantsFile, text, name=str(self._file), program="broker")
-        try:
-            return Policy.compile(
-                file,
-                self._targets,
-                issuers=self._issuers,
-                deployers=self._deployers,
-                live=self.live,
-            )
-        except PolicyInvalid as error:
-            raise ConfigError(f"{self._file}: {error}") from error
+        return read_grants(
+            self._file,
+            self._targets,
+            issuers=self._issuers,
+            deployers=self._deployers,
+            live=self.live,
+        )
+
+
+def read_grants(
+    path: Path,
+    targets: Sequence[Target],
+    *,
+    issuers: frozenset[str],
+    deployers: frozenset[str],
+    live: LiveGrants,
+) -> Policy:
+    """The file, compiled; the parameters are those of `PolicyFile`. Raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from error
+    file = parse(GrantsFile, text, name=str(path), program="broker")
+    try:
+        return Policy.compile(file, targets, issuers=issuers, deployers=deployers, live=live)
+    except PolicyInvalid as error:
+        raise ConfigError(f"{path}: {error}") from error

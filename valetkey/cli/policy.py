@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from valetkey.cli.policy_explain import explain
 from valetkey.contracts import settings
 from valetkey.contracts.errors import ConfigError
 
@@ -23,7 +24,10 @@ _ANY: Final = click.Path(exists=True, path_type=Path)
 
 @click.group()
 def policy() -> None:
-    """Check and try Cedar policies, without a broker."""
+    """Check and try Cedar policies, and see why a decision is what it is."""
+
+
+policy.add_command(explain)
 
 
 @policy.command()

@@ -10,11 +10,12 @@ A command is decorated with `broker_options` and takes a `Remote`:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -90,45 +91,74 @@ class Remote:
 def broker_options(command: F) -> F:
     """The options that say which broker and as whom; the command gets a `Remote` first."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @click.option(
-        "--ca-file",
-        type=_FILE,
-        envvar="VALETKEY_CA_FILE",
-        help="CA certificates for the broker (PEM). [env: VALETKEY_CA_FILE]",
-    )
-    @click.option(
-        "--token-file",
-        type=_FILE,
-        envvar="VALETKEY_TOKEN_FILE",
-        help="File with your token [env: VALETKEY_TOKEN_FILE]; without, it is in VALETKEY_TOKEN.",
-    )
-    @click.option(
-        "--broker",
-        metavar="URL",
-        envvar="VALETKEY_BROKER_URL",
-        required=True,
-        help="The broker. [env: VALETKEY_BROKER_URL]",
-    )
+    @_options(required=True)
     @functools.wraps(command)
-    def with_remote(
-        *args: Any,
-        broker: str,
-        token_file: Path | None,
-        ca_file: Path | None,
-        as_json: bool,
-        **options: Any,
-    ) -> Any:
-        try:
-            service = Service("broker", broker, token_file or _token_variable(), ca_file)
-        except ServiceError as error:
-            fail(str(error), status=2)
-        try:
-            return command(Remote(service, as_json=as_json), *args, **options)
-        finally:
-            service.close()
+    def with_remote(*args: Any, as_json: bool, **options: Any) -> Any:
+        with _opened(options, as_json=as_json) as remote:
+            return command(remote, *args, **options)
 
-    return with_remote  # type: ignore[return-value]
+    return with_remote  # type: ignore[no-any-return]
+
+
+def optional_broker_options(command: F) -> F:
+    """The same where none need be asked: it gets a `Remote` or ``None``, and ``as_json``."""
+
+    @_options(required=False)
+    @functools.wraps(command)
+    def with_remote(*args: Any, as_json: bool, **options: Any) -> Any:
+        with _opened(options, as_json=as_json) as remote:
+            return command(remote, *args, as_json=as_json, **options)
+
+    return with_remote  # type: ignore[no-any-return]
+
+
+def _options(*, required: bool) -> Callable[[Callable[..., Any]], Any]:
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option(
+            "--ca-file",
+            type=_FILE,
+            envvar="VALETKEY_CA_FILE",
+            help="CA certificates for the broker (PEM). [env: VALETKEY_CA_FILE]",
+        ),
+        click.option(
+            "--token-file",
+            type=_FILE,
+            envvar="VALETKEY_TOKEN_FILE",
+            help="File with your token [env: VALETKEY_TOKEN_FILE]; without, it is in "
+            "VALETKEY_TOKEN.",
+        ),
+        click.option(
+            "--broker",
+            metavar="URL",
+            # One that is set for other commands is not meant where none is needed.
+            envvar="VALETKEY_BROKER_URL" if required else None,
+            required=required,
+            help="The broker. [env: VALETKEY_BROKER_URL]" if required else "The broker to ask.",
+        ),
+    )
+    return lambda command: functools.reduce(
+        lambda made, option: option(made), options[::-1], command
+    )
+
+
+@contextlib.contextmanager
+def _opened(options: dict[str, Any], *, as_json: bool) -> Iterator[Any]:
+    """The connection that ``options`` say, which are taken out of it; ``None`` without a broker."""
+    broker, token_file, ca_file = (
+        options.pop(name) for name in ("broker", "token_file", "ca_file")
+    )
+    if broker is None:
+        yield None
+        return
+    try:
+        service = Service("broker", broker, token_file or _token_variable(), ca_file)
+    except ServiceError as error:
+        fail(str(error), status=2)
+    try:
+        yield Remote(service, as_json=as_json)
+    finally:
+        service.close()
 
 
 def _token_variable() -> Secret:

@@ -20,7 +20,7 @@ from valetkey.broker.core import authzen_search as searching
 from valetkey.broker.core.attributes import AttributesInvalid
 from valetkey.broker.core.authzen import Evaluation, Evaluations, QuestionInvalid, Registry
 from valetkey.broker.core.authzen_search import Candidate, Search
-from valetkey.broker.core.exchange import ExchangeFacts, Issue, NeedsApproval, Refuse, decide
+from valetkey.broker.core.exchange import Issue, NeedsApproval, Refuse, decide
 from valetkey.broker.core.grants import Grant
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.trust.people import People
@@ -35,9 +35,6 @@ SEARCH_SUBJECT: Final = "/access/v1/search/subject"
 SEARCH_RESOURCE: Final = "/access/v1/search/resource"
 SEARCH_ACTION: Final = "/access/v1/search/action"
 METADATA: Final = "/.well-known/authzen-configuration"
-# Tokens of some targets are bound to a key or a certificate. Who asks here has neither, and is not
-# refused for that.
-_SOME_KEY: Final = "authzen"
 # Questions of a search between which others get their turn.
 _TURN: Final = 50
 Document = dict[str, Any]
@@ -173,17 +170,10 @@ class AuthzenEndpoint:
             known = await self._people.known(client, question.client_claims, user)
         except AttributesInvalid as error:
             raise QuestionInvalid(f"subject.properties: {error}") from error
-        facts = ExchangeFacts(
-            question.request,
-            client,
-            user,
-            _SOME_KEY,
-            self._standings.of_question(
-                client, question.client_claims, user, question.request.audience
-            ),
-            _SOME_KEY,
-            known=known,
+        incidents = self._standings.of_question(
+            client, question.client_claims, user, question.request.audience
         )
+        facts = question.facts(incidents, known)
         return _document(decide(facts, grants, policies, now=self._clock()))
 
 

@@ -16,7 +16,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from valetkey.broker.core.exchange import Party, User
+from valetkey.broker.core.attributes import Known
+from valetkey.broker.core.containment import IncidentFacts
+from valetkey.broker.core.exchange import ExchangeFacts, Party, User
 from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call, Target
 from valetkey.broker.core.patterns import PathPattern, PatternInvalid
 from valetkey.broker.core.places import TargetFacts
@@ -32,7 +34,9 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 SUBJECTS: Final = ("workload", "agent", "user")
 RESOURCES: Final = ("target", "route", "tool", "http_endpoint")
-_NO_CLAIMS: Final[dict[str, Any]] = {}
+# Tokens of some targets are bound to a key or a certificate. Who asks here has neither, and is not
+# refused for that.
+_SOME_KEY: Final = "authzen"
 
 
 class QuestionInvalid(ValueError):  # noqa: N818 - reads as what it is
@@ -137,6 +141,12 @@ class Question:
     client: Party
     client_claims: Mapping[str, Any] = field(repr=False)
     user: User | None
+
+    def facts(self, incidents: IncidentFacts, known: Known) -> ExchangeFacts:
+        """What `exchange.decide` is asked with."""
+        return ExchangeFacts(
+            self.request, self.client, self.user, _SOME_KEY, incidents, _SOME_KEY, known=known
+        )
 
 
 class Registry:

@@ -83,6 +83,12 @@ class WrittenPolicy:
     def awaits_approval(self) -> bool:
         return APPROVED in self.reads
 
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """All but ``@id``."""
+        written = self.tree.get("annotations") or {}
+        return {name: value or "" for name, value in written.items() if name != "id"}
+
 
 def read_policies(files: Mapping[str, str]) -> tuple[WrittenPolicy, ...]:
     """All policies of all files (name to text). Raises `PoliciesInvalid`."""

@@ -93,12 +93,14 @@ class ExchangeFacts:
 class Refuse:
     """No token. ``reason`` is for the record, ``code`` for the caller.
 
-    ``policy_ids`` are the policies that decided, where policies did.
+    ``policy_ids`` are the policies that decided, where policies did, ``errors`` what went wrong in
+    them.
     """
 
     code: Code
     reason: str
     policy_ids: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,7 @@ def _allowed(
     policy: Policy, policies: Policies, target: Target, facts: ExchangeFacts, now: float
 ) -> tuple[Granted, Permission] | Refuse:
     """What grants give and policies permit, with the same scopes in both."""
-    granted = _grant(policy, target, facts, facts.request.scopes, now)
+    granted = given_by_grants(policy, target, facts, facts.request.scopes, now)
     if isinstance(granted, Code):
         return Refuse(granted, f"policy, target {target.name}")
     windowed = _windowed(policy, target, facts, granted, now)
@@ -313,15 +315,16 @@ def _allowed(
         return permitted
     if permitted.scopes != granted.scopes:
         # Only the grants that give what is left count, with their limits.
-        granted = _grant(policy, target, facts, permitted.scopes, now)
+        granted = given_by_grants(policy, target, facts, permitted.scopes, now)
         if isinstance(granted, Code):
             return Refuse(granted, f"policy, target {target.name}")
     return granted, permitted
 
 
-def _grant(
+def given_by_grants(
     policy: Policy, target: Target, facts: ExchangeFacts, scopes: tuple[str, ...], now: float
 ) -> Granted | Code:
+    """What the grants give of ``scopes``, before any policy is asked; or why they give nothing."""
     return policy.grant(
         target,
         issuer=facts.client.issuer,
@@ -339,7 +342,7 @@ def _windowed(
     """The scopes that are given, one by one, by a grant whose deployment window is open."""
     if not granted.windows:
         return frozenset()
-    of_scope = {s: _grant(policy, target, facts, (s,), now) for s in granted.scopes}
+    of_scope = {s: given_by_grants(policy, target, facts, (s,), now) for s in granted.scopes}
     return frozenset(s for s, g in of_scope.items() if isinstance(g, Granted) and g.windows)
 
 
@@ -378,7 +381,7 @@ def _permission(
     reason = f"target {target.name}: " + ("; ".join(found.errors) or "no policy permits it")
     if found.policy_ids:
         reason = f"target {target.name}: forbidden by {', '.join(found.policy_ids)}"
-    return Refuse(_POLICY_CODES[found.outcome], reason, found.policy_ids)
+    return Refuse(_POLICY_CODES[found.outcome], reason, found.policy_ids, found.errors)
 
 
 def _lifetime(
