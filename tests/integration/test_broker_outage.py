@@ -6,9 +6,11 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 
 from tests.integration.broker_support import Served, World, claims_of, free_url, serving
+from valetkey.broker import app
 from valetkey.contracts import oauth
 
 
@@ -60,6 +62,33 @@ async def test_readiness_says_what_is_wrong(tmp_path: Path) -> None:
         assert status == 503
         assert json.loads(raw)["reason"] == "the task housekeeping has ended"
         assert (await broker.get("/healthz"))[0] == 200
+
+
+async def test_nothing_unforeseen_ends_the_housekeeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_TICK", 0.01)
+    world = World(tmp_path, free_url())
+    async with serving(world) as broker:
+        ring = broker.broker.base.ring
+        rotate, tried, done = ring.rotate, asyncio.Event(), asyncio.Event()
+
+        async def fail() -> None:
+            tried.set()
+            raise RecursionError("unforeseen")
+
+        async def again() -> None:
+            await rotate()
+            done.set()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ring, "rotate", fail)
+            async with asyncio.timeout(5):
+                await tried.wait()
+        monkeypatch.setattr(ring, "rotate", again)
+        async with asyncio.timeout(5):
+            await done.wait()
+        assert (await broker.get("/readyz"))[0] == 200
 
 
 async def test_a_failing_database_does_not_end_the_housekeeping(tmp_path: Path) -> None:

@@ -174,7 +174,11 @@ class Broker:
         while True:
             await asyncio.sleep(_TICK)
             ticks += 1
-            await self._tick(sweep=ticks % _TICKS_PER_SWEEP == 0)
+            try:
+                await self._tick(sweep=ticks % _TICKS_PER_SWEEP == 0)
+            except Exception as error:  # noqa: BLE001 - the next tick tries again
+                # Without this task nothing is read again and no key rotated, until a restart.
+                self._log.error("housekeeping_failed", reason=f"{type(error).__name__}: {error}")
 
     async def _tick(self, *, sweep: bool) -> None:
         await self.base.policies.reload()

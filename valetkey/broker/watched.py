@@ -89,6 +89,10 @@ class Watched(ABC, Generic[T]):
                 self._stamp = stamp
                 self._failed(str(error))
                 return
+            except Exception as error:  # noqa: BLE001 - unforeseen, it is a bad file all the same
+                self._stamp = stamp
+                self._failed(f"{self._path}: can't be read: {type(error).__name__}: {error}")
+                return
             changed = snapshot.digest != self.current.digest
             self._current = snapshot
             self.error = ""

@@ -92,6 +92,42 @@ async def test_a_bad_state_keeps_the_last_good_one(tmp_path: Path) -> None:
     assert (held.error, metrics.policies_failing._value.get()) == ("", 0)
 
 
+@pytest.mark.parametrize("terms", [400, 600, 5000])
+async def test_a_policy_that_is_nested_too_deeply_is_a_bad_one(tmp_path: Path, terms: int) -> None:
+    await write(tmp_path / "a.cedar", GOOD)
+    held = files(tmp_path)
+    await held.load()
+    deep = " && ".join(f'context.scope != "s{number}"' for number in range(terms))
+    await write(tmp_path / "b.cedar", f"\n{MORE[:-2]} when {{ {deep} }};")
+    await held.reload()
+    assert ids(held) == ["a"]
+    assert f"{tmp_path / 'b.cedar'}:2: nested too deeply" in held.error
+    wide = ", ".join(f'"s{number}"' for number in range(terms))
+    await write(tmp_path / "b.cedar", f"{MORE[:-2]} when {{ [{wide}].contains(context.scope) }};")
+    await held.reload()
+    assert (ids(held), held.error) == (["a", "b"], "")
+
+
+async def test_what_nobody_foresaw_keeps_the_last_good_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(tmp_path / "a.cedar", GOOD)
+    held = files(tmp_path)
+    await held.load()
+    first = held.current
+
+    def fail(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cedar_files.Policies, "compile", fail)
+        await held.reload(force=True)
+        assert held.current is first
+        assert "RecursionError: too deep" in held.error
+    await held.reload(force=True)
+    assert (ids(held), held.error) == (["a"], "")
+
+
 async def test_what_nobody_wrote_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,10 @@ import msgspec
 from valetkey.broker.core.cedar_schema import APPROVED, OPTIONAL, SCHEMA
 
 MAX_QUORUM: Final = 10
+# Levels of a policy's syntax tree, of which each `&&` or `||` takes two. Whoever goes through it by
+# recursion is far from Python's limit of 1,000 then, wherever that begins.
+MAX_DEPTH: Final = 500
+_TOO_DEEP: Final = "nested too deeply: make several policies of it, or one set of many terms"
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAME: Final = re.compile(r"[^\s,]{1,256}")
 _ANNOTATIONS: Final = frozenset(
@@ -98,6 +102,9 @@ def read_policies(files: Mapping[str, str]) -> tuple[WrittenPolicy, ...]:
         for line, piece in _split(text):
             try:
                 policy = _read(file, line, piece)
+            except RecursionError:
+                mistakes.append(Mistake(file, line, _TOO_DEEP))
+                continue
             except ValueError as error:
                 mistakes += [Mistake(file, line, message) for message in str(error).split("\n")]
                 continue
@@ -136,6 +143,8 @@ def _read(file: str, line: int, text: str) -> WrittenPolicy:
     if parsed["templates"]:
         raise ValueError("slots (?principal, ?resource) are not for here: grants are given per use")
     (tree,) = parsed["staticPolicies"].values()
+    if _is_too_deep(tree):
+        raise ValueError(_TOO_DEEP)
     annotations = tree.get("annotations") or {}
     identifier = annotations.get("id") or ""
     if not _ID.fullmatch(identifier):
@@ -166,6 +175,20 @@ def _read(file: str, line: int, text: str) -> WrittenPolicy:
         approval=approval,
         tree=tree,
     )
+
+
+def _is_too_deep(tree: Any) -> bool:
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _one_line(message: str) -> str:
