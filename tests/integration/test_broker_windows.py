@@ -260,6 +260,15 @@ async def test_tokens_that_are_no_deployment_s(world: World, broker: Served) -> 
     assert body["code"] == "actor.invalid"
 
 
+@pytest.mark.parametrize("cnf", [{"jkt": "x"}, {"x5t#S256": "x"}, {"jwk": {}}, {}])
+async def test_a_token_that_is_bound_is_no_bearer_token(
+    world: World, broker: Served, cnf: dict[str, Any]
+) -> None:
+    await create(broker)
+    status, body = await announce(broker, world.job(cnf=cnf))
+    assert (status, body["code"]) == (401, "mtls.mismatch")
+
+
 async def test_nobody_else_closes_it(world: World, broker: Served) -> None:
     await create(broker)
     window = await opened(broker)

@@ -37,5 +37,24 @@ def test_bound_tokens(claims: dict[str, Any], certificate: str, good: bool) -> N
     assert (code.name, code.status, code.oauth) == ("mtls.mismatch", 401, "invalid_token")
 
 
+@pytest.mark.parametrize(
+    ("cnf", "good"),
+    [
+        ({"jkt": "key"}, True),
+        ({"jkt": "other"}, False),
+        ({"jkt": "key", "x5t#S256": OWN}, True),
+        ({"jkt": "key", "x5t#S256": OTHER}, False),
+        ({"jkt": "key", "kid": "k"}, False),
+        ({"jkt": ["key"]}, False),
+    ],
+)
+def test_tokens_that_are_bound_to_a_key(cnf: dict[str, Any], good: bool) -> None:
+    if good:
+        check_binding({"cnf": cnf}, OWN, proof="key")
+        return
+    with pytest.raises(CallerError):
+        check_binding({"cnf": cnf}, OWN, proof="key")
+
+
 def test_a_thumbprint_is_base64url_of_sha256() -> None:
     assert OWN == "Wzl1ZRw8q5LQRMCW3DChwtlSVJdFdHLeSMUeyzY9H0o"

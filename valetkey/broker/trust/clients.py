@@ -29,6 +29,7 @@ from valetkey.broker.core.replay import ReplayMemory, Use
 from valetkey.broker.trust.mtls import Certificates, ClientCertificate
 from valetkey.broker.trust.tokens import Clock, TokenVerifier, VerifiedToken
 from valetkey.contracts import codes, dpop, jose
+from valetkey.contracts.binding import check_binding
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
@@ -201,6 +202,7 @@ class ClientAuthenticator:
         proved = proof is not None or certificate is not None
         if assertion.issuer.reusable and not proved and not unbound:
             raise CallerError(codes.DPOP_MISSING, "a reusable token without a proof")
+        _check_binding(assertion, proof, certificate)
         if proof is not None:
             self._use_up(proof)
         if jti and not await self._assertions.use(
@@ -268,6 +270,22 @@ def _check_certificate(assertion: VerifiedToken, certificate: ClientCertificate 
     """Whether both are of one workload. Raises `TokenInvalid`."""
     if certificate is not None and not assertion.is_same_party(certificate.as_token()):
         raise TokenInvalid("the client certificate is another workload's")
+
+
+def _check_binding(
+    assertion: VerifiedToken,
+    proof: dpop.VerifiedProof | None,
+    certificate: ClientCertificate | None,
+) -> None:
+    """Whether who presents the assertion holds what it is bound to, if it is. `CallerError`."""
+    try:
+        check_binding(
+            assertion.claims.claims,
+            certificate.thumbprint if certificate else "",
+            proof=proof.thumbprint if proof else "",
+        )
+    except CallerError as error:
+        raise CallerError(codes.ACTOR_INVALID, error.reason) from error
 
 
 def _check_type(assertion: VerifiedToken, stated: str) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 from valetkey.broker.trust.admins import bearer
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import codes
+from valetkey.contracts.binding import check_binding
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.jose import TokenInvalid
 
@@ -50,6 +51,7 @@ class Deployments:
         except TokenInvalid as error:
             raise CallerError(codes.SERVICE_UNAUTHENTICATED, str(error)) from error
         claims = token.claims
+        check_binding(claims.claims, "")  # no proof of possession is asked for here
         return Deployment(
             claims.issuer,
             claims.subject,

@@ -171,6 +171,44 @@ async def test_who_gets_in(
     assert got == code, name
 
 
+@pytest.mark.parametrize(
+    ("name", "cnf", "proved", "code"),
+    [
+        ("its key", lambda d: {"jkt": d.key.thumbprint}, True, "in"),
+        ("another key", lambda _: {"jkt": ProofKey().thumbprint}, True, "actor.invalid"),
+        ("no proof", lambda d: {"jkt": d.key.thumbprint}, False, "actor.invalid"),
+        ("a certificate", lambda _: {"x5t#S256": "x"}, True, "actor.invalid"),
+        ("its key and a certificate", lambda d: {"jkt": d.key.thumbprint, "x5t#S256": "x"}, True,
+         "actor.invalid"),
+        ("what nobody knows", lambda d: {"jkt": d.key.thumbprint, "kid": "x"}, True,
+         "actor.invalid"),
+        ("nothing", lambda _: {}, True, "actor.invalid"),
+        ("no object", lambda d: d.key.thumbprint, True, "actor.invalid"),
+    ],
+)  # fmt: skip
+async def test_a_token_that_is_bound(
+    door: Door, name: str, cnf: Any, proved: bool, code: str
+) -> None:
+    """RFC 7800 §3.1: only with what it is bound to, in a form and alone; also self-signed."""
+    proofs = [door.proof()] if proved else []
+    assert await door.code(door.assertion(cnf=cnf(door)), *proofs) == code, name
+    if code != "in":
+        assert (door.assertions.used, len(door.proofs)) == ({}, 0), name
+    proofs = [door.proof()] if proved else []
+    got = "in"
+    try:
+        await door.clients.authenticate_bearer(
+            door.setup.token(cnf=cnf(door)),
+            proofs,
+            method="POST",
+            url=ENDPOINT,
+            unbound=lambda *_: True,
+        )
+    except CallerError as error:
+        got = error.code.name
+    assert got == code, name
+
+
 async def test_nothing_is_used_up_by_a_refusal(door: Door) -> None:
     token, proof = door.assertion(), door.proof()
     assert await door.code(token, door.proof("")) == "dpop.nonce"
