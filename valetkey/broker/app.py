@@ -195,6 +195,8 @@ class Broker:
         for task in self._tasks:
             if task.done():
                 return f"the task {task.get_name()} has ended"
+        if not self.base.changes.is_current():
+            return "changes of other replicas can't be read or applied"
         return "" if await self.base.database.answers() else "the database does not answer"
 
     def _details(self) -> dict[str, str]:
@@ -228,6 +230,7 @@ def _foundation(
     epochs = Epochs(database, changes, signals)
     incidents = Incidents(database, changes, clock=clock)
     standings = Standings(
+        changes,
         revocations,
         epochs,
         SeenKeys(database, clock=clock),

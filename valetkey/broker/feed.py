@@ -296,5 +296,9 @@ class Feed:
     def close(self) -> None:
         """Answer all polls that wait: the replica stops."""
         self.closed = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have all polls that wait look again."""
         for followed in self._followed.values():
             followed.wake()

@@ -76,11 +76,13 @@ class IntrospectEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
+            self._standings.require_current()
             await self._reach(told_of(request), client)
+            answer = self._describe(token, client)
         except ValetkeyError as error:
             self._log.info("introspection_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
-        return json_answer(self._describe(token, client), nonce=self._clients.nonce(proofs))
+        return json_answer(answer, nonce=self._clients.nonce(proofs))
 
     async def _reach(self, told: str, client: Client) -> None:
         """What the caller heard of has ended for this replica too, before it says what counts."""

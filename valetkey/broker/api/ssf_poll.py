@@ -19,6 +19,7 @@ from valetkey.broker.api.ssf_wire import Caller, PollRequest, SetError
 from valetkey.broker.core.feed import Published
 from valetkey.broker.feed import Feed, Followed
 from valetkey.broker.issuers.sets import SetIssuer
+from valetkey.broker.store.changes import Changes
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.logs import Log
@@ -29,10 +30,16 @@ _WAIT: Final = re.compile(r"\bwait=([0-9]{1,4})\b")
 
 
 class PollEndpoint:
-    """``POST /ssf/poll/{stream}``. ``audience`` is that of all sidecars' events."""
+    """``POST /ssf/poll/{stream}``. ``audience`` is that of all sidecars' events.
 
-    def __init__(self, feed: Feed, sets: SetIssuer, *, audience: str, wait: float) -> None:
+    An answer without events says that nothing has ended: only a replica that is current may say so.
+    """
+
+    def __init__(
+        self, feed: Feed, changes: Changes, sets: SetIssuer, *, audience: str, wait: float
+    ) -> None:
         self._feed = feed
+        self._changes = changes
         self._sets = sets
         self._audience = audience
         self._wait = wait
@@ -41,6 +48,7 @@ class PollEndpoint:
 
     async def handle(self, request: web.Request, caller: Caller) -> web.Response:
         asked = await read_json(request, PollRequest)
+        self._changes.require_current()
         followed = await self._follow(request.match_info["stream"], caller)
         if asked.ack:
             await self._feed.acknowledge(followed, asked.ack)
@@ -71,6 +79,7 @@ class PollEndpoint:
         """What there is, or what comes while it may be waited for."""
         deadline = time.monotonic() + patience
         while True:
+            self._changes.require_current()
             events: list[Published] = []
             more = False
             if self._feed.is_enabled(followed):  # SSF 1.0 §8.1.2: else nothing is sent

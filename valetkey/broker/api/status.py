@@ -60,6 +60,7 @@ class StatusEndpoint:
         list_ = request.match_info["list"]
         if not _ID.fullmatch(list_):
             raise CallerError(codes.SERVICE_NOT_FOUND, "no list has such an id")
+        self._standings.require_current()
         token = self._made.get(list_)
         if token is None:
             making = self._making.get(list_)

@@ -199,6 +199,7 @@ class TokenEndpoint:
         """Who asks, counted; from then on this replica knows of what the caller was told last."""
         client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
         self._count(client)
+        self._standings.require_current()
         told = told_of(request)
         if told:
             await self._signals.reach(told)

@@ -3,7 +3,7 @@
 Invariants:
 
 - What is remembered counts only while this replica has lately seen that it knows of every change
-  (`FRESH`); else the database is asked, and where it does not answer, nothing is granted.
+  (`CURRENT_FOR`); else the database is asked, and where it does not answer, nothing is granted.
 - A change forgets what it could have touched before its writer is answered. What was being read
   meanwhile is not remembered.
 - Nobody unknown is remembered: who has just been provisioned is known with the next call.
@@ -22,12 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from valetkey.broker.core.attributes import Attributes
 from valetkey.broker.core.scim_keys import Column, Pinned
 from valetkey.broker.directory.settings import ScimUserSettings
-from valetkey.broker.store.changes import Changes
+from valetkey.broker.store.changes import CURRENT_FOR, Changes
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.scim import TOPIC, Record, ScimStore, Subject
-
-# Much longer than a change takes to be seen (`changes.SWEEP`), much shorter than a token lives.
-FRESH: Final = 5.0
 
 _UNKNOWN: Final = Attributes(active=False)
 _NO_SAY: Final = Attributes()
@@ -130,7 +127,7 @@ class ScimDirectory:
         return found
 
     def _is_current(self) -> bool:
-        return self._monotonic() - self._changes.applied_at <= FRESH
+        return self._monotonic() - self._changes.applied_at <= CURRENT_FOR
 
     async def _find(self, column: Column, value: str) -> Record | None:
         for user in await self._store.find("User", Pinned(column, value)):

@@ -22,6 +22,7 @@ from valetkey.contracts.signals import fleet_audience
 # A sidecar polls when something happened, and when a wait is over.
 _RATE: Final = 50
 _BURST: Final = 500
+_LOOK: Final = 0.5
 
 
 class SignalsPart(Part):
@@ -43,7 +44,7 @@ class SignalsPart(Part):
             issuer=config.issuer,
             clock=base.clock,
         )
-        self._poll = PollEndpoint(self.feed, sets, audience=audience, wait=feed.wait)
+        self._poll = PollEndpoint(self.feed, base.changes, sets, audience=audience, wait=feed.wait)
         self._management = ssf.StreamEndpoints(
             self._streams,
             base.signals,
@@ -77,8 +78,16 @@ class SignalsPart(Part):
             asyncio.TaskGroup() as work
         ):  # which waits until both have put down what they held
             work.create_task(self.feed.run())
+            work.create_task(self._let_go())
             if self._pusher.has_receivers:
                 work.create_task(self._pusher.run())
+
+    async def _let_go(self) -> None:
+        """Polls that wait are told at once when this replica would hear of nothing any more."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if not self._base.changes.is_current():
+                self.feed.wake()
 
     async def sweep(self) -> None:
         await self.feed.sweep()

@@ -6,6 +6,8 @@ Invariants:
 - Changes are numbered in the order in which they were committed, so a reader that has seen number
   ``n`` has seen all before it. (PostgreSQL would hand out numbers in another order than it commits
   in; a lock held to the end of the transaction prevents that.)
+- A replica that has not lately seen that it knows of every change is not current, and answers
+  nothing that rests on what it knows: `Changes.require_current`.
 - Who publishes waits until its own replica has applied the change. The others are told by NOTIFY,
   and look by themselves every `SWEEP` seconds in case they were not.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -24,15 +27,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.database import Database, StoreError
 from valetkey.broker.store.schema import CHANGES
+from valetkey.contracts import codes
+from valetkey.contracts.errors import ValetkeyError
 from valetkey.contracts.logs import Log
 
 Handler = Callable[[str], Awaitable[None]]
 
 SWEEP: Final = 0.5
+# How long what was applied last counts as all that there is, seconds: some sweeps, as one may wait
+# for a database that is busy, and much less than anything lives that a revocation could end.
+CURRENT_FOR: Final = 5.0
 # How long a change stays to be read: much longer than any replica can be cut off and live on.
 KEPT: Final = 86_400.0
 _CHANNEL: Final = "valetkey_changes"
 _BATCH: Final = 1000
+
+
+class NotCurrent(ValetkeyError):  # noqa: N818 - reads as what it is
+    """This replica may lack what others ended: nobody is told that anything counts."""
+
+    def __init__(self, age: float) -> None:
+        super().__init__(codes.SERVICE_UNAVAILABLE, f"changes were last applied {age:.1f} s ago")
 
 
 class Changes:
@@ -45,13 +60,22 @@ class Changes:
         self._applying = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._log = Log("broker.changes")
-        self.applied_at = 0.0
+        self.applied_at = -math.inf
         """Monotonic time at which everything was last known to be applied."""
 
     @property
     def applying(self) -> bool:
         """Whether changes are being applied: of one transaction, some may be and others not yet."""
         return self._applying.locked()
+
+    def is_current(self) -> bool:
+        """Whether everything was applied that was committed until a moment ago. Asks nobody."""
+        return time.monotonic() - self.applied_at <= CURRENT_FOR
+
+    def require_current(self) -> None:
+        """Raises `NotCurrent`."""
+        if not self.is_current():
+            raise NotCurrent(time.monotonic() - self.applied_at)
 
     def subscribe(self, topic: str, handler: Handler) -> None:
         """Have ``handler`` called with the key of each change of a topic. Idempotent handlers."""
@@ -92,7 +116,12 @@ class Changes:
                     return
 
     async def run(self) -> None:
-        """Follow the changes of all replicas until cancelled."""
+        """Follow the changes of all replicas until cancelled.
+
+        What can't be read, or not be applied, is tried again and again: until that succeeds, this
+        replica is no longer current. A change is never passed over.
+        """
+        self._nudged.set()  # what happened while the others loaded
         listener = asyncio.ensure_future(self._listen()) if self._database.postgres else None
         try:
             while True:
@@ -105,6 +134,11 @@ class Changes:
                     await self.catch_up()
                 except StoreError as error:
                     self._log.warning("changes_unread", reason=error.reason)
+                except Exception as error:  # noqa: BLE001 - none of them may end it
+                    reason = error.reason if isinstance(error, ValetkeyError) else ""
+                    self._log.error(
+                        "changes_unapplied", error_type=type(error).__name__, reason=reason
+                    )
         finally:
             if listener is not None:
                 listener.cancel()
@@ -136,7 +170,7 @@ class Changes:
                     await lost.wait()
                 finally:
                     await connection.close(timeout=1)
-            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 self._log.warning("changes_unheard", error_type=type(error).__name__)
             await asyncio.sleep(SWEEP)
 

@@ -9,6 +9,7 @@ from valetkey.broker.core.containment import Attestation, IncidentFacts, Standin
 from valetkey.broker.core.exchange import ExchangeFacts, Party, User
 from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.policy_file import PolicyFile
+from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.revocations import Revocations, subject_value, token_value
@@ -20,10 +21,14 @@ from valetkey.contracts.jose import VerifiedClaims
 
 
 class Standings:
-    """Every answer is from memory, but for a key that this replica has not seen lately."""
+    """Every answer is from memory, but for a key that this replica has not seen lately.
+
+    All of them raise `NotCurrent` where this replica may lack what others ended.
+    """
 
     def __init__(
         self,
+        changes: Changes,
         revocations: Revocations,
         epochs: Epochs,
         keys: SeenKeys,
@@ -33,6 +38,7 @@ class Standings:
         clock: Clock,
         skew: float,
     ) -> None:
+        self._changes = changes
         self._revocations = revocations
         self._epochs = epochs
         self._keys = keys
@@ -45,12 +51,17 @@ class Standings:
         """Forget keys that nobody has shown for long. Raises `StoreError`."""
         await self._keys.sweep()
 
+    def require_current(self) -> None:
+        """Before anything is looked up. Raises `NotCurrent`."""
+        self._changes.require_current()
+
     def token_counts(self, token: OwnToken, compact: str) -> bool:
         """Whether one of our own tokens is still good, as far as revocations go."""
         return self.stands(token, lambda: token_value(compact))
 
     def stands(self, token: OwnToken, hashed: Callable[[], str]) -> bool:
         """The same for a token that is not at hand; ``hashed`` gives its `token_value`."""
+        self.require_current()
         revocations, issued = self._revocations, token.issued
         if revocations.is_revoked(token.jti, token.txn) or (
             revocations.any_hash and revocations.refuses("hash", hashed(), issued_at=issued)
@@ -78,8 +89,10 @@ class Standings:
 
     async def of_exchange(self, client: Client, user: User | None, audience: str) -> IncidentFacts:
         """The facts of one exchange. Notes the keys that the client shows. Raises `StoreError`."""
+        standing = await self._of_client(client)
+        self.require_current()  # after what had to be waited for
         return IncidentFacts(
-            client=await self._of_client(client),
+            client=standing,
             user=None if user is None else self._of_user(user),
             target_ended=self._revocations.blocks("target", audience),
             ended_grants=self._revocations.ended_grants,
@@ -94,6 +107,7 @@ class Standings:
         ``claims`` are those of the client's token, as far as they are given: without ``iat`` it
         attests nothing.
         """
+        self.require_current()
         who = (client.issuer, client.subject)
         return IncidentFacts(
             client=Standing(

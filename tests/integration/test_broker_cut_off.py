@@ -1,0 +1,178 @@
+"""A replica that no longer hears what others end: it says so, and says yes to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.broker_support import (
+    TICKETS,
+    Served,
+    World,
+    claims_of,
+    free_url,
+    serving,
+)
+from tests.integration.feed_support import Receiver
+from tests.support.postgres import Postgres
+from tests.support.relay import Relay, relaying
+from valetkey.broker.store import changes as module
+from valetkey.contracts import oauth
+from valetkey.contracts.errors import ConfigError
+
+LIMIT = 1.5
+REFUSED = (503, "service.unavailable")
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, but shorter: three sweeps."""
+    monkeypatch.setattr(module, "CURRENT_FOR", LIMIT)
+
+
+def presented(world: World, token: str) -> dict[str, str]:
+    return {
+        "token": token,
+        "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+        "client_assertion": world.workload(),
+    }
+
+
+@contextlib.asynccontextmanager
+async def replicas(world: World, postgres: Postgres) -> AsyncIterator[tuple[Served, Served, Relay]]:
+    """One replica behind a relay, and another beside it that reaches the database directly."""
+    direct = postgres.database()
+    async with relaying(postgres.port) as relay:
+        world.overrides["database"] = direct.replace(f":{postgres.port}/", f":{relay.port}/")
+        async with serving(world) as one:
+            world.overrides["database"] = direct
+            async with serving(world, free_url()) as other:
+                yield one, other, relay
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not await holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.05)
+
+
+async def is_ready(served: Served) -> bool:
+    return bool((await served.get("/readyz"))[0] == 200)
+
+
+async def test_a_replica_that_is_cut_off_says_yes_to_nobody(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = World(tmp_path, free_url())
+    async with replicas(world, postgres) as (one, other, relay):
+        asked = world.form(world.workload())
+        status, issued, _ = await one.exchange(asked)
+        assert status == 200
+        form = presented(world, issued["access_token"])
+        receiver = Receiver(world, one)
+        await receiver.begin()
+        await receiver.take()
+        waiting = asyncio.ensure_future(receiver.ask("POST", receiver.path, {"maxEvents": 10}))
+        await asyncio.sleep(0.2)
+
+        relay.cut()
+        cut_at = time.monotonic()
+        assert (await other.exchange(form, path="/revoke"))[0] == 200
+
+        async def refuses() -> bool:
+            status, body, _ = await one.exchange(form, path="/introspect")
+            return (status, body.get("code")) == REFUSED
+
+        await until(refuses, LIMIT + 1)
+        status, body, headers = await one.exchange(asked)
+        assert (status, body["code"]) == REFUSED
+        assert headers["Retry-After"]
+        # The poll that waited is not left to wait for what can't come.
+        async with asyncio.timeout(2):
+            status, body = await waiting
+        assert (status, body["code"]) == REFUSED
+        assert time.monotonic() - cut_at < LIMIT + 3
+        status, body = await receiver.ask("POST", receiver.path, {"returnImmediately": True})
+        assert (status, body["code"]) == REFUSED
+        assert not await is_ready(one)
+        # The other one goes on.
+        assert (await other.exchange(asked))[0] == 200
+
+        relay.mend()
+        await until(lambda: is_ready(one), 5)
+        status, body, _ = await one.exchange(form, path="/introspect")
+        assert (status, body) == (200, {"active": False})
+        assert (await one.exchange(asked))[0] == 200
+        assert {event.value for event in await receiver.take()} >= {  # type: ignore[union-attr]
+            claims_of(issued["access_token"])["txn"]
+        }
+
+
+async def test_the_lists_of_a_replica_that_is_cut_off_are_not_given_out(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = World(tmp_path, free_url())
+    world.overrides["targets"] = {
+        **world.document()["targets"],
+        "tickets": {"audience": TICKETS, "credential": "bearer", "status_list": True},
+    }
+    async with replicas(world, postgres) as (one, _, relay):
+        _, issued, _ = await one.exchange(world.form(world.workload()))
+        uri = claims_of(issued["access_token"])["status"]["status_list"]["uri"]
+        path = uri.removeprefix(world.url)
+        assert (await one.get(path))[0] == 200
+        relay.cut()
+        await asyncio.sleep(LIMIT + 0.2)
+        status, raw, _ = await one.get(path)
+        assert (status, json.loads(raw)["code"]) == REFUSED
+
+
+@pytest.mark.parametrize("error", [ConfigError("another master key"), ValueError("what is this")])
+async def test_a_change_that_cannot_be_applied_is_not_passed_over(
+    tmp_path: Path, error: Exception
+) -> None:
+    """It is tried again and again; meanwhile nothing counts, and when it succeeds, all does."""
+    world = World(tmp_path, free_url())
+    async with serving(world) as served:
+        base = served.broker.base
+        asked = world.form(world.workload())
+        assert (await served.exchange(asked))[0] == 200
+        failing, applied = True, []
+
+        async def fails(key: str) -> None:
+            if failing:
+                raise error
+            applied.append(key)
+
+        base.changes.subscribe("other", fails)
+        async with base.database.write() as connection:
+            await base.changes.publish(connection, "other", "a")
+
+        async def refuses() -> bool:
+            status, body, _ = await served.exchange(asked)
+            return (status, body.get("code")) == REFUSED
+
+        await until(refuses, LIMIT + 1)
+        status, raw, _ = await served.get("/readyz")
+        assert status == 503
+        assert "changes" in json.loads(raw)["reason"]
+        failing = False
+        await until(lambda: is_ready(served), 2)
+        assert applied == ["a"]
+        assert (await served.exchange(asked))[0] == 200
+
+
+async def test_a_replica_with_nothing_to_do_stays_current(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url())
+    async with serving(world) as served:
+        deadline = time.monotonic() + 2 * LIMIT
+        while time.monotonic() < deadline:
+            assert (await served.exchange(world.form(world.workload())))[0] == 200
+            await asyncio.sleep(0.05)
