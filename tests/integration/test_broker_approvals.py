@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.approvals_support import CLOSING, Desk, desk, world_of
 from tests.integration.broker_support import (
     GRANTS,
@@ -21,6 +23,8 @@ from tests.integration.broker_support import (
     serving,
 )
 from tests.support.postgres import Postgres
+from valetkey.broker.parts.approvals import ApprovalsPart
+from valetkey.broker.store.database import StoreError
 from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.times import rfc3339
@@ -699,3 +703,34 @@ async def test_a_code_of_one_replica_is_redeemed_at_another_and_once(
         code = body["deferral_code"]
         answers = await asyncio.gather(*((one, other)[n % 2].poll(code) for n in range(6)))
         assert sorted(status for status, _ in answers) == [200] + [400] * 5
+
+
+async def test_what_was_undone_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(world_of(tmp_path)) as at:
+        (part,) = (part for part in at.served.broker.parts if isinstance(part, ApprovalsPart))
+
+        async def counted(event: str) -> float:
+            _, raw, _ = await at.served.get("/metrics")
+            name = f'valetkey_broker_approvals_total{{event="{event}"}} '
+            (line,) = (line for line in raw.decode().splitlines() if line.startswith(name))
+            return float(line.removeprefix(name))
+
+        async def fail(*_: Any) -> None:
+            raise StoreError(OSError("the outbox is full"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(part.courier, "announce", fail)
+            assert (await at.ask())[0] == 503
+        assert await counted("requested") == 0
+        _, waits = await at.ask(deferred=True)
+        assert await counted("requested") == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(part.courier, "announce", fail)
+            assert (await at.approve(waits["approval_id"]))[0] == 503
+        assert await counted("approved") == 0
+        assert (await at.approve(waits["approval_id"]))[0] == 200
+        assert await counted("approved") == 1
+        assert (await at.poll(waits["deferral_code"]))[0] == 200
+        assert await counted("used") == 1

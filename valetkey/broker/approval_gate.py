@@ -135,7 +135,9 @@ class ApprovalGate:
         )
         match found:
             case Taken():
-                return self._issue(needs, found, now)
+                issue = self._issue(needs, found, now)
+                self._metrics.approvals.labels("used").inc()
+                return issue
             case Denied():
                 raise AwaitsApproval(
                     codes.APPROVAL_DENIED, "denied, and asked again", approval=found.id
@@ -230,7 +232,9 @@ class ApprovalGate:
                 )
             if claim is not None:
                 await claim(connection)
-            return self._issue(decision, taken, now)
+            issue = self._issue(decision, taken, now)
+        self._metrics.approvals.labels("used").inc()  # what was undone was no use
+        return issue
 
     def _claim(self, issue: Issue) -> Claim | None:
         """Claims the uses of counted grants that the token takes; ``None``: it takes none."""
@@ -244,7 +248,6 @@ class ApprovalGate:
         )
         if isinstance(issue, Refuse):
             raise AwaitsApproval(issue.code, issue.reason, approval=taken.id)
-        self._metrics.approvals.labels("used").inc()
         return issue
 
     def _request(self, needs: NeedsApproval, facts: ExchangeFacts) -> Request:

@@ -27,6 +27,7 @@ class ApprovalsPart(Part):
         settings = base.config.approvals
         self._clock = base.clock
         self._metrics = base.metrics
+        self._database = base.database
         self._settings = settings
         self._notices = Notices(base.database)
         self.courier = Courier(
@@ -77,5 +78,5 @@ class ApprovalsPart(Part):
     async def _announce(
         self, connection: AsyncConnection, event: str, entry: Entry, now: float
     ) -> None:
-        self._metrics.approvals.labels(event).inc()
+        self._database.after_commit(connection, self._metrics.approvals.labels(event).inc)
         await self.courier.announce(connection, event, entry, now)

@@ -8,7 +8,7 @@ it writes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -53,6 +53,8 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.postgres = engine.dialect.name == "postgresql"
+        # What is to be called after the commit, by the connection that a write is under way on.
+        self._after_commit: dict[int, list[Callable[[], None]]] = {}
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -76,11 +78,25 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction, committed at its end. Raises `StoreError`."""
+        calls: list[Callable[[], None]] = []
         try:
             async with self.engine.begin() as connection:
-                yield connection
+                self._after_commit[id(connection)] = calls
+                try:
+                    yield connection
+                finally:
+                    del self._after_commit[id(connection)]
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(error) from error
+        for call in calls:
+            call()
+
+    def after_commit(self, connection: AsyncConnection, call: Callable[[], None]) -> None:
+        """Have ``call`` called once the transaction at hand is committed, and not otherwise.
+
+        ``connection`` is one of `write`; ``call`` is quick and raises nothing.
+        """
+        self._after_commit[id(connection)].append(call)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:

@@ -123,3 +123,24 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ConfigError, match="CommandError"):
         await Database.open(url)
+
+
+async def test_what_waits_for_a_commit_happens_after_it_and_without_one_never(
+    database: Database,
+) -> None:
+    done: list[str] = []
+    async with database.write() as connection:
+        database.after_commit(connection, lambda: done.append("committed"))
+        assert done == []
+    assert done == ["committed"]
+
+    async def undone() -> None:
+        async with database.write() as connection:
+            database.after_commit(connection, lambda: done.append("never"))
+            raise ValueError("undone")
+
+    with pytest.raises(ValueError, match="undone"):
+        await undone()
+    async with database.write():
+        pass
+    assert done == ["committed"]
