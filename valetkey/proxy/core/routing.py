@@ -5,9 +5,10 @@ is inside the other, a path could belong to both: such a pair with a method in c
 when it is added, so a lookup never has to guess. (The rule of Go's ServeMux, and for the same
 reason.)
 
-A second tree holds the same routes as a target may read paths that ignores case, the last slash and
-path parameters. By it a wide route is told not to answer for a path that a narrower one would get
-there: the operation would be the narrow route's, the scopes the wide one's.
+A second tree holds the same routes as a target may read paths that ignores path parameters, and
+case and the last slash where it is not known to tell them apart. By it a wide route is told not to
+answer for a path that a narrower one would get there: the operation would be the narrow route's,
+the scopes the wide one's.
 
 The cost of a lookup depends on the number of segments, not on the number of routes.
 """
@@ -95,8 +96,8 @@ class RouteTree(Generic[R]):
         leaf = _Leaf(pattern, segments, route)
         leaves = _place(self._root, segments)
         leaves.update(dict.fromkeys(methods, leaf))
-        if self._case or self._last_slash:
-            self._add_reading(frozenset(methods), segments, route)
+        # Also where the target ignores neither: path parameters are cut by any lax reader.
+        self._add_reading(frozenset(methods), segments, route)
 
     def match(self, method: str, segments: Sequence[str], start: int = 0) -> R | None:
         """The most specific route for a method and the decoded segments from ``start`` on."""

@@ -232,6 +232,7 @@ SHADOWED: list[tuple[str, list[str], str, dict[str, bool], bool]] = [
     ("the slash counts", ["/{r*}", "/admin"], "/admin/", SLASH_COUNTS, False),
     ("the slash counts, and case does not", ["/{r*}", "/admin/"], "/ADMIN/", SLASH_COUNTS, True),
     ("both count", ["/{r*}", "/admin"], "/ADMIN/", NOTHING_IGNORED, False),
+    ("both count, and a parameter", ["/{r*}", "/admin"], "/admin;x", NOTHING_IGNORED, True),
     ("what is above rest", ["/files", "/files/{r*}"], "/files/", BOTH, True),
     ("what is above rest, and no slash", ["/files", "/files/{r*}"], "/files/a", BOTH, False),
     ("across an empty rest", ["/{x}", "/files/{r*}"], "/files/", BOTH, True),
