@@ -26,6 +26,7 @@ from valetkey.cli.doctor.command import doctor
 from valetkey.cli.grants import grants
 from valetkey.cli.incidents import incidents
 from valetkey.cli.policy import policy
+from valetkey.cli.reseal import reseal
 from valetkey.cli.windows import windows
 from valetkey.contracts.errors import ConfigError
 
@@ -64,6 +65,7 @@ main.add_command(doctor)
 main.add_command(grants)
 main.add_command(incidents)
 main.add_command(policy)
+main.add_command(reseal)
 main.add_command(windows)
 
 

@@ -28,9 +28,9 @@ from valetkey.contracts.errors import ConfigError, ValetkeyError
 
 T = TypeVar("T")
 
-_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _SQLITE: Final = "sqlite+aiosqlite"
-_READ: Final = "valetkey_read"
+READ: Final = "valetkey_read"
 _POSTGRES: Final = "postgresql+asyncpg"
 # Any number that is ours: who holds it migrates, the others wait (PostgreSQL §13.3.5).
 _MIGRATION_LOCK: Final = 0x76616C65
@@ -66,7 +66,7 @@ class Database:
         try:
             # Alembic reads its scripts from files and runs once: a thread and a loop of its own.
             await asyncio.to_thread(_migrate, parsed)
-            return cls(await asyncio.to_thread(_engine, parsed))
+            return cls(await asyncio.to_thread(make_engine, parsed))
         except (SQLAlchemyError, CommandError, OSError, asyncpg.PostgresError) as error:
             raise ConfigError(
                 f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
@@ -103,7 +103,7 @@ class Database:
         """A connection to read with. Raises `StoreError`."""
         try:
             async with self.engine.connect() as connection:
-                await connection.execution_options(**{_READ: True})
+                await connection.execution_options(**{READ: True})
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(error) from error
@@ -147,7 +147,7 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _engine(url: URL) -> AsyncEngine:
+def make_engine(url: URL) -> AsyncEngine:
     if url.drivername == _POSTGRES and url.database:
         return create_async_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
     if url.drivername != _SQLITE or not url.database or url.database == ":memory:":
@@ -163,7 +163,7 @@ def _migrate(url: URL) -> None:
     if url.drivername == _SQLITE:
         _migrate_file(url)
         return
-    engine = _engine(url)
+    engine = make_engine(url)
 
     async def work() -> None:
         try:
@@ -199,7 +199,7 @@ def migrate(connection: Connection, revision: str) -> None:
     All of it is one transaction: a start that is killed in between has changed nothing.
     """
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     if revision == "base":
@@ -222,5 +222,5 @@ def _pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get(_READ, False)
+    reads = connection.get_execution_options().get(READ, False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

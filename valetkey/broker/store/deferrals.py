@@ -76,7 +76,7 @@ class Deferrals:
             "client_issuer": client.issuer,
             "client_subject": client.subject,
             "thumbprint": thumbprint,
-            "request": self._sealer.seal(request, kid=_kid(id_)),
+            "request": self._sealer.seal(request, kid=deferral_kid(id_)),
             "expires_at": expires_at,
             "interval": self._interval,
             "polled_at": now,
@@ -109,7 +109,7 @@ class Deferrals:
             seen = update(DEFERRALS).where(_D.id == row["id"])
             await connection.execute(seen.values(polled_at=now, interval=interval))
         try:
-            request = self._sealer.open(row["request"], kid=_kid(row["id"]))
+            request = self._sealer.open(row["request"], kid=deferral_kid(row["id"]))
         except SealBroken as error:
             raise CallerError(codes.APPROVAL_CODE, "sealed under another master key") from error
         return Polled(row["id"], row["approval"], request, row["expires_at"], interval, too_soon)
@@ -130,7 +130,7 @@ class Deferrals:
             await connection.execute(delete(DEFERRALS).where(_D.expires_at <= now))
 
 
-def _kid(id_: bytes) -> str:
+def deferral_kid(id_: bytes) -> str:
     return f"deferral:{id_.hex()}"
 
 
