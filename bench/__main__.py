@@ -27,6 +27,7 @@ from bench.measurements import LatencyRound, Measurements, ThroughputRound
 from bench.processes import NotRun, Processes
 from bench.rows import AT_SATURATION, BODIES, INTERCEPTION, LATENCY, LOAD_CORE, THROUGHPUT, Row
 from bench.servers import HERE, Running, Site, start, verify
+from bench.whole import ROUNDS, SECONDS, is_whole
 
 PARTS: Final = ("throughput", "interception", "bodies", "latency", "broker")
 T = TypeVar("T")
@@ -34,7 +35,7 @@ Load = Callable[[Row, Site, Running, int, float], T]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+    options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs gets stopped
     try:
         _check_machine()
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotRun as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    whole = not options.quick and set(options.parts) == set(PARTS) and options.rows is None
-    _write(measured, options.output, "latest" if whole else "trial")
+    _write(measured, options.output, "latest" if is_whole(options, PARTS) else "trial")
     return 0 if measured.throughput or measured.latency or measured.broker else 2
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a run. Ends the program for those that can't be."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     known = list(dict.fromkeys(row.name for row in (*AT_SATURATION, *LATENCY)))
     parser.add_argument("--quick", action="store_true", help="1 round of 1 s: shows that it works")
@@ -65,8 +66,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    options.rounds = options.rounds or (1 if options.quick else 4)
-    options.seconds = options.seconds or (1.0 if options.quick else 4.0)
+    options.rounds = options.rounds or (1 if options.quick else ROUNDS)
+    options.seconds = options.seconds or (1.0 if options.quick else SECONDS)
     return options
 
 
