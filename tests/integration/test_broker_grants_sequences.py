@@ -253,7 +253,8 @@ class Sequences(RuleBasedStateMachine):
 
 def test_no_sequence_of_calls_outlives_a_window_or_uses_a_grant_too_often(tmp_path: Path) -> None:
     world = World(tmp_path, free_url(), Clock(float(int(time.time()))))
-    world.overrides["limits"] = {"admin": _FAST, "exchanges": _FAST}
+    limited = ("admin", "exchanges", "introspections", "revocations")
+    world.overrides["limits"] = dict.fromkeys(limited, _FAST)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         broker = runner.run(stack.enter_async_context(serving(world)))

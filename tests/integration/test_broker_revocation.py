@@ -169,6 +169,39 @@ async def test_a_revoked_token_is_inactive_also_after_a_restart(tmp_path: Path) 
         assert answer["active"] is True
 
 
+async def test_revoked_again_nothing_is_written(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url())
+    async with serving(world) as broker:
+        token = (await issue(broker))["access_token"]
+        form = asking(token, world.workload())
+        assert (await broker.exchange(form, path="/revoke"))[0] == 200
+        head = await broker.broker.base.signals.head()
+        world.clock.advance(5)
+        for _ in range(3):
+            assert (await broker.exchange(form, path="/revoke"))[0] == 200
+        assert await broker.broker.base.signals.head() == head
+        assert (await introspect(broker, token, world.workload()))["active"] is False
+
+
+@pytest.mark.parametrize("path", ["/introspect", "/revoke"])
+async def test_asked_too_often(tmp_path: Path, path: str) -> None:
+    world = World(tmp_path, free_url())
+    limited = "introspections" if path == "/introspect" else "revocations"
+    world.overrides["limits"] = {limited: {"rate": 1, "burst": 2}}
+    async with serving(world) as broker:
+        token = (await broker.post(world.form(world.assertion())))[1]["access_token"]
+        for _ in range(2):
+            assert (await broker.post(asking(token, world.assertion()), path=path))[0] == 200
+        status, body, headers = await broker.post(asking(token, world.assertion()), path=path)
+        assert (status, body["code"]) == (429, "service.rate_limited")
+        assert headers["Retry-After"] == "1"
+        # Nobody else is held back by it, nor the same one from anything else.
+        assert (await broker.exchange(asking(token, world.workload(READER)), path=path))[0] != 429
+        assert (await broker.post(world.form(world.assertion())))[0] == 200
+        world.clock.advance(1)
+        assert (await broker.post(asking(token, world.assertion()), path=path))[0] == 200
+
+
 async def test_unknown_tokens_are_revoked_without_complaint(tmp_path: Path) -> None:
     """RFC 7009 §2.2."""
     world = World(tmp_path, free_url())

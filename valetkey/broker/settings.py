@@ -208,14 +208,20 @@ class RateSettings(Settings, frozen=True, kw_only=True):
 class LimitSettings(Settings, frozen=True, kw_only=True):
     """Bounds on memory and on what one caller may ask for.
 
-    A full replay memory refuses exchanges; it never forgets a proof. ``exchanges`` is for each
-    workload, ``admin`` for each administrator, ``callers`` how many of either are counted at once.
+    A full replay memory refuses exchanges; it never forgets a proof. ``exchanges``, and
+    ``revocations`` of tokens, are for each workload, ``introspections`` for each workload and
+    resource server, ``admin`` for each administrator; ``callers`` is how many of each are counted
+    at once. Each is counted by itself: a resource server that introspects for every call that it
+    gets needs ``introspections`` above its rate of calls, and is held back by nothing else, unless
+    it names signals of the feed that are not known here (those count as ``exchanges`` do).
     """
 
     replay_proofs: int = 500_000
     verified_tokens: int = 10_000
     callers: int = 100_000
     exchanges: RateSettings = RateSettings(rate=500, burst=2000)
+    introspections: RateSettings = RateSettings(rate=2000, burst=5000)
+    revocations: RateSettings = RateSettings(rate=50, burst=200)
     admin: RateSettings = RateSettings(rate=20, burst=100)
 
     def __post_init__(self) -> None:

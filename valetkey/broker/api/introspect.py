@@ -41,7 +41,8 @@ _ANSWERED: Final = (
 class IntrospectEndpoint:
     """``resource_servers`` say which callers may ask about which audiences' tokens.
 
-    ``limit`` is on what costs a query: to catch up with a signal that this replica does not know.
+    ``limit`` says how often each caller may ask; ``catches_up`` how often with what costs a query:
+    to catch up with a signal that this replica does not know.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class IntrospectEndpoint:
         resource_servers: Iterable[ResourceServerSettings],
         signals: Signals,
         limit: RateLimit,
+        catches_up: RateLimit,
         *,
         url: str,
         clock: Clock,
@@ -61,6 +63,7 @@ class IntrospectEndpoint:
         self._standings = standings
         self._signals = signals
         self._limit = limit
+        self._catches_up = catches_up
         self._url = url
         self._clock = clock
         self._audiences: dict[tuple[str, str], frozenset[str]] = {}
@@ -76,6 +79,7 @@ class IntrospectEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
+            self._count(client, self._limit)
             self._standings.require_current()
             await self._reach(told_of(request), client)
             answer = self._describe(token, client)
@@ -84,16 +88,18 @@ class IntrospectEndpoint:
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         return json_answer(answer, nonce=self._clients.nonce(proofs))
 
-    async def _reach(self, told: str, client: Client) -> None:
-        """What the caller heard of has ended for this replica too, before it says what counts."""
-        if not told or self._signals.has_reached(told):
-            return
+    def _count(self, client: Client, limit: RateLimit) -> None:
         claims = client.assertion.claims
-        if self._limit.take((claims.issuer, claims.subject), self._clock()):
+        if limit.take((claims.issuer, claims.subject), self._clock()):
             raise CallerError(
                 codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
             )
-        await self._signals.reach(told)
+
+    async def _reach(self, told: str, client: Client) -> None:
+        """What the caller heard of has ended for this replica too, before it says what counts."""
+        if told and not self._signals.has_reached(told):
+            self._count(client, self._catches_up)
+            await self._signals.reach(told)
 
     def _describe(self, token: str, client: Client) -> dict[str, Any]:
         own = self._issuer.recognise(token)

@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from valetkey.broker.api.wire import error_answer, json_answer, read_form
+from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.incidents.exposed import exposure_of
 from valetkey.broker.incidents.response import Report, Response
 from valetkey.broker.issuers.jwt import JwtIssuer
@@ -28,6 +29,7 @@ class RevokeEndpoint:
     """Revokes the token and its transaction (RFC 7009 §2.1, cascading).
 
     With ``reason=exposed`` it opens an incident about the token, which contains the client too.
+    ``limit`` says how often each client may ask.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class RevokeEndpoint:
         revocations: Revocations,
         metrics: Metrics,
         response: Response,
+        limit: RateLimit,
         *,
         url: str,
         clock: Clock,
@@ -46,6 +49,7 @@ class RevokeEndpoint:
         self._revocations = revocations
         self._metrics = metrics
         self._response = response
+        self._limit = limit
         self._url = url
         self._clock = clock
         self._log = Log("broker.revoke")
@@ -56,11 +60,19 @@ class RevokeEndpoint:
             form = await read_form(request)
             token = form.required("token")
             client = await self._clients.authenticate(form, proofs, url=self._url, request=request)
+            self._count(client)
             await self._revoke(token, client, reason=form.get("reason"))
         except ValetkeyError as error:
             self._log.info("revocation_refused", code=error.code.name, reason=error.reason)
             return error_answer(error.code, nonce=self._clients.nonce(proofs, error.code))
         return json_answer({}, nonce=self._clients.nonce(proofs))
+
+    def _count(self, client: Client) -> None:
+        claims = client.assertion.claims
+        if self._limit.take((claims.issuer, claims.subject), self._clock()):
+            raise CallerError(
+                codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
+            )
 
     async def _revoke(self, token: str, client: Client, *, reason: str) -> None:
         if reason not in {"", EXPOSED}:
@@ -81,11 +93,13 @@ class RevokeEndpoint:
             )
             await self._response.open(report)
             return
-        await self._revocations.revoke(
+        new = await self._revocations.revoke(
             jti=own.jti,
             txn=own.txn,
             expires=own.expires,
             descendants=self._clock() + MAX_TTL,
         )
+        if not new:
+            return
         self._metrics.revocations.inc()
         self._log.info("token_revoked", jti=own.jti, workload=claims.subject, issuer=claims.issuer)

@@ -47,6 +47,7 @@ class OAuthPart(Part):
             base.standings,
             config.resource_servers,
             base.signals,
+            config.limits.introspections.of_callers(config.limits.callers),
             config.limits.exchanges.of_callers(config.limits.callers),
             url=config.issuer + introspect.PATH,
             clock=base.clock,
@@ -57,6 +58,7 @@ class OAuthPart(Part):
             base.revocations,
             base.metrics,
             base.response,
+            config.limits.revocations.of_callers(config.limits.callers),
             url=config.issuer + revoke.PATH,
             clock=base.clock,
         )

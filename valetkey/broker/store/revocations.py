@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from sqlalchemy import case, delete, select, update
+from sqlalchemy import case, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.changes import Changes
@@ -136,17 +136,36 @@ class Revocations:
 
     # --- changes ------------------------------------------------------------------------------
 
-    async def revoke(self, *, jti: str, txn: str, expires: float, descendants: float) -> None:
-        """Revoke one token and all of its transaction.
+    async def revoke(self, *, jti: str, txn: str, expires: float, descendants: float) -> bool:
+        """Revoke one token and all of its transaction; whether it was not so already.
 
         ``expires`` is the token's own expiry, ``descendants`` the latest that a token of the same
-        transaction can have. Raises `StoreError`; the token is refused all the same.
+        transaction can have. What is stored already is not written, nor told to anybody, again.
+        Raises `StoreError`; the token is refused all the same.
         """
         self._note("jti", jti, expires)
         self._note("txn", txn, max(expires, descendants))
+        if await self._are_stored(("jti", jti), ("txn", txn), until=expires):
+            return False
         async with self._database.write() as connection:
             await self.end(connection, "jti", jti, until=expires)
             await self.end(connection, "txn", txn, until=max(expires, descendants))
+        return True
+
+    async def _are_stored(self, *endings: tuple[Kind, str], until: float) -> bool:
+        """Whether all of these are in the database, for so long at least.
+
+        What is in memory does not say that: it counts from before it is written. A transaction
+        that was ended has had no new token since, so its row need not last longer than it does.
+        """
+        columns = REVOCATIONS.c
+        query = select(columns.kind, columns.value).where(
+            tuple_(columns.kind, columns.value).in_(endings),
+            columns.issued_before.is_(None),
+            columns.expires_at >= until,
+        )
+        async with self._database.read() as connection:
+            return len((await connection.execute(query)).all()) == len(endings)
 
     async def end(
         self,

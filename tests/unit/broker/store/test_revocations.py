@@ -218,3 +218,39 @@ async def test_sidecars_are_told(database: Database, changes: Changes) -> None:
     assert {(signal.txn, signal.at) for signal in heard.signals} == {("inc", 1000)}
     await changes.catch_up()
     assert revocations.blocks("subject", subject_value("https://idp", "bot"))
+
+
+async def test_what_is_stored_is_not_told_again(database: Database, changes: Changes) -> None:
+    clock, heard = Clock(1000), Heard()
+    revocations = Revocations(database, changes, heard, clock=clock)
+    first = {"jti": "j1", "txn": "t1", "expires": 1100.0}
+    assert await revocations.revoke(**first, descendants=1200)
+    clock.now = 1010
+    assert not await revocations.revoke(**first, descendants=1210)
+    other = Revocations(database, changes, heard, clock=clock)  # a replica that has not heard yet
+    assert not await other.revoke(**first, descendants=1210)
+    assert other.is_revoked("j1", "x")
+    assert [signal.value for signal in heard.signals] == ["j1", "t1"]
+    # Another token of the transaction is one more thing to remember.
+    assert await revocations.revoke(jti="j2", txn="t1", expires=1150, descendants=1210)
+    assert len(heard.signals) == 4
+
+
+async def test_what_was_not_written_is_tried_again(
+    database: Database, changes: Changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it counts in memory is no reason to call it done."""
+    heard = Heard()
+    revocations = Revocations(database, changes, heard, clock=Clock(1000))
+
+    async def fails(*_: object) -> str:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(heard, "publish", fails)
+        with pytest.raises(StoreError):
+            await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
+    assert revocations.is_revoked("j1", "x")
+    assert await rows(database) == 0
+    assert await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
+    assert await rows(database) == 2
