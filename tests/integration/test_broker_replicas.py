@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,12 +11,29 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import jwt
+from aiohttp import web
 
-from tests.integration.broker_support import Served, World, free_url, serving
+from tests.integration.broker_support import (
+    BOT,
+    IDP,
+    TICKETS,
+    Served,
+    World,
+    free_url,
+    serving,
+)
+from tests.support.canaries import CANARIES
 from tests.support.postgres import Postgres
 from valetkey.contracts import oauth
+from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.signals import SIGNAL_HEADER
+from valetkey.proxy.core.cache_policy import CacheKey
+from valetkey.proxy.credentials.bearer import BearerInjector
+from valetkey.proxy.credentials.exchange import ExchangeClient
+from valetkey.proxy.feed_client import FeedClient
+from valetkey.proxy.identity.file import FileIdentity
 
 WITHIN = 1.0
 
@@ -120,6 +138,92 @@ async def test_a_proof_counts_at_one_replica_only(tmp_path: Path, postgres: Post
         assert (await one.post(form, proofs=[proof]))[0] == 200
         status, body, _ = await other.post(form, proofs=[proof])
         assert (status, body["error"]) == (400, "use_dpop_nonce")
+
+
+@asynccontextmanager
+async def in_turn(world: World) -> AsyncIterator[list[str]]:
+    """Two replicas behind what listens at the world's URL: each request gets to the other one.
+
+    Gives the errors that the replicas answered with.
+    """
+    errors: list[str] = []
+    turns = itertools.cycle((free_url(), free_url()))
+    first, second = next(turns), next(turns)
+
+    async def forward(request: web.Request) -> web.Response:
+        where = next(turns)
+        kept = {"Content-Type", "DPoP", "Authorization", "Accept"}
+        headers = {name: value for name, value in request.headers.items() if name in kept}
+        async with client.request(
+            request.method, where + request.path_qs, data=await request.read(), headers=headers
+        ) as answer:
+            body = await answer.read()
+            if answer.status >= 400:
+                errors.append(json.loads(body)["code"])
+            told = {"Content-Type", "DPoP-Nonce", "WWW-Authenticate"}
+            return web.Response(
+                status=answer.status,
+                body=body,
+                headers={name: value for name, value in answer.headers.items() if name in told},
+            )
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    runner = web.AppRunner(app)
+    async with (
+        serving(world, first),
+        serving(world, second),
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client,
+    ):
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", int(world.url.rpartition(":")[2])).start()
+            yield errors
+        finally:
+            await runner.cleanup()
+
+
+def _identity(world: World, file: Path) -> FileIdentity:
+    compact = world.workload()
+    CANARIES.add(compact, name="token of a workload", allow=[file])
+    file.write_text(compact)
+    identity = FileIdentity(file)
+    identity.refresh()
+    return identity
+
+
+@asynccontextmanager
+async def exchanging(world: World, root: Path) -> AsyncIterator[ExchangeClient]:
+    identity = await asyncio.to_thread(_identity, world, root / "workload.token")
+    client = ExchangeClient(world.url + "/token", identity, ProofKey(), ca_file=None, timeout=5.0)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def test_a_client_whose_requests_get_to_the_replicas_in_turn_never_fails(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    world = shared(tmp_path, postgres)
+    world.overrides["limits"] = {"exchanges": {"rate": 1000, "burst": 1000}}
+    key = CacheKey(
+        tenant=IDP, subject=BOT, actors=(), audience=TICKETS, resource=TICKETS, details="",
+        scopes="tickets:read", endpoint="", thumbprint="", policy_digest="", epoch=0,
+    )  # fmt: skip
+    async with in_turn(world) as errors, exchanging(world, tmp_path) as client:
+        for _ in range(50):
+            credential = await client.exchange(key, BearerInjector(), None)
+            assert await client.is_active(credential)
+        assert set(errors) == {"dpop.nonce"}
+        identity = await asyncio.to_thread(_identity, world, tmp_path / "receiver.token")
+        feed = FeedClient(world.url, identity, ca_file=None, timeout=5.0)
+        try:
+            for _ in range(10):
+                await feed.delete(await feed.create("in turn"))
+        finally:
+            await feed.close()
+        assert set(errors) == {"dpop.nonce"}
 
 
 async def test_one_goes_on_when_the_other_is_gone(tmp_path: Path, postgres: Postgres) -> None:

@@ -22,7 +22,7 @@ from valetkey.contracts.errors import BrokerError
 from valetkey.contracts.jose import TokenInvalid
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.sets import SetKeys, SetRefused, read_keys
-from valetkey.proxy.credentials.exchange import broker_context
+from valetkey.proxy.credentials.exchange import NONCE_RETRIES, broker_context
 
 _STREAMS: Final = "/ssf/streams"
 _POLL: Final = "/ssf/poll/"
@@ -122,7 +122,7 @@ class FeedClient:
 
     async def keys(self) -> SetKeys:
         """The broker's keys as they are now. Raises `BrokerError`."""
-        status, body, _ = await self._send_once("GET", _JWKS, None, {}, 0, signed=False)
+        status, body, _ = await self._send_once("GET", _JWKS, None, {}, 0, "", signed=False)
         if status != 200:
             raise _refused(status)
         try:
@@ -138,11 +138,15 @@ class FeedClient:
         headers: Mapping[str, str] | None = None,
         wait: int = 0,
     ) -> tuple[int, bytes]:
-        for _ in range(2):
-            status, body, nonce = await self._send_once(method, path, document, headers or {}, wait)
-            known, self._nonce = self._nonce, nonce or self._nonce
-            # RFC 9449 §9: once more, with the nonce that came with the refusal.
-            if status != 401 or not nonce or nonce == known:
+        sent = headers or {}
+        status, body, asked = await self._send_once(method, path, document, sent, wait, self._nonce)
+        for _ in range(NONCE_RETRIES):
+            if not asked:
+                break
+            # RFC 9449 §9: once more, with the nonce that came with the refusal; as in an exchange,
+            # until it is the turn of the replica that gave it.
+            status, body, again = await self._send_once(method, path, document, sent, wait, asked)
+            if not again or again == asked:
                 break
         return status, body
 
@@ -153,9 +157,11 @@ class FeedClient:
         document: Any,
         headers: Mapping[str, str],
         wait: int,
+        nonce: str,
         *,
         signed: bool = True,
     ) -> tuple[int, bytes, str]:
+        """Status, body, and the nonce to repeat it with if that is what was wrong."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -168,7 +174,7 @@ class FeedClient:
                 url=self._url + path.partition("?")[0],
                 jti=secrets.token_urlsafe(16),
                 now=int(time.time()),
-                nonce=self._nonce,
+                nonce=nonce,
             )
         body = None
         if document is not None:
@@ -191,7 +197,11 @@ class FeedClient:
                     answer += await response.content.read(_MAX_ANSWER + 1 - len(answer))
                 if len(answer) > _MAX_ANSWER:
                     raise BrokerError(codes.BROKER_BAD_RESPONSE, "the answer is too large")
-                return response.status, answer, response.headers.get("DPoP-Nonce", "")
+                given = response.headers.get("DPoP-Nonce", "")
+                self._nonce = given or self._nonce
+                challenge = response.headers.get("WWW-Authenticate", "")
+                wanted = response.status == 401 and 'error="use_dpop_nonce"' in challenge
+                return response.status, answer, given if wanted else ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise BrokerError(codes.BROKER_UNAVAILABLE, type(error).__name__) from error
 

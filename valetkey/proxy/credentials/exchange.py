@@ -37,6 +37,8 @@ from valetkey.proxy.credentials.injector import Injector
 from valetkey.proxy.identity.source import Identity
 
 _MAX_ANSWER: Final = 64 << 10
+# How often a request is repeated for the nonce: replicas of a broker have a nonce each.
+NONCE_RETRIES: Final = 7
 # RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
 # RFC 6749 appendix A: 1*VSCHAR; ours is base64url.
@@ -164,13 +166,21 @@ class ExchangeClient:
             raise _unusable("the answer is not an introspection response") from error
 
     async def _post(self, url: str, form: dict[str, str]) -> tuple[int, bytes]:
-        status, body, nonce = await self._post_once(url, form)
-        if status == 400 and nonce and _error(body).error == "use_dpop_nonce":
-            # RFC 9449 §8: once more, with the nonce that came with the refusal.
-            status, body, _ = await self._post_once(url, form)
+        status, body, asked = await self._post_once(url, form, self._nonce)
+        for _ in range(NONCE_RETRIES):
+            if status != 400 or not asked or _error(body).error != "use_dpop_nonce":
+                break
+            # RFC 9449 §8: once more, with the nonce that came with the refusal. It is one replica's
+            # own. Where the repetition gets to another one, it is repeated until it is the turn of
+            # the first again: answers of others, also to other requests, change nothing about it.
+            status, body, given = await self._post_once(url, form, asked)
+            if given == asked:
+                break  # whose nonce it is does not want it
         return status, body
 
-    async def _post_once(self, url: str, form: dict[str, str]) -> tuple[int, bytes, str]:
+    async def _post_once(
+        self, url: str, form: dict[str, str], nonce: str
+    ) -> tuple[int, bytes, str]:
         certificate = self._identity.client_context()
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -181,7 +191,7 @@ class ExchangeClient:
             url=url,
             jti=secrets.token_urlsafe(16),
             now=int(time.time()),
-            nonce=self._nonce,
+            nonce=nonce,
         )
         try:
             async with self._session.post(
@@ -194,10 +204,10 @@ class ExchangeClient:
                 body = await response.content.read(_MAX_ANSWER + 1)
                 while len(body) <= _MAX_ANSWER and not response.content.at_eof():
                     body += await response.content.read(_MAX_ANSWER + 1 - len(body))
-                nonce = response.headers.get("DPoP-Nonce", "")
-                if nonce:
-                    self._nonce = nonce
-                return response.status, body, nonce
+                given = response.headers.get("DPoP-Nonce", "")
+                if given:
+                    self._nonce = given
+                return response.status, body, given
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise BrokerError(codes.BROKER_UNAVAILABLE, type(error).__name__) from error
 
@@ -302,7 +312,7 @@ def _refusal(status: int, body: bytes) -> ValetkeyError:
             reason += f"; policies {', '.join(names)}"
         return PolicyError(code, reason)
     if not word or word == "use_dpop_nonce":
-        # Not a policy's no: the second proof had the nonce that came with the first refusal.
+        # Not a policy's no: later proofs had the nonce that came with the first refusal.
         return _unusable(reason)
     return PolicyError(codes.BROKER_REFUSED, reason)
 
