@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_broker_replicas import presented
 from tests.support.canaries import CANARIES
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 from valetkey.broker.core.incidents import Incident
 from valetkey.broker.parts.incidents import IncidentsPart
 from valetkey.cli.main import main
@@ -67,13 +67,6 @@ async def closed(broker: Served, id_: str, *, role: str = "operator", **body: An
     token = broker.world.admin("ada", role=role) if role == "admin" else broker.world.admin()
     body = {"reason": "over", **body}
     return await broker.manage("POST", f"{PATH}/{id_}/close", json=body, token=token)
-
-
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.02)
 
 
 def restart(world: World) -> None:
@@ -266,7 +259,7 @@ async def test_a_signing_key_of_ours_leaked(world: World) -> None:
             rotations = (await shown(broker, incident["id"]))["rotations"]
             return [one["state"] for one in rotations] == ["done"]
 
-        await until(replaced)
+        await until(replaced, "the key is replaced")
         assert len(await kids(broker)) == 1
         assert leaked not in await kids(broker)
         fresh = (await issue(broker, world.form(world.workload())))["access_token"]
@@ -380,7 +373,7 @@ async def test_opened_at_one_replica_it_is_in_force_at_the_other(
         async def refused() -> bool:
             return await code_of(other, form) == "subject.contained"
 
-        await until(refused, 1.0)
+        await until(refused, "the other replica refuses", 1.0)
         assert not await active(other, token)
         assert time.monotonic() - began < 1.0
         restart(world)
@@ -444,7 +437,7 @@ async def test_an_issuer_is_asked_until_it_has_rotated(world: World) -> None:
             async def tried(tries: int = tries) -> bool:
                 return (await rotation(broker, incident["id"]))["attempts"] == tries
 
-            await until(tried)
+            await until(tried, f"{tries} attempts")
             at_present = await rotation(broker, incident["id"])
             assert at_present["state"] == "asked"
             world.clock.advance(10)
@@ -452,7 +445,7 @@ async def test_an_issuer_is_asked_until_it_has_rotated(world: World) -> None:
         async def done() -> bool:
             return (await rotation(broker, incident["id"]))["state"] == "done"
 
-        await until(done)
+        await until(done, "the secret is replaced")
         at_present = await rotation(broker, incident["id"])
         assert at_present["detail"] == f"a new secret for {BOT}"
         assert flaky.tried == 3
@@ -476,7 +469,7 @@ async def test_what_a_replica_left_half_done_another_does(world: World) -> None:
         async def begun() -> bool:
             return endless.tried == 1
 
-        await until(begun)
+        await until(begun, "the issuer is asked")
     async with serving(world) as broker:
         plug_in(broker, sound)
         await asyncio.sleep(0.3)
@@ -486,7 +479,7 @@ async def test_what_a_replica_left_half_done_another_does(world: World) -> None:
         async def done() -> bool:
             return (await rotation(broker, incident["id"]))["state"] == "done"
 
-        await until(done)
+        await until(done, "the secret is replaced")
         assert (await rotation(broker, incident["id"]))["attempts"] == 2
 
 
@@ -507,10 +500,10 @@ async def test_how_far_it_is(tmp_path: Path) -> None:
             at_present = (await shown(broker, incident["id"]))["containment"]
             return bool(at_present["pending"] == count)
 
-        await until(lambda: pending(1))
+        await until(lambda: pending(1), "one sidecar is left")
         world.clock.advance(1.5)
         await other.take()
-        await until(lambda: pending(0))
+        await until(lambda: pending(0), "no sidecar is left")
         containment = (await shown(broker, incident["id"]))["containment"]
         assert containment["seconds"] == 1.5
         assert {one["description"] for one in containment["sidecars"]} == {"pod-1", "pod-2"}
@@ -519,7 +512,7 @@ async def test_how_far_it_is(tmp_path: Path) -> None:
             found = await broker.broker.base.incidents.get(incident["id"])
             return found is not None and found.contained_at is not None
 
-        await until(noted)
+        await until(noted, "the broker has noted the end")
         _, metrics, _ = await broker.get("/metrics")
         assert b'valetkey_broker_incidents_total{source="admin"} 1.0' in metrics
         assert b"valetkey_broker_incident_contain_seconds_sum 1.5" in metrics

@@ -11,7 +11,7 @@ import base64
 import email
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import Message
 from email.policy import default
@@ -28,6 +28,7 @@ from tests.integration.approvals_support import Desk, desk, world_of
 from tests.integration.broker_support import World, free_url, serving
 from tests.support.canaries import CANARIES
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 from valetkey.broker.approval_settings import WebhookSettings
 from valetkey.broker.notify.webhook import Webhook as SentWebhook
 from valetkey.broker.parts.approvals import ApprovalsPart
@@ -256,7 +257,7 @@ async def test_a_mail_has_facts_and_marks_what_was_said(tmp_path: Path) -> None:
         approval = await at.opened(
             user=at.world.user("alice"), purpose="Subject: all good. Bcc: mallory@evil.example"
         )
-        await until(lambda: failed(at, "mail"))
+        await until(lambda: failed(at, "mail"), "a failed mail is counted")
         at.world.clock.advance(20)
         await mailbox.wait(1)
     ((recipients, message),) = mailbox.letters
@@ -360,7 +361,7 @@ async def test_over_starttls_with_a_password(tmp_path: Path) -> None:
         desk(with_mail(tmp_path / "again", port, **more)) as at,
     ):
         await at.opened()
-        await until(lambda: failed(at, "mail"))
+        await until(lambda: failed(at, "mail"), "a failed mail is counted")
     assert len(mailbox.letters) == 1
     assert len(seen) == 1
 
@@ -369,12 +370,6 @@ async def failed(at: Desk, channel: str) -> bool:
     _, raw, _ = await at.served.get("/metrics")
     line = f'valetkey_broker_notices_total{{channel="{channel}",result="failed"}} 1.0'
     return line.encode() in raw
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await holds():
-            await asyncio.sleep(0.05)
 
 
 # --- settings -------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tests.integration.broker_support import (
 )
 from tests.support.canaries import CANARIES
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.signals import SIGNAL_HEADER
@@ -47,13 +47,6 @@ def shared(tmp_path: Path, postgres: Postgres, **overrides: Any) -> World:
 async def replicas(world: World) -> AsyncIterator[tuple[Served, Served]]:
     async with serving(world) as one, serving(world, free_url()) as other:
         yield one, other
-
-
-async def within(seconds: float, holds: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.01)
 
 
 def presented(world: World, token: str) -> dict[str, str]:
@@ -81,7 +74,7 @@ async def test_a_token_revoked_at_one_is_inactive_at_the_other(
         async def inactive() -> bool:
             return (await other.exchange(form, path="/introspect"))[1] == {"active": False}
 
-        await within(WITHIN, inactive)
+        await until(inactive, "the other replica calls it inactive", WITHIN)
 
 
 async def test_a_nudge_that_is_missed_costs_half_a_second(
@@ -98,7 +91,7 @@ async def test_a_nudge_that_is_missed_costs_half_a_second(
         async def known() -> bool:
             return other.broker.base.revocations.is_revoked(own["jti"], own["txn"])
 
-        await within(WITHIN, known)
+        await until(known, "the other replica knows the revocation", WITHIN)
 
 
 async def test_both_start_with_the_same_key_and_rotate_to_the_same(
@@ -115,7 +108,7 @@ async def test_both_start_with_the_same_key_and_rotate_to_the_same(
         async def same() -> bool:
             return await kids(one) == await kids(other) and len(await kids(one)) == 2
 
-        await within(WITHIN, same)
+        await until(same, "both replicas publish the same two keys", WITHIN)
 
 
 async def test_an_assertion_counts_once_wherever_it_is_used(

@@ -26,8 +26,8 @@ from tests.integration.broker_support import (
     serving,
 )
 from tests.integration.test_broker_containment import active, code_of, issue
-from tests.integration.test_broker_incidents import until
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 from valetkey.broker.incidents import polling
 from valetkey.contracts import keys
 from valetkey.contracts.dpop import ProofKey
@@ -403,7 +403,7 @@ async def test_polled_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         async def told() -> bool:
             return server.sets == {}
 
-        await until(told)
+        await until(told, "the transmitter is told")
         assert server.acknowledged == [good["jti"]]
         assert {jti: error["err"] for jti, error in server.errors.items()} == {
             alien["jti"]: "invalid_audience",
@@ -467,7 +467,7 @@ async def test_polled_by_two_replicas_it_is_acted_on_once(
         async def told() -> bool:
             return server.sets == {}
 
-        await until(told)
+        await until(told, "the transmitter is told")
         found = await incidents(one)
         assert [incident["subject"]["epoch"] for incident in found] == [1] * 5
 
@@ -500,7 +500,7 @@ async def test_what_is_not_in_force_is_not_acknowledged(
         async def told() -> bool:
             return server.acknowledged == [claims["jti"]]
 
-        await until(told)
+        await until(told, "the transmitter is told")
         assert len(await incidents(broker)) == 1
 
 

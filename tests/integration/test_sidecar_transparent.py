@@ -37,6 +37,7 @@ from tests.support.namespaces import (
 )
 from tests.support.recording import Recording
 from tests.support.sidecar import Sidecar, World, target
+from tests.support.waiting import until_sync
 
 TICKETS = "tickets.example.test"
 NOTES = "notes.example.test"
@@ -250,12 +251,13 @@ def test_a_passthrough_host_is_reached_unseen(site: Site) -> None:
     assert decision["policy"] == {"uid": f"passthrough:{OPEN}"}
     assert decision["api"]["service"] == {"name": f"{OPEN}:443"}
     assert decision["dst_endpoint"] == {"ip": TARGET[6], "port": 443}
-    [outcome] = eventually(
+    [outcome] = until_sync(
         lambda: [
             other["data"]["unmapped"]
             for other in site.sidecar.events()
             if other["data"]["unmapped"].get("decision") == event["id"]
-        ]
+        ],
+        "the tunnel's outcome",
     )
     assert outcome["outcome"] in {"completed", "client_closed"}
     assert min(outcome["sent"], outcome["received"]) > 500
@@ -369,9 +371,10 @@ def test_a_hello_that_is_refused(site: Site, arguments: list[str], code: str, al
 
 
 def test_a_client_that_does_not_trust_the_ca_is_on_record(site: Site) -> None:
+    before = len(site.recorded())
     done = site.curl("--cacert", str(site.upstream_trust), f"https://{TICKETS}/")
     assert done.returncode == 60  # CURLE_PEER_FAILED_VERIFICATION
-    data = eventually(lambda: site.recorded()[-1] if site.denied()[-1:] else None)
+    [data] = until_sync(lambda: site.recorded()[before:], "the refused handshake's record")
     assert data["unmapped"]["code"] == "interception.untrusted"
     assert data["dst_endpoint"]["port"] == 443
 
@@ -526,12 +529,3 @@ def test_rules_for_the_sidecar_s_own_user_end_in_a_refusal_and_not_in_a_loop(sit
     assert [data["unmapped"].get("code") for data in own] == [None, "request.loop"]
     assert site.reached() == set()
     assert site.status("--cacert", str(site.upstream_trust), f"https://{OPEN}/") == (200, "")
-
-
-def eventually(find: Any) -> Any:
-    """What ``find`` returns once it is something."""
-    deadline = time.monotonic() + 5
-    while not (found := find()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found

@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from tests.support.procs import Program
+from tests.support.waiting import until
 from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.proxy.audit.reader import read_segment, segments
@@ -307,11 +308,7 @@ class Fleet:
         self, holds: Callable[[], Awaitable[bool]], what: str, seconds: float = 15.0
     ) -> None:
         """Ask until it holds, with a deadline."""
-        async with asyncio.timeout(seconds):
-            while not await holds():
-                await asyncio.sleep(0.02)
-            return
-        raise AssertionError(what)
+        await until(holds, what, seconds, poll=0.02)
 
     async def delivered(self) -> None:
         """Wait until the collector has acknowledged everything of the running sidecar."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest_asyncio
 from sqlalchemy import text
 
+from tests.support.waiting import until
 from valetkey.broker.store import changes as module
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
@@ -29,12 +30,6 @@ async def publish(changes: Changes, database: Database, *keys: str) -> None:
     async with database.write() as connection:
         for key in keys:
             await changes.publish(connection, "thing", key)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture
@@ -85,7 +80,7 @@ async def test_other_replicas_hear_of_it(
 ) -> None:
     heard = Heard(replica)
     await publish(changes, database, "a")
-    await until(lambda: heard.keys == ["a"])
+    await until(lambda: heard.keys == ["a"], "the change is heard of")
 
 
 async def test_many_publishers_at_once_lose_nothing(
@@ -94,7 +89,7 @@ async def test_many_publishers_at_once_lose_nothing(
     heard = Heard(replica)
     keys = [str(number) for number in range(60)]
     await asyncio.gather(*(publish(changes, database, key) for key in keys))
-    await until(lambda: len(heard.keys) == len(keys))
+    await until(lambda: len(heard.keys) == len(keys), "all changes are heard of")
     assert sorted(heard.keys) == sorted(keys)
 
 
