@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from tests.support.canaries import CANARIES, Canaries
+from tests.support.canaries import CANARIES, Canaries, Leak
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -135,8 +135,24 @@ def _files_hold_no_canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A leak fails the session. pytest-xdist's workers hand theirs to the session that started them."""
+    handed_over = getattr(session.config, "workeroutput", None)
+    if handed_over is not None:
+        handed_over["leaks"] = [(leak.name, leak.place) for leak in CANARIES.leaks]
     if CANARIES.leaks and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist found. One that did not say leaves it open: a leak."""
+    found = getattr(node, "workeroutput", {}).get("leaks")
+    if found is None:
+        found = [("what it may have leaked is not known", f"{node.gateway.id}, which did not say")]
+    for name, place in found:
+        leak = Leak(name, place)
+        if leak not in CANARIES.leaks:
+            CANARIES.leaks.append(leak)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

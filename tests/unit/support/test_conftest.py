@@ -12,9 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-def _session(directory: Path, source: str, **env: str) -> subprocess.CompletedProcess[str]:
+def _session(
+    directory: Path, source: str, *more: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     (directory / "test_sample.py").write_text(source)
-    inherited = {key: value for key, value in os.environ.items() if key != "VALETKEY_REQUIRE"}
+    # A session of its own, whatever options this one has and whichever worker runs it.
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in {"VALETKEY_REQUIRE", "PYTEST_ADDOPTS"} and not key.startswith("PYTEST_XDIST_")
+    }
     options = (
         "-q",
         "-ra",
@@ -24,6 +31,7 @@ def _session(directory: Path, source: str, **env: str) -> subprocess.CompletedPr
         "tests.conftest",
         "-o",
         "asyncio_mode=auto",
+        *more,
     )
     return subprocess.run(
         (sys.executable, "-m", "pytest", *options, f"--rootdir={directory}", str(directory)),
@@ -86,6 +94,7 @@ def test_leaks(tmp_path):
 """
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two workers"])
 @pytest.mark.parametrize(
     ("statement", "place"),
     [
@@ -98,10 +107,26 @@ def test_leaks(tmp_path):
     ],
     ids=["output", "file", "log"],
 )
-def test_a_leak_fails_the_session(tmp_path: Path, statement: str, place: str) -> None:
-    run = _session(tmp_path, LEAKS.format(statement))
-    assert run.returncode == pytest.ExitCode.TESTS_FAILED
+def test_a_leak_fails_the_session(
+    tmp_path: Path, statement: str, place: str, workers: tuple[str, ...]
+) -> None:
+    run = _session(tmp_path, LEAKS.format(statement), *workers)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
     assert f"the secret in {place}" in run.stdout
+
+
+def test_workers_without_a_leak_pass(tmp_path: Path) -> None:
+    run = _session(tmp_path, LEAKS.format("pass"), "-n", "2")
+    assert run.returncode == pytest.ExitCode.OK, run.stdout
+    assert "secrets where they must not be" not in run.stdout
+
+
+def test_a_worker_that_does_not_say_fails_the_session(tmp_path: Path) -> None:
+    """It is killed: its leaks are not known."""
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    run = _session(tmp_path, LEAKS.format(kill), "-n", "1")
+    assert run.returncode != pytest.ExitCode.OK
+    assert "gw0, which did not say" in run.stdout
 
 
 BLOCKS = """
