@@ -93,21 +93,32 @@ class SpiffeIdentity(Identity):
         return self._context
 
     def refresh(self) -> None:
-        """Ask, if it is time to. Blocking, for `workload_api.TIMEOUT` at most per question."""
+        """Ask, if it is time to. Blocking, for `workload_api.TIMEOUT` at most per question.
+
+        The first time, raises `ConfigError` for a ``ca_file`` that can't be read; later that is a
+        failure like the others, after which the last SVIDs go on.
+        """
         if self._clock() < self._due:
             return
+        starting = self._due == 0.0
         try:
             token = self._svids.jwt_svid(self._audience)
             certificate = self._svids.x509_svid() if self._certificates else None
             if certificate is not None and certificate.identity != token.identity:
                 raise WorkloadApiFailed("token and certificate are of two identities")  # noqa: TRY301
+            context = None if certificate is None else _context(certificate, self._ca_file)
         except WorkloadApiFailed as error:
             self._fail(f"the Workload API gives no SVID: {error}")
+            return
+        except (ConfigError, OSError, ssl.SSLError) as error:
+            if starting and isinstance(error, ConfigError):
+                raise
+            self._fail(f"no TLS with the certificate: {error}")
             return
         lives = token.expires
         if certificate is not None:
             lives = min(lives, certificate.expires)
-            self._context = _context(certificate, self._ca_file)
+            self._context = context
             self._certificate_expires = certificate.expires
         self._hold(
             token.token,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.support.trust_domain import TrustDomain
 from valetkey.contracts import codes
-from valetkey.contracts.errors import BrokerError
+from valetkey.contracts.errors import BrokerError, ConfigError
 from valetkey.contracts.oauth import ASSERTION_JWT_SPIFFE
 from valetkey.contracts.spiffe_id import SpiffeId
 from valetkey.proxy.identity import spiffe as module
@@ -158,6 +159,43 @@ def test_certificates_come_as_tls_contexts() -> None:
     assert setup.identity.client_context() is first
     setup.later(151)
     assert setup.identity.client_context() is not first, "rotated"
+
+
+def test_a_rotation_that_finds_no_roots_leaves_the_last_ones(tmp_path: Path) -> None:
+    roots = tmp_path / "ca.pem"
+    setup = Setup(certificates=True, ca_file=roots)
+    with pytest.raises(ConfigError):
+        setup.identity.refresh()  # at the start the settings are wrong
+    roots.write_bytes(setup.api.x509_svid().chain)
+    setup.identity.refresh()
+    token, context = setup.identity.token()[0], setup.identity.client_context()
+    for broken in (roots.unlink, lambda: roots.write_text("no certificate")):
+        broken()
+        setup.later(151)
+        assert setup.identity.token()[0] is token
+        assert setup.identity.client_context() is context
+        assert "ca_file" in setup.identity.problem
+    roots.write_bytes(setup.api.x509_svid().chain)
+    setup.later(30)
+    assert setup.identity.problem == ""
+    assert setup.identity.token()[0] is not token
+    assert setup.identity.client_context() is not context
+
+
+def test_a_certificate_that_is_none_leaves_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(certificates=True)
+    setup.identity.refresh()
+    token, context = setup.identity.token()[0], setup.identity.client_context()
+    good = setup.api.x509_svid
+    broken = X509Svid(b"no chain", b"no key", good().identity, time.time() + 300)
+    monkeypatch.setattr(setup.api, "x509_svid", lambda: broken)
+    setup.later(151)
+    assert setup.identity.token()[0] is token
+    assert setup.identity.client_context() is context
+    assert setup.identity.problem
+    monkeypatch.setattr(setup.api, "x509_svid", good)
+    setup.later(30)
+    assert setup.identity.problem == ""
 
 
 def test_an_expired_certificate_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
