@@ -236,7 +236,9 @@ class Whole:
         self.receiver = FeedReceiver(
             client,
             self._identity,
-            SimpleNamespace(streams=streams, revoke=self._revoke),
+            SimpleNamespace(
+                streams=streams, revoke=self._revoke, limit_lives=self._cache.limit_lives
+            ),
             self._cache,
             self._exchange,
             self.metrics,

@@ -196,6 +196,22 @@ async def test_lost_it_asks_the_broker_for_every_short_life(fleet):
         assert await current_token(fleet) != first
 
 
+async def test_lost_a_stream_of_a_credential_per_request_is_cut_after_the_short_life(fleet):
+    follow(fleet, tolerance="3s", short_lived="1s")
+    source = Source(fleet)
+    async with fleet.running(collector=False), AsyncExitStack() as opened:
+        response = await opened.enter_async_context(stream(fleet, "/once/long"))
+        source.send(response.url.path, b"data: x\n\n")
+        await response.content.readexactly(9)
+        fleet.broker.kill()
+        begun = time.monotonic()
+        async with asyncio.timeout(10):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.content.read()
+        assert time.monotonic() - begun < 8
+        assert await fleet.metric("valetkey_feed_lost") == 1
+
+
 async def test_lost_no_call_leaves_where_settings_say_so(fleet):
     follow(fleet, tolerance="3s", lost="deny")
     async with fleet.running(collector=False):

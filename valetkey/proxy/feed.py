@@ -78,6 +78,7 @@ class Enforcement(Protocol):
     streams: Streams
 
     def revoke(self, ended: Ended) -> list[Call]: ...
+    def limit_lives(self, seconds: float) -> None: ...
 
 
 class Workload(Protocol):
@@ -414,8 +415,7 @@ class FeedReceiver:
         self._problem = self._problem or "the broker does not answer"
         self._log.error("feed_lost", reason=self._problem, action=self._settings.lost)
         if self._settings.lost == "deny":
+            self._pep.revoke(EVERYTHING)  # while the cache still knows what that is
             self._cache.close_for(BrokerError(codes.FEED_LOST, "the feed is lost"))
-            self._pep.revoke(EVERYTHING)
         else:
-            self._cache.limit_lives(self._settings.short_lived)
-            self._pep.streams.changed()
+            self._pep.limit_lives(self._settings.short_lived)

@@ -211,6 +211,23 @@ class EnforcementPoint:
         self.streams.doubt(resting, ended)
         return resting
 
+    def limit_lives(self, seconds: float) -> None:
+        """Let no credential last longer than so many seconds after it came.
+
+        Calls under way as well: at that time they are permitted again or cut.
+        """
+        self._cache.limit_lives(seconds)
+        now = time.monotonic()
+        for call in self.calls():
+            permit = call.permit
+            if permit is not None:
+                # Before its credential gets a shorter life: it was not born expired.
+                self.streams.watch(call, permit, now)
+                self._cache.cap(permit.credential)
+                if call.watch is not None:
+                    self._cache.cap(call.watch.credential)
+        self.streams.changed()
+
     def _way(
         self, target: Target, snapshot: Snapshot, contexts: dict[Path | None, ssl.SSLContext]
     ) -> _Way:

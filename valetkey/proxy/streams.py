@@ -57,11 +57,10 @@ _AT_ONCE: Final = 32
 class Watch:
     """What one call under way rests on at present."""
 
-    __slots__ = ("again", "asking", "checks", "credential", "doubted", "since")
+    __slots__ = ("again", "asking", "checks", "credential", "doubted", "lived")
 
     def __init__(self, credential: Credential, since: float) -> None:
-        self.credential = credential
-        self.since = since
+        self.take_up(credential, since)
         self.checks = 0
         """How often it was permitted again."""
         self.asking = False
@@ -70,10 +69,10 @@ class Watch:
         self.doubted = False
         """Whether the credential in hand counts for nothing until the broker says yes."""
 
-    @property
-    def lived(self) -> bool:
-        """Whether the credential had any life left when it was taken up."""
-        return self.credential.expires_at > self.since
+    def take_up(self, credential: Credential, now: float) -> None:
+        self.credential = credential
+        self.lived = credential.expires_at > now
+        """Whether the credential had any life left then; it may be given a shorter one since."""
 
 
 class Streams:
@@ -114,7 +113,7 @@ class Streams:
         for call in calls:
             if call.permit is None:
                 continue
-            watch = self._watch(call, call.permit, now)
+            watch = self.watch(call, call.permit, now)
             watch.doubted = True
             if watch.credential.single_use and ended.certain(watch.credential) and _is_out(call):
                 self._cut(call, Deny(codes.SUBJECT_REVOKED, "the credential was revoked"))
@@ -165,11 +164,11 @@ class Streams:
             return
         at_once = call.recheck_at == _NOW
         if call.watch is None and not at_once:
-            self._watch(call, permit, now)
+            self.watch(call, permit, now)
             call.recheck_at = permit.credential.refresh_at
             if now < call.recheck_at:
                 return
-        watch = self._watch(call, permit, now)
+        watch = self.watch(call, permit, now)
         if not watch.asking:
             self._check(call, watch, permit, now)
             return
@@ -180,7 +179,8 @@ class Streams:
             call.recheck_at = watch.credential.expires_at if watch.lived else _NEVER
 
     @staticmethod
-    def _watch(call: Call, permit: Permit, now: float) -> Watch:
+    def watch(call: Call, permit: Permit, now: float) -> Watch:
+        """What a call rests on, from now on if it was not looked at yet."""
         if call.watch is None:
             call.watch = Watch(permit.credential, now)
         return call.watch
@@ -298,8 +298,8 @@ class Streams:
             self._cut(call, verdict)
             return
         self._count("permitted")
-        credential = watch.credential = verdict.credential
-        watch.since = now
+        credential = verdict.credential
+        watch.take_up(credential, now)
         watch.checks += 1
         # Between its coming and now it may have ended as well.
         watch.doubted = credential.revoked

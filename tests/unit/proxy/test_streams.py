@@ -21,6 +21,7 @@ from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.metrics import Metrics
+from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.streams import Streams
 
 LIFE = 100.0  # of a credential; it is refreshed after 80
@@ -551,3 +552,43 @@ async def test_a_call_that_ends_while_the_broker_is_asked_is_left_alone(stand):
     stand.held.set()
     await stand.sweep()
     assert call.code is None
+
+
+@pytest.mark.parametrize("single_use", [False, True])
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_limit_on_lives_is_one_on_calls_under_way(stand, single_use, seen, answers):
+    """Without the broker's yes, what is for one request lasts no longer than what is cached."""
+    stand.snapshot = compiled(tree(routes=[route("once", "/api/tickets/{id}", per_request=True)]))
+    call = stand.call(cached=False)
+    credential = call.permit.credential
+    credential.single_use, credential.minted_at = single_use, stand.clock.now
+    if seen:
+        await stand.sweep()
+    await stand.sweep(5)
+    if answers:
+        stand.answer = DOWN
+    else:
+        stand.held = asyncio.Event()
+    stand._cache = stand.cache
+    EnforcementPoint.limit_lives(stand, 10)
+    assert credential.expires_at == credential.minted_at + 10
+    await stand.sweep()
+    assert call.code is None
+    await stand.sweep(5)
+    await stand.sweep(0.25)
+    assert call.code is not None
+
+
+async def test_a_limit_that_has_passed_already_cuts_at_once(stand):
+    stand.snapshot = compiled(tree(routes=[route("once", "/api/tickets/{id}", per_request=True)]))
+    calls = [stand.call(cached=False) for _ in range(2)]
+    for call in calls:
+        call.permit.credential.minted_at = stand.clock.now
+    calls[0].permit.credential.single_use = True
+    stand.answer = DOWN
+    stand.clock.now += 20
+    stand._cache = stand.cache
+    EnforcementPoint.limit_lives(stand, 10)
+    await stand.sweep()
+    assert [call.code for call in calls] == ["stream.expired", "broker.unavailable"]

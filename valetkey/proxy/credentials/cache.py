@@ -164,7 +164,7 @@ class CredentialCache:
                 self._fetching = [other for other in self._fetching if other is not ended]
             if not any(has_ended(credential) for has_ended in ended):
                 self._check_open()
-                self._cap(credential)
+                self.cap(credential)
                 return credential
             credential.revoked = True
         raise BrokerError(codes.BROKER_UNAVAILABLE, "what the broker gave ended on its way")
@@ -175,8 +175,10 @@ class CredentialCache:
         What is cached keeps its shorter life when the limit is lifted.
         """
         self._longest = seconds
+        for credential in self._loose:
+            self.cap(credential)
         for credential in self._all():
-            self._cap(credential)
+            self.cap(credential)
             self._entries[credential.key] = credential  # the cache asks once how long it lives
         self._near.clear()
 
@@ -191,7 +193,8 @@ class CredentialCache:
         found = (self._entries.get(key) for key in list(self._entries))
         return [credential for credential in found if credential is not None]
 
-    def _cap(self, credential: Credential) -> None:
+    def cap(self, credential: Credential) -> None:
+        """Use it no longer than `limit_lives` says, wherever it is."""
         end = credential.minted_at + self._longest
         if end < credential.expires_at:
             credential.expires_at = end
