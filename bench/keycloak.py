@@ -8,11 +8,13 @@ has less to do for each exchange than the broker beside it.
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,8 @@ from bench.processes import NotRun, Process, Processes, free_port, wait_until_re
 
 VERSION: Final = "26.7.3"
 _ARTIFACT: Final = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
-_PLACE: Final = Path(__file__).resolve().parents[1] / ".keycloak"
+# Of its own name: what an earlier way of unpacking left half done below .keycloak/ is not trusted.
+_PLACE: Final = Path(__file__).resolve().parents[1] / ".keycloak" / "whole"
 _FETCH_TIMEOUT: Final = 300.0
 _BUILD_TIMEOUT: Final = 300.0
 _START_TIMEOUT: Final = 120.0
@@ -59,28 +62,41 @@ _REALM: Final[dict[str, Any]] = {
 }
 
 
-def distribution() -> Path:
-    """The unpacked distribution, fetched if it is not there. Raises `NotRun`."""
-    home = _PLACE / f"keycloak-{VERSION}"
-    if (home / "bin/kc.sh").is_file():
+def distribution(place: Path = _PLACE) -> Path:
+    """The unpacked distribution below ``place``, fetched if it is not there. Raises `NotRun`.
+
+    It is unpacked beside its place and put there at last: what is there is whole.
+    """
+    home = place / f"keycloak-{VERSION}"
+    if home.is_dir():
         return home
     if shutil.which("mvn") is None or shutil.which("java") is None:
         raise NotRun("mvn or java is missing: apt-get install maven default-jdk-headless")
-    _PLACE.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.is_dir():  # nobody else fetched it meanwhile
+            with tempfile.TemporaryDirectory(prefix="unpacked-", dir=place) as name:
+                _fetch(Path(name)).rename(home)
+    return home
+
+
+def _fetch(directory: Path) -> Path:
     command = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={_ARTIFACT}"]
     try:
         subprocess.run(
-            [*command, f"-DoutputDirectory={_PLACE}"],
+            [*command, f"-DoutputDirectory={directory}"],
             check=True, capture_output=True, timeout=_FETCH_TIMEOUT,
         )  # fmt: skip
+        with zipfile.ZipFile(directory / f"keycloak-quarkus-dist-{VERSION}.zip") as archive:
+            archive.extractall(directory)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise NotRun(f"{_ARTIFACT} can't be had from Maven Central") from error
-    archive = _PLACE / f"keycloak-quarkus-dist-{VERSION}.zip"
-    with zipfile.ZipFile(archive) as unpacked:
-        unpacked.extractall(_PLACE)
-    archive.unlink()
-    (home / "bin/kc.sh").chmod(0o755)
-    return home
+    except (OSError, zipfile.BadZipFile) as error:
+        raise NotRun(f"what came for {_ARTIFACT} can't be unpacked") from error
+    unpacked = directory / f"keycloak-{VERSION}"
+    (unpacked / "bin/kc.sh").chmod(0o755)
+    return unpacked
 
 
 class Keycloak:

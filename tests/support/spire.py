@@ -1,6 +1,6 @@
 """A real SPIRE: server and agent, built from their Go module, started by the tests that want them.
 
-``make spire`` builds both once, into ``.spire/``. Of the plugins only those stay that the tests use:
+``make spire`` builds both once, into ``.spire/VERSION``. Of the plugins only those stay that the tests use:
 with all of them, the SDKs of three clouds and Kubernetes take most of a build that costs 13 minutes
 of processor time; without, it is under four. What is left out is left out by deleting lines of the
 module's own catalogues, nothing is patched.
@@ -8,11 +8,13 @@ module's own catalogues, nothing is patched.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,8 @@ from typing import Any
 
 VERSION = "v1.13.3"
 _MODULE = "github.com/spiffe/spire"
-_PLACE = Path(__file__).resolve().parents[2] / ".spire"
+_ROOT = Path(__file__).resolve().parents[2] / ".spire"
+_PLACE = _ROOT / VERSION  # another version is built anew; put here at last, so that it is whole
 _PLUGINS = {"disk", "memory", "jointoken", "unix", "uniqueid"}
 _IMPORT = re.compile(
     rf'\t(?:(\w+) )?"{re.escape(_MODULE)}/pkg/(?:server|agent)/plugin/\w+/(\w+)"\n'
@@ -36,14 +39,24 @@ def missing() -> str:
 
 
 def build() -> None:
-    """Fetch the module (its checksum is verified by Go) and build both programs."""
+    """Fetch the module (its checksum is verified by Go) and build both programs, unless they are."""
+    _ROOT.mkdir(exist_ok=True)
+    with (_ROOT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if missing():  # nobody else built it meanwhile
+            with tempfile.TemporaryDirectory(prefix="build-", dir=_ROOT) as name:
+                _build(Path(name))
+                shutil.rmtree(_PLACE, ignore_errors=True)
+                (Path(name) / "built").rename(_PLACE)
+
+
+def _build(directory: Path) -> None:
     fetched = subprocess.run(
         ["go", "mod", "download", "-json", f"{_MODULE}@{VERSION}"],
         check=True,
         stdout=subprocess.PIPE,
     )
-    source = _PLACE / "src"
-    shutil.rmtree(source, ignore_errors=True)
+    source = directory / "src"
     # The module's own files may not be written; the copy must be.
     shutil.copytree(json.loads(fetched.stdout)["Dir"], source, copy_function=shutil.copyfile)
     for directory in (source, *(path for path in source.rglob("*") if path.is_dir())):
@@ -52,11 +65,19 @@ def build() -> None:
         file.write_text(_without_plugins(file.read_text()))
     programs = ["./cmd/spire-server", "./cmd/spire-agent"]
     subprocess.run(
-        ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{_PLACE / 'bin'}/", *programs],
+        [
+            "go",
+            "build",
+            "-trimpath",
+            "-ldflags",
+            "-s -w",
+            "-o",
+            f"{directory / 'built/bin'}/",
+            *programs,
+        ],
         check=True,
         cwd=source,
     )
-    shutil.rmtree(source)
 
 
 def _without_plugins(text: str) -> str:
