@@ -19,7 +19,11 @@ import pytest
 from bench.certificates import SERVER, Certificates
 from bench.servers import HERE
 
-pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+# The first test waits for the build.
+pytestmark = [
+    pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed"),
+    pytest.mark.timeout(400),
+]
 
 ANSWER = b"HTTP/1.1 %d Some\r\nServer: x\r\ncontent-LENGTH:  3\r\n\r\nabc"
 
