@@ -51,11 +51,8 @@ class PolicyFile(Watched[Policy]):
         """Have ``handler`` called with the ids of grants that a reload no longer found."""
         self._on_removed = handler
 
-    async def reload(self, *, force: bool = False) -> None:
-        """Look at the file again; with ``force`` even if it looks unchanged."""
-        before = self.current.written
-        await super().reload(force=force)
-        removed = [name for name in before if name not in self.current.written]
+    async def _swapped(self, before: Policy, after: Policy) -> None:
+        removed = [name for name in before.written if name not in after.written]
         if removed and self._on_removed is not None:
             await self._on_removed(removed)
 

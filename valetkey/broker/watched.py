@@ -71,6 +71,9 @@ class Watched(ABC, Generic[T]):
     def _size(self, snapshot: T) -> int:
         """How many entries it has, for the metric."""
 
+    async def _swapped(self, before: T, after: T) -> None:
+        """What follows from the swap. No other reload begins before it is done."""
+
     async def load(self) -> None:
         """The first load. Raises `ConfigError`."""
         self._stamp, snapshot = await asyncio.to_thread(self._look)
@@ -93,7 +96,8 @@ class Watched(ABC, Generic[T]):
                 self._stamp = stamp
                 self._failed(f"{self._path}: can't be read: {type(error).__name__}: {error}")
                 return
-            changed = snapshot.digest != self.current.digest
+            before = self.current
+            changed = snapshot.digest != before.digest
             self._current = snapshot
             self.error = ""
             self._count.set(self._size(snapshot))
@@ -105,6 +109,7 @@ class Watched(ABC, Generic[T]):
                 count=self._size(snapshot),
                 action="swapped" if changed else "same",
             )
+            await self._swapped(before, snapshot)
 
     def _failed(self, message: str) -> None:
         self.error = message

@@ -68,3 +68,20 @@ async def test_calls_in_flight_keep_the_snapshot_they_began_with(tmp_path: Path)
     await file.reload()
     assert [grant.scopes for grant in before.index] == [{"read"}]
     assert [grant.scopes for grant in file.current.index] == [{"write"}]
+
+
+async def test_two_reloads_at_once_tell_of_a_removed_grant_once(tmp_path: Path) -> None:
+    """The file watch and SIGHUP may find the same change."""
+    path = tmp_path / "grants.yaml"
+    await write(path, GOOD)
+    file = policy_file(path)
+    await file.load()
+    told: list[list[str]] = []
+
+    async def removed(names: list[str]) -> None:
+        told.append(names)
+
+    file.on_removed(removed)
+    await write(path, "grants: []\n")
+    await asyncio.gather(file.reload(), file.reload(), file.reload(force=True))
+    assert told == [["g"]]
