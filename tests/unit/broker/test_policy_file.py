@@ -82,6 +82,6 @@ async def test_two_reloads_at_once_tell_of_a_removed_grant_once(tmp_path: Path) 
         told.append(names)
 
     file.on_removed(removed)
-    await write(path, "grants: []\n")
+    await write(path, GOOD.replace("id: g,", "id: other,"))
     await asyncio.gather(file.reload(), file.reload(), file.reload(force=True))
     assert told == [["g"]]
