@@ -1,11 +1,12 @@
 """``python -m bench.revocation``: from an incident's 201 to the last call that a target accepted.
 
 Two broker replicas over one PostgreSQL; a thousand simulated sidecars follow the feed, half of them
-at each replica. As many of them as there are incidents are whole: receiver, cache, exchanges, and
-calls that go on all the time, each with a workload of its own. The others poll, look for the
-events' ids and acknowledge, so that one process can stand for a thousand machines; for the same
-reason each SET's signature is verified once. Incidents are about a token (told to all) and about a
-subject (told to its sidecar) in turn. Some of the time one replica is killed, and started again.
+at each replica (connections end now and then, and those whose replica came back return to it). As
+many of them as there are incidents are whole: receiver, cache, exchanges, and calls that go on all
+the time, each with a workload of its own. The others poll, look for the events' ids and
+acknowledge, so that one process can stand for a thousand machines; for the same reason each SET's
+signature is verified once. Incidents are about a token (told to all) and about a subject (told to
+its sidecar) in turn. Some of the time one replica is killed, and started again.
 
 The target believes every token that it is shown and notes when it saw which. That none was missed
 is read from its notes, which nobody in between can touch, and from the broker's report on each
@@ -80,6 +81,7 @@ class Replicas:
         self._root = root
         for number, port in enumerate(self.ports):
             document = {**world.document(), "bind": f"127.0.0.1:{port}", "log_level": "info"}
+            document["feed"] = {"connection_age": "1s"}  # the replicas live for seconds
             path = root / f"broker-{number}.yaml"
             path.write_text(yaml.safe_dump(document))
             self._configs.append(path)
@@ -189,6 +191,9 @@ class Light:
             k.lower(): v.strip() for k, _, v in (f.partition(":") for f in head.split("\r\n"))
         }
         answer = await reader.readexactly(int(fields.get("content-length", "0")))
+        if fields.get("connection") == "close":
+            writer.close()
+            self._streams = None
         return int(head.split(" ", 2)[1]), answer, fields.get("dpop-nonce", "")
 
     async def begin(self) -> None:

@@ -41,6 +41,8 @@ class Receiver:
     token: str = ""
     key: ProofKey | None = field(default_factory=ProofKey)
     stream: dict[str, Any] = field(default_factory=dict)
+    closed: bool = False
+    """Whether the broker ended the connection with its last answer."""
     _nonces: dict[str, str] = field(default_factory=dict)
 
     async def ask(
@@ -71,6 +73,7 @@ class Receiver:
         async with self.served.client.request(
             method, self.served.where + path, json=document, headers=headers, **more
         ) as response:
+            self.closed = response.headers.get("Connection") == "close"
             text = await response.text()
             body = await response.json(content_type=None) if text else None
             return response.status, body, response.headers.get("DPoP-Nonce", "")

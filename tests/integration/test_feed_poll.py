@@ -14,6 +14,7 @@ from tests.integration.feed_support import Receiver, ended, feed_of, publish
 from tests.integration.test_broker_replicas import replicas, shared
 from tests.support.postgres import Postgres
 from valetkey.broker import feed as module
+from valetkey.broker.api import ssf_poll
 from valetkey.broker.store.streams import IDLE
 from valetkey.contracts.signals import Signal
 
@@ -312,3 +313,18 @@ async def test_a_stream_ended_at_one_replica_is_gone_at_the_other(
         status, _ = await receiver.ask("DELETE", f"/ssf/streams?stream_id={receiver.id}")
         assert status == 204
         assert (await poll)[0] == 404
+
+
+async def test_connections_end_now_and_then(tmp_path, monkeypatch):
+    """A replica that came back gets its share of the sidecars, which stay where they are."""
+    world = World(tmp_path, url())
+    world.overrides["feed"] = {"connection_age": "2s"}
+    monkeypatch.setattr(ssf_poll.random, "random", lambda: 0.4)
+    async with serving(world) as served:
+        receiver = await following(served)
+        await receiver.poll()
+        assert not receiver.closed
+        await receiver.poll(wait=1)
+        assert receiver.closed
+        await receiver.poll()
+        assert not receiver.closed

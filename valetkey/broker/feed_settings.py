@@ -40,16 +40,21 @@ class FeedSettings(Settings, frozen=True, kw_only=True):
 
     Every workload that the broker trusts may follow it. ``wait`` is how long a poll waits at most
     for something to tell; ``streams`` how many streams one identity may have (each sidecar has one
-    of its own). ``receivers`` are those beside the sidecars.
+    of its own). ``connection_age`` is how long a connection that polls lives on average: sidecars
+    stay at the replica that they are connected to, so one that was added or came back gets its
+    share of them as connections end. ``receivers`` are those beside the sidecars.
     """
 
     wait: Duration = duration(30)
+    connection_age: Duration = duration(300)
     streams: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     receivers: tuple[FeedReceiverSettings, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.wait <= 300:
             raise ValueError("wait is between 1s and 5m")
+        if not 1 <= self.connection_age <= 86_400:
+            raise ValueError("connection_age is between 1s and 1d")
         names = [(receiver.issuer, receiver.subject) for receiver in self.receivers]
         if len(set(names)) != len(names):
             raise ValueError("receivers: one is listed twice")

@@ -212,7 +212,7 @@ class FeedReceiver:
                 continue
             # Not all at once: a broker that comes back has all its sidecars to greet. Only a stream
             # that had worked is followed by the next one without a pause.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(max(pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     async def _leave(self, gone: NoStream) -> None:

@@ -330,7 +330,7 @@ async def test_a_broker_that_knows_no_stream_is_not_asked_for_one_all_the_time(
         passed.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(feed_module.random, "uniform", lambda _low, _high: 1.0)
+    monkeypatch.setattr(feed_module.random, "uniform", lambda _low, high: high)
     await stand.receiver.round()
     stand.transmitter.answers = [NoStream()] * 100_000
     monkeypatch.setattr(asyncio, "sleep", fake)

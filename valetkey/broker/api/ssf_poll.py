@@ -5,6 +5,7 @@ What many streams get at the same time is encoded once.
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -32,21 +33,31 @@ _WAIT: Final = re.compile(r"\bwait=([0-9]{1,4})\b")
 class PollEndpoint:
     """``POST /ssf/poll/{stream}``. ``audience`` is that of all sidecars' events.
 
-    An answer without events says that nothing has ended: only a replica that is current may say so.
+    ``wait`` and ``connection_age`` in seconds; see `FeedSettings`. An answer without events says
+    that nothing has ended: only a replica that is current may say so.
     """
 
     def __init__(
-        self, feed: Feed, changes: Changes, sets: SetIssuer, *, audience: str, wait: float
+        self,
+        feed: Feed,
+        changes: Changes,
+        sets: SetIssuer,
+        *,
+        audience: str,
+        wait: float,
+        connection_age: float,
     ) -> None:
         self._feed = feed
         self._changes = changes
         self._sets = sets
         self._audience = audience
         self._wait = wait
+        self._connection_age = connection_age
         self._bodies: LRUCache[tuple[str, tuple[int, ...], bool], bytes] = LRUCache(256)
         self._log = Log("broker.feed")
 
     async def handle(self, request: web.Request, caller: Caller) -> web.Response:
+        began = time.monotonic()
         asked = await read_json(request, PollRequest)
         self._changes.require_current()
         followed = await self._follow(request.match_info["stream"], caller)
@@ -61,10 +72,21 @@ class PollEndpoint:
         events, more = await self._events(
             followed, caller, limit, self._patience(request) if waits else 0.0
         )
-        return web.Response(
+        response = web.Response(
             body=self._body(events, caller, more=more),
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
         )
+        if self._is_old(time.monotonic() - began):
+            response.force_close()
+        return response
+
+    def _is_old(self, seconds: float) -> bool:
+        """Whether the connection, which this poll kept for so long, has lived long enough.
+
+        A poll follows the one before it at once. With a chance for each second connections last
+        as long as they should on average, and those that began together don't end together.
+        """
+        return random.random() * self._connection_age < seconds  # noqa: S311
 
     async def _follow(self, stream: str, caller: Caller) -> Followed:
         followed = await self._feed.follow(stream)

@@ -44,7 +44,14 @@ class SignalsPart(Part):
             issuer=config.issuer,
             clock=base.clock,
         )
-        self._poll = PollEndpoint(self.feed, base.changes, sets, audience=audience, wait=feed.wait)
+        self._poll = PollEndpoint(
+            self.feed,
+            base.changes,
+            sets,
+            audience=audience,
+            wait=feed.wait,
+            connection_age=feed.connection_age,
+        )
         self._management = ssf.StreamEndpoints(
             self._streams,
             base.signals,
