@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,28 @@ async def test_who_leaves_ends_the_wait_and_loses_nothing(tmp_path: Path) -> Non
         await at.until(gone, "nobody waits")
         await at.decide(approval)
         assert (await at.close())[0] == 200
+        assert len(at.received) == 1
+
+
+async def test_what_may_have_ended_meanwhile_does_not_cost_the_yes(tmp_path: Path) -> None:
+    """The feed is begun anew while a call is held: everything counts as ended that came before."""
+    async with office(tmp_path, hold="20s") as at:
+        call = asyncio.ensure_future(at.close())
+        (approval,) = await at.pending()
+        before = await at.metric("valetkey_feed_afresh_total")
+        at.broker.kill()
+        with closing(sqlite3.connect(at.directory / "broker.db")) as database, database:
+            database.execute("DELETE FROM feed_streams")
+        at.broker.start()
+
+        async def afresh() -> bool:
+            return await at.metric("valetkey_feed_afresh_total") > before
+
+        await at.until(afresh, "everything is dropped")
+        await at.decide(approval)
+        assert (await call)[0] == 200
+        assert (await at.manage("GET", f"/{approval}"))["state"] == "used"
+        assert (await at.manage("GET", "?state=pending"))["items"] == []
         assert len(at.received) == 1
 
 

@@ -199,6 +199,7 @@ class EnforcementPoint:
         calls: until none of them is `unsettled`, the end is not in force for them.
         """
         self._cache.revoke(ended)
+        self._held.revoke(ended)
         resting = []
         for call in self.calls():
             permit, watch = call.permit, call.watch
@@ -490,7 +491,7 @@ class EnforcementPoint:
         """Get a credential from the broker (or from who is getting it), then decide again."""
         try:
             if needs.route.needs_approval:
-                credential = await self._cache.fresh(lambda: self._hold(call, needs))
+                credential = await self._hold(call, needs)
             elif needs.route.per_request:
                 credential = await self._cache.fresh(self.fetch(needs))
             else:
@@ -509,6 +510,7 @@ class EnforcementPoint:
         """Wait for a person for as long as the route says, or until the caller leaves."""
         question = BrokerQuestion(
             self._exchange,
+            self._cache,
             needs.key,
             self._ways[needs.route.target].injector,
             needs.facts.subject_token,
@@ -516,8 +518,13 @@ class EnforcementPoint:
             self._measured,
         )
         call.waits = Waiting(asyncio.current_task())
+        now = time.monotonic()
+        if not call.hold_until:  # once for the call, however often it has to ask
+            call.hold_until = now + needs.route.hold
         try:
-            return await self._held.obtain(needs.key, question, hold=needs.route.hold)
+            return await self._held.obtain(
+                needs.key, question, hold=max(0.0, call.hold_until - now)
+            )
         finally:
             call.waits = None
 

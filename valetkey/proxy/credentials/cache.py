@@ -29,9 +29,11 @@ from valetkey.contracts.errors import BrokerError, CallerError, PolicyError, Val
 from valetkey.contracts.logs import Log
 from valetkey.proxy.core.cache_policy import REFRESH_AT, CacheKey
 from valetkey.proxy.core.credential import Credential
-from valetkey.proxy.core.eviction import Ended
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 
 Fetch = Callable[[], Awaitable[Credential]]
+IsGood = Callable[[Credential], Awaitable[bool]]
+"""Whether the broker stands by a credential."""
 
 DENIAL_LIFETIME: Final = 1.0
 _RETRY_REFRESH: Final = 1.0
@@ -58,7 +60,7 @@ class CredentialCache:
         self._fetching: list[list[Ended]] = []
         """For each exchange under way, what has ended since it began."""
         self._loose: set[Credential] = set()
-        """For one call each and not in the cache: for a second, until callers have taken them."""
+        """Not in the cache: for a second, until callers have taken them."""
         self._longest = float("inf")
         self._closed_for: ValetkeyError | None = None
         self._log = Log("cache")
@@ -149,10 +151,11 @@ class CredentialCache:
             self.revoked += len(gone)
         return len(gone)
 
-    async def fresh(self, fetch: Fetch) -> Credential:
+    async def fresh(self, fetch: Fetch, is_good: IsGood | None = None) -> Credential:
         """One exchange, whose credential did not end while it was on its way.
 
-        Raises what the exchange raised (`ValetkeyError`).
+        ``is_good`` is for where another one would cost more than a question: it decides on one that
+        may have ended or not. Raises what the exchange raised (`ValetkeyError`).
         """
         for _ in range(_TRIES):
             self._check_open()
@@ -160,14 +163,37 @@ class CredentialCache:
             self._fetching.append(ended)
             try:
                 credential = await fetch()
+                stands = await _stands(credential, ended, is_good)
             finally:
                 self._fetching = [other for other in self._fetching if other is not ended]
-            if not any(has_ended(credential) for has_ended in ended):
+            if stands:
                 self._check_open()
                 self.cap(credential)
+                if credential.single_use or is_good is not None:
+                    self._loose.add(credential)
+                    asyncio.get_running_loop().call_later(_LOOSE, self._loose.discard, credential)
                 return credential
             credential.revoked = True
         raise BrokerError(codes.BROKER_UNAVAILABLE, "what the broker gave ended on its way")
+
+    async def still_good(self, credential: Credential, is_good: IsGood) -> bool:
+        """Whether one that was kept elsewhere may be used: that is for the broker to say.
+
+        It is asked again where something has ended meanwhile. Raises what the question raised
+        (`ValetkeyError`).
+        """
+        self._check_open()
+        ended = [EVERYTHING]  # whatever has ended since it came
+        self._fetching.append(ended)
+        try:
+            stands = await _stands(credential, ended, is_good)
+        finally:
+            self._fetching = [other for other in self._fetching if other is not ended]
+            if any(has_ended.certain(credential) for has_ended in ended):
+                credential.revoked = True
+        self._check_open()
+        self.cap(credential)
+        return stands
 
     def limit_lives(self, seconds: float) -> None:
         """From now on use no credential longer than so many seconds after it came (``inf``: any).
@@ -237,14 +263,22 @@ class CredentialCache:
             self._log.warning("exchange_failed", code=error.code.name, reason=error.reason)
             raise
         else:
-            if credential.single_use:
-                self._loose.add(credential)
-                asyncio.get_running_loop().call_later(_LOOSE, self._loose.discard, credential)
-            else:
+            if not credential.single_use:
                 self.put(credential)
             return credential
         finally:
             del self._flights[key]
+
+
+async def _stands(credential: Credential, ended: list[Ended], is_good: IsGood | None) -> bool:
+    """Whether a credential is none of what has ended, or the broker says that it stands by it."""
+    while any(has_ended(credential) for has_ended in ended):
+        if is_good is None or any(has_ended.certain(credential) for has_ended in ended):
+            return False
+        ended.clear()  # the answer will be younger than these
+        if not await is_good(credential):
+            return False
+    return True
 
 
 def _seen(flight: asyncio.Task[Credential]) -> None:

@@ -7,7 +7,8 @@ as long as somebody waits. Rules:
   takes it, is in no cache, and the others ask again.
 - Who leaves takes nothing along: neither the others' question nor a credential. One that arrives
   when nobody waits any more was paid for with a use, so it is kept for the next call of the very
-  same kind, until it expires; the broker is asked before it is handed out.
+  same kind, until it expires or is revoked; the broker is asked before it is handed out, and while
+  it can't be asked it is kept on.
 - While the broker is away, what is before people is still there: polling goes on until the time to
   hold is over. Nothing ever passes because something failed.
 - A no is remembered for a second, as in the cache.
@@ -33,6 +34,7 @@ from valetkey.contracts.logs import Log
 from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.eviction import Ended
 from valetkey.proxy.credentials.cache import DENIAL_LIFETIME
 
 # RFC 8628 §3.5: what is polled at where the broker names no interval.
@@ -109,7 +111,7 @@ class HeldCalls:
         while True:
             kept = self._left_over.pop(key, None)
             if kept is not None:
-                if await question.is_good(kept) and kept.claim():
+                if await self._is_good(key, kept, question) and kept.claim():
                     return kept
                 continue
             denied = self._denials.get(key)
@@ -120,12 +122,30 @@ class HeldCalls:
             if credential is not None:
                 return credential
 
+    def revoke(self, ended: Ended) -> None:
+        """Drop what is kept and has certainly ended; of the rest the broker decides in its turn."""
+        for key, credential in list(self._left_over.items()):
+            if ended.certain(credential):
+                credential.revoked = True
+                del self._left_over[key]
+
     async def close(self) -> None:
         """Stop asking."""
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _is_good(self, key: CacheKey, kept: Credential, question: Question) -> bool:
+        """Whether what was left over may be used; without an answer it is left over again."""
+        answered = False
+        try:
+            good = await question.is_good(kept)
+            answered = True
+        finally:
+            if not answered and not kept.revoked:
+                self._left_over.setdefault(key, kept)
+        return good and time.monotonic() < kept.expires_at
 
     async def _wait(self, key: CacheKey, flight: _Flight, until: float) -> Credential | None:
         """What the flight brings; ``None``: somebody else was first, or it ended with nothing."""
@@ -178,7 +198,9 @@ class HeldCalls:
         if not task.done() or task.cancelled() or task.exception() is not None:
             return
         credential = task.result()
-        if not credential.claimed and time.monotonic() < credential.expires_at:
+        if credential.claimed or credential.revoked:
+            return
+        if time.monotonic() < credential.expires_at:
             self._left_over[key] = credential
 
     async def _fly(self, key: CacheKey, flight: _Flight, question: Question) -> Credential:

@@ -48,10 +48,11 @@ class Call:
     __slots__ = (
         "_answer", "_collected", "_decoder", "_in_memory", "_left", "_moved_at", "_retried_stale",
         "actor", "asked", "attempts", "body_limit", "body_open", "deadline", "decision_seq",
-        "ended", "first_byte", "head", "inbound", "kind", "lines", "needs", "outbound", "pace",
-        "patience", "pending", "pep", "permit", "phase", "received", "recheck_at", "relay",
-        "replay", "retried_credential", "retried_nonce", "scrubbed", "sent", "sessions", "started",
-        "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits", "watch",
+        "ended", "first_byte", "head", "hold_until", "inbound", "kind", "lines", "needs",
+        "outbound", "pace", "patience", "pending", "pep", "permit", "phase", "received",
+        "recheck_at", "relay", "replay", "retried_credential", "retried_nonce", "scrubbed", "sent",
+        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +122,8 @@ class Call:
         self.watch: Watch | None = None
         self.waits: Waiting | None = None
         """What waits for a person on its behalf, and is over with it."""
+        self.hold_until = 0.0
+        """When that ends, once it has begun."""
 
     def permitted(self, permit: Permit) -> None:
         """It may leave, within its route's time limits."""

@@ -13,7 +13,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.contracts.signals import Signal
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
-from valetkey.proxy.core.eviction import Ended
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.credentials import cache as module
 from valetkey.proxy.credentials.cache import CredentialCache
 
@@ -494,6 +494,97 @@ async def test_a_credential_for_one_call_is_looked_at_as_well(cache, clock):
 
     assert (await cache.fresh(fetch)).jti == "fresh"
     assert len(cache) == 0
+
+
+class Judge:
+    """A broker that is asked about credentials, and what happens while it answers."""
+
+    def __init__(self, *answers, meanwhile=()):
+        self.answers = list(answers)
+        self.meanwhile = list(meanwhile)
+        self.asked = 0
+
+    async def __call__(self, _credential):
+        self.asked += 1
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("end", "answers", "fetched"),
+    [
+        (EVERYTHING, [True], 1),
+        (EVERYTHING, [False], 2),
+        (named("j"), [], 2),
+        (named("another"), [], 1),
+    ],
+    ids=["it may have ended", "it has", "it certainly has", "it has not"],
+)
+async def test_what_is_dear_is_asked_about_before_there_is_another(
+    cache, clock, end, answers, fetched
+):
+    made, judge = [], Judge(*answers)
+
+    async def fetch():
+        if not made:
+            cache.revoke(end)
+        made.append(credential(clock()))
+        made[-1].jti = "j" if len(made) == 1 else "fresh"
+        return made[-1]
+
+    assert await cache.fresh(fetch, judge) is made[-1]
+    assert (len(made), judge.asked) == (fetched, len(answers))
+    assert [one.revoked for one in made] == [True, False][-fetched:]
+
+
+async def test_what_ends_while_it_is_asked_about_makes_it_be_asked_again(cache, clock):
+    made = credential(clock())
+    judge = Judge(True, True, meanwhile=[lambda: cache.revoke(EVERYTHING)])
+    assert await cache.still_good(made, judge)
+    assert judge.asked == 2
+    judge = Judge(True, False, meanwhile=[lambda: cache.revoke(EVERYTHING)])
+    assert not await cache.still_good(made, judge)
+    judge = Judge(True, meanwhile=[lambda: cache.revoke(named("j"))])
+    assert not await cache.still_good(made, judge)
+    assert made.revoked
+
+
+async def test_what_is_certain_counts_though_the_broker_can_not_be_asked(cache, clock):
+    made = credential(clock())
+    away = BrokerError(codes.BROKER_UNAVAILABLE, "down")
+    judge = Judge(away, meanwhile=[lambda: cache.revoke(named("j"))])
+    with pytest.raises(BrokerError):
+        await cache.still_good(made, judge)
+    assert made.revoked
+
+
+async def test_what_was_kept_elsewhere_is_held_to_what_is_in_force(cache, clock):
+    made = credential(clock())
+    cache.limit_lives(10)
+    assert await cache.still_good(made, Judge(True))
+    assert made.expires_at == made.minted_at + 10
+    lost = BrokerError(codes.FEED_LOST, "the feed is lost")
+    judge = Judge(True, meanwhile=[lambda: cache.close_for(lost)])
+    for _ in range(2):  # closed while it was asked about, and before
+        with pytest.raises(BrokerError) as error:
+            await cache.still_good(made, judge)
+        assert error.value.code is codes.FEED_LOST
+    assert judge.asked == 1
+
+
+async def test_what_several_wait_for_stays_within_reach_until_they_have_it(cache, clock):
+    async def fetch():
+        return credential(clock())
+
+    flight = asyncio.ensure_future(cache.fresh(fetch, Judge()))
+    while not flight.done():
+        await asyncio.sleep(0)
+    cache.revoke(named("j"))
+    assert flight.result().revoked
 
 
 async def test_short_lives_count_from_when_a_credential_came(cache, clock):

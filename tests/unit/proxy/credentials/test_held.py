@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -13,10 +13,13 @@ from tests.unit.proxy.credentials.test_cache import KEY
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ApprovalError, BrokerError, PolicyError, ValetkeyError
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.signals import Signal
 from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.credentials import held as module
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.held import Deferred, HeldCalls
+from valetkey.proxy.credentials.question import BrokerQuestion
 
 Answer = Credential | ValetkeyError
 
@@ -42,7 +45,8 @@ class Broker:
         self.asked = list(asked)
         self.polled = list(polled)
         self.calls: list[str] = []
-        self.good = True
+        self.good: bool | ValetkeyError = True
+        self.thinks: asyncio.Event | None = None
         self.slow: asyncio.Event | None = None
 
     async def ask(self) -> Credential:
@@ -55,6 +59,10 @@ class Broker:
 
     async def is_good(self, _credential: Credential) -> bool:
         self.calls.append("is_good")
+        if self.thinks is not None:
+            await self.thinks.wait()
+        if isinstance(self.good, ValetkeyError):
+            raise self.good
         return self.good
 
     async def _say(self, answers: list[Answer]) -> Credential:
@@ -196,6 +204,109 @@ async def test_what_lay_about_counts_only_while_the_broker_stands_by_it(life: fl
         await held.obtain(KEY, broker, hold=0)
     assert broker.calls.count("ask") == 2
     await held.close()
+
+
+async def left_over(held: HeldCalls, broker: Broker) -> None:
+    """Somebody asked and left, and the credential came."""
+    broker.slow = asyncio.Event()
+    gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=5))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    broker.slow.set()
+    await asyncio.sleep(0.01)
+
+
+async def test_a_broker_that_can_not_be_asked_does_not_cost_what_was_left_over() -> None:
+    held = HeldCalls(10)
+    broker = Broker(credential())
+    await left_over(held, broker)
+    broker.good = BrokerError(codes.BROKER_UNAVAILABLE, "gone")
+    with pytest.raises(BrokerError):
+        await held.obtain(KEY, broker, hold=0)
+    broker.good = True
+    assert (await held.obtain(KEY, broker, hold=0)).claimed
+    assert broker.calls == ["ask", "is_good", "is_good"]
+
+
+async def test_who_leaves_while_it_is_asked_about_leaves_it_over() -> None:
+    held = HeldCalls(10)
+    broker = Broker(credential())
+    await left_over(held, broker)
+    broker.thinks = asyncio.Event()
+    gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=0))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    broker.thinks.set()
+    assert (await held.obtain(KEY, broker, hold=0)).claimed
+    assert broker.calls == ["ask", "is_good", "is_good"]
+
+
+async def test_what_was_left_over_and_has_ended_is_dropped_unasked() -> None:
+    held = HeldCalls(10)
+    broker = Broker(credential(), pending("code"), polled=(pending(),))
+    await left_over(held, broker)
+    held.revoke(EVERYTHING)  # which may leave it standing: that is for the broker to say
+    held.revoke(Ended([Signal(kind="token", value="another", at=0)]))
+    assert len(held._left_over) == 1
+    held.revoke(Ended([Signal(kind="token", value="j", at=0)]))
+    with refused(codes.APPROVAL_PENDING):
+        await held.obtain(KEY, broker, hold=0)
+    assert "is_good" not in broker.calls
+    await held.close()
+
+
+async def test_what_ended_before_it_was_left_over_is_not_kept() -> None:
+    held = HeldCalls(10)
+    ended = credential()
+    ended.revoked = True
+    await left_over(held, Broker(ended))
+    assert len(held._left_over) == 0
+
+
+async def test_what_ends_while_people_are_waited_for_does_not_cost_their_yes(
+    sleeps: list[float],
+) -> None:
+    """With the true cache: what was asked for later is none of what ended before."""
+    held, cache, client = HeldCalls(10), CredentialCache(10), Client(pending("code"), credential())
+    question = BrokerQuestion(client, cache, KEY, None, None, "", lambda sent: sent)
+    call = asyncio.ensure_future(held.obtain(KEY, question, hold=5))
+    while not sleeps:
+        await asyncio.sleep(0.001)
+    cache.revoke(EVERYTHING)
+    assert (await call).approval == "apr_1"
+    assert client.calls == ["exchange", "redeem"]
+
+
+async def test_what_may_have_ended_on_its_way_is_asked_about(sleeps: list[float]) -> None:
+    held, cache, client = HeldCalls(10), CredentialCache(10), Client(pending("code"), credential())
+    client.meanwhile = lambda: cache.revoke(EVERYTHING)
+    question = BrokerQuestion(client, cache, KEY, None, None, "", lambda sent: sent)
+    assert (await held.obtain(KEY, question, hold=5)).approval == "apr_1"
+    assert client.calls == ["exchange", "redeem", "is_active"]
+
+
+class Client:
+    """The broker's side of `BrokerQuestion`: it takes people, and they say yes."""
+
+    def __init__(self, asked: ValetkeyError, granted: Credential) -> None:
+        self.asked, self.granted = asked, granted
+        self.calls: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def exchange(self, *_: object, **_more: object) -> Credential:
+        self.calls.append("exchange")
+        raise self.asked
+
+    async def redeem(self, *_: object) -> Credential:
+        self.calls.append("redeem")
+        self.meanwhile()
+        return self.granted
+
+    async def is_active(self, _credential: Credential) -> bool:
+        self.calls.append("is_active")
+        return True
 
 
 async def test_a_broker_that_is_away_while_polled_ends_nothing(sleeps: list[float]) -> None:
