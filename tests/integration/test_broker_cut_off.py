@@ -22,6 +22,8 @@ from tests.integration.broker_support import (
 from tests.integration.feed_support import Receiver
 from tests.support.postgres import Postgres
 from tests.support.relay import Relay, relaying
+from valetkey.broker.app import Broker
+from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.store import changes as module
 from valetkey.contracts import oauth
 from valetkey.contracts.errors import ConfigError
@@ -167,6 +169,25 @@ async def test_a_change_that_cannot_be_applied_is_not_passed_over(
         await until(lambda: is_ready(served), 2)
         assert applied == ["a"]
         assert (await served.exchange(asked))[0] == 200
+
+
+async def test_a_start_that_takes_long_ends_with_a_replica_that_is_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CURRENT_FOR", 0.3)
+    load = SignalsPart.load
+
+    async def slow(part: SignalsPart) -> None:
+        await load(part)
+        await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(SignalsPart, "load", slow)
+    config = await asyncio.to_thread(World(tmp_path, free_url()).settings)
+    broker = await Broker.open(config, clock=time.time)
+    try:
+        assert broker.base.changes.is_current()
+    finally:
+        await broker.close()
 
 
 async def test_a_replica_with_nothing_to_do_stays_current(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ class Broker:
             broker = cls(base)
             for part in broker.parts:
                 await part.load()
+            # However long that took: what is served from now on rests on what is so now.
+            await base.changes.catch_up()
         except BaseException:
             await database.close()
             raise
