@@ -6,6 +6,7 @@ Rules:
   which id, and repeats its exchange later.
 - A deferral code decides nothing. When it is redeemed, the policy is asked again about the facts
   that were verified at first, and what it would issue must be the very request that was approved.
+- A transaction in which something is noted against a party is undone: `Check`.
 - Redeeming a code, using the approval and claiming uses of grants are one transaction.
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -43,6 +46,9 @@ from valetkey.contracts.jose import b64url
 from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import TokenError
 from valetkey.contracts.secret import Secret
+
+Check = Callable[[Issue], None]
+"""Says at the end of a transaction, by an exception, that the token must not be minted."""
 
 _ROUNDED_UP: Final = 0.999
 
@@ -118,7 +124,7 @@ class ApprovalGate:
         """Whether clients may ask for deferrals at all."""
         return self._settings.deferred
 
-    async def pass_or_ask(self, needs: NeedsApproval, facts: ExchangeFacts) -> Issue:
+    async def pass_or_ask(self, needs: NeedsApproval, facts: ExchangeFacts, check: Check) -> Issue:
         """What an approval gives; it is used up by this. Raises `AwaitsApproval`, `StoreError`."""
         request = self._request(needs, facts)
         now = self._clock()
@@ -132,6 +138,7 @@ class ApprovalGate:
             valid=float(requirement.valid or settings.valid),
             now=now,
             claim=self._claim(needs.issue),
+            check=partial(check, needs.issue),
         )
         match found:
             case Taken():
@@ -205,7 +212,11 @@ class ApprovalGate:
         return _restore(polled)
 
     async def redeem(
-        self, redemption: Redemption, decision: Issue | NeedsApproval, facts: ExchangeFacts
+        self,
+        redemption: Redemption,
+        decision: Issue | NeedsApproval,
+        facts: ExchangeFacts,
+        check: Check,
     ) -> Issue:
         """What the policy decides now, if that is what was approved.
 
@@ -222,6 +233,7 @@ class ApprovalGate:
             if isinstance(decision, Issue):  # the policy no longer asks anybody
                 if claim is not None:
                     await claim(connection)
+                check(decision)
                 return decision
             digest = self._request(decision, facts).digest()
             taken = await self._approvals.take(connection, polled.approval, digest, now=now)
@@ -232,6 +244,7 @@ class ApprovalGate:
                 )
             if claim is not None:
                 await claim(connection)
+            check(decision.issue)
             issue = self._issue(decision, taken, now)
         self._metrics.approvals.labels("used").inc()  # what was undone was no use
         return issue

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from valetkey.broker.api.wire import description, error_answer, json_answer, read_form, told_of
-from valetkey.broker.approval_gate import ApprovalGate, AwaitsApproval
+from valetkey.broker.approval_gate import ApprovalGate, AwaitsApproval, Check
 from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.core.capabilities import needed
 from valetkey.broker.core.exchange import (
@@ -32,7 +34,7 @@ from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
-from valetkey.broker.trust.standing import Standings
+from valetkey.broker.trust.standing import StandingChanged, Standings
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, PolicyError, ValetkeyError
@@ -40,6 +42,9 @@ from valetkey.contracts.logs import Log
 from valetkey.contracts.oauth import GRANT_DEFERRED, TokenResponse
 
 PATH: Final = "/token"
+# Each round is one in which something was noted against a party meanwhile.
+_ROUNDS: Final = 5
+UseUp = Callable[[Issue | NeedsApproval, ExchangeFacts, Check], Awaitable[Issue]]
 _POLICY: Final = frozenset({"grant", "policy", "approval"})
 
 
@@ -117,21 +122,47 @@ class TokenEndpoint:
         asked = parse_exchange(form)
         client = await self._authenticate(request, form, proofs)
         acting, user = await self._parties.resolve(asked, client)
-        incidents = await self._standings.of_exchange(client, user, asked.audience)
+        # First what is waited for, then what is held against the parties.
         known = await self._people.of(client, user)
+        incidents = await self._standings.of_exchange(client, user, asked.audience)
         facts = ExchangeFacts(
             asked, acting, user, client.proof, incidents, client.certificate, known=known
         )
-        decision = self._decide(facts)
-        self._check_enforced(decision, asked.capabilities)
-        await self._standings.note_attested(facts)
-        while isinstance(decision, Issue) and not await self._claim(decision):
+        issue = await self._settle(client, facts, self._use_up)
+        return await self._answer(issue, asked.issued_token_type)
+
+    async def _settle(self, client: Client, facts: ExchangeFacts, use_up: UseUp) -> Issue:
+        """What is issued, with all that it uses up, on a standing that holds when this returns.
+
+        What was noted against a party while the database was waited for undoes what was used up:
+        it is decided again.
+        """
+        asked, user = facts.request, facts.user
+        for _ in range(_ROUNDS):
+            decision = self._decide(facts)
+            self._check_enforced(decision, asked.capabilities)
+            await self._standings.note_attested(facts)
+            check = partial(self._standings.require_same, facts.incidents, client, user)
+            try:
+                issue = await use_up(decision, facts, check)
+                check(issue)
+            except StandingChanged:
+                incidents = await self._standings.of_exchange(client, user, asked.audience)
+                facts = replace(facts, incidents=incidents)
+            else:
+                return issue
+        raise CallerError(codes.SERVICE_UNAVAILABLE, "what is held against it kept changing")
+
+    async def _use_up(
+        self, decision: Issue | NeedsApproval, facts: ExchangeFacts, check: Check
+    ) -> Issue:
+        while isinstance(decision, Issue) and not await self._claim(decision, check):
             # Another replica had the last use. That is known now, so the next decision rests on
             # another grant, or is a no.
             decision = self._decide(facts)
         if isinstance(decision, NeedsApproval):
-            decision = await self._gate.pass_or_ask(decision, facts)
-        return await self._answer(decision, asked.issued_token_type)
+            return await self._gate.pass_or_ask(decision, facts, check)
+        return decision
 
     async def _redeem(
         self, request: web.Request, form: Form, proofs: Sequence[str]
@@ -143,15 +174,12 @@ class TokenEndpoint:
         party = Party(own.claims.issuer, own.claims.subject, own.expires)
         waited = await self._gate.poll(code, party, client.proof, client.certificate)
         asked, user = waited.request, waited.user
-        incidents = await self._standings.of_exchange(client, user, asked.audience)
         known = await self._people.of(client, user)
+        incidents = await self._standings.of_exchange(client, user, asked.audience)
         facts = ExchangeFacts(
             asked, party, user, client.proof, incidents, client.certificate, known=known
         )
-        decision = self._decide(facts)
-        self._check_enforced(decision, asked.capabilities)
-        await self._standings.note_attested(facts)
-        issue = await self._gate.redeem(waited, decision, facts)
+        issue = await self._settle(client, facts, partial(self._gate.redeem, waited))
         return await self._answer(issue, asked.issued_token_type)
 
     def _check_enforced(self, decision: Issue | NeedsApproval, able: frozenset[str]) -> None:
@@ -165,9 +193,9 @@ class TokenEndpoint:
                 f"without {', '.join(sorted(lacking))}; workload {issue.client.subject}",
             )
 
-    async def _claim(self, issue: Issue) -> bool:
+    async def _claim(self, issue: Issue, check: Check) -> bool:
         """Claim the uses that the token takes, if it takes any. Raises `StoreError`."""
-        return not issue.limited or await self._uses.claim(issue.limited)
+        return not issue.limited or await self._uses.claim(issue.limited, partial(check, issue))
 
     def _decide(self, facts: ExchangeFacts) -> Issue | NeedsApproval:
         """Raises `CallerError` or `PolicyError` for a refusal."""

@@ -118,12 +118,14 @@ class Approvals:
         valid: float,
         now: float,
         claim: Claim | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Taken | Waiting | Denied:
         """A use of an approval of this request, or else the request before people.
 
         ``expires`` (how long it waits) and ``valid`` (how long a yes may count) are in seconds.
-        ``claim`` is what else the token uses up, in the same transaction: both or neither. Raises
-        `StoreError`, and `CallerError` where the workload has too much open.
+        ``claim`` is what else the token uses up, in the same transaction: both or neither. An
+        exception of ``check``, called at the end of it, undoes all of it. Raises `StoreError`, and
+        `CallerError` where the workload has too much open.
         """
         digest = request.digest()
         for _ in range(_ROUNDS):
@@ -136,13 +138,16 @@ class Approvals:
                     if taken is not None:
                         if claim is not None:
                             await claim(connection)
+                        check()
                         return taken
                     denied = await self._standing_denial(connection, digest, now)
                     if denied is not None:
                         return denied
-                    return await self._open(
+                    waiting = await self._open(
                         connection, request, digest, purpose, expires, valid, now
                     )
+                    check()
+                    return waiting
         raise CallerError(codes.SERVICE_UNAVAILABLE, "the approval kept changing")
 
     async def take(

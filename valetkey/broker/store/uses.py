@@ -56,14 +56,18 @@ class GrantUses:
             for grant_id, uses in await connection.execute(query):
                 self._live.count(grant_id, uses)
 
-    async def claim(self, limited: Sequence[tuple[str, int]]) -> bool:
+    async def claim(
+        self, limited: Sequence[tuple[str, int]], check: Callable[[], None] = lambda: None
+    ) -> bool:
         """Claim one use of each of these grants (id, most uses), or of none of them.
 
+        An exception of ``check``, which is called once they are claimed, undoes that.
         ``False``: one was used up, which `LiveGrants` knows from now on. Raises `StoreError`.
         """
         try:
             async with self._database.write() as connection:
                 counted = await self.claim_in(connection, limited)
+                check()
         except UsesSpent:
             return False
         for grant_id, uses in counted.items():

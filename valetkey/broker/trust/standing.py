@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
-from valetkey.broker.core.exchange import ExchangeFacts, Party, User
+from valetkey.broker.core.exchange import ExchangeFacts, Issue, Party, User
 from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.changes import Changes
@@ -18,6 +18,10 @@ from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import jose
 from valetkey.contracts.jose import VerifiedClaims
+
+
+class StandingChanged(Exception):  # noqa: N818 - reads as what it is
+    """What an exchange was decided on no longer holds: undo what it used up, and decide again."""
 
 
 class Standings:
@@ -89,10 +93,37 @@ class Standings:
 
     async def of_exchange(self, client: Client, user: User | None, audience: str) -> IncidentFacts:
         """The facts of one exchange. Notes the keys that the client shows. Raises `StoreError`."""
-        standing = await self._of_client(client)
+        attestation = await self._attestation(client)
         self.require_current()  # after what had to be waited for
+        return self._facts(client, attestation, user, audience)
+
+    def require_same(
+        self,
+        facts: IncidentFacts,
+        client: Client,
+        user: User | None,
+        issue: Issue,
+    ) -> None:
+        """Directly before a token is minted on ``facts``: that they still hold. Asks nobody.
+
+        Raises `StandingChanged`, also inside a transaction that it thereby undoes.
+        """
+        self.require_current()
+        now = self._facts(client, facts.client.attestation, user, issue.audience)
+        ended = now.ended_grants
+        if (
+            now.client != facts.client
+            or now.user != facts.user
+            or now.target_ended != facts.target_ended
+            or (ended is not facts.ended_grants and not ended.isdisjoint(issue.rests_on))
+        ):
+            raise StandingChanged
+
+    def _facts(
+        self, client: Client, attestation: Attestation, user: User | None, audience: str
+    ) -> IncidentFacts:
         return IncidentFacts(
-            client=standing,
+            client=self._of_client(client, attestation),
             user=None if user is None else self._of_user(user),
             target_ended=self._revocations.blocks("target", audience),
             ended_grants=self._revocations.ended_grants,
@@ -132,20 +163,24 @@ class Standings:
             if standing.epoch.attest_after and self._incidents.awaits(*who):
                 await self._incidents.attested(*who, epoch=standing.epoch.number)
 
-    async def _of_client(self, client: Client) -> Standing:
+    async def _attestation(self, client: Client) -> Attestation:
         claims = client.assertion.claims
         who = (claims.issuer, claims.subject)
-        shown = [key for key in (client.proof, client.certificate) if key]
-        keys = tuple(shown)
+        shown = _keys(client)
         if claims.issuer == claims.subject:
             # Self-signed: with the key that leaked, anybody makes assertions of any date.
             shown.append(f"kid:{claims.header.get('kid', '')}")
         since = [await self._keys.since(*who, key) for key in shown]
+        return Attestation(_issued_at(claims), min(since, default=None))
+
+    def _of_client(self, client: Client, attestation: Attestation) -> Standing:
+        claims = client.assertion.claims
+        who = (claims.issuer, claims.subject)
         return Standing(
             epoch=self._epochs.of(*who),
-            attestation=Attestation(_issued_at(claims), min(since, default=None)),
+            attestation=attestation,
             ended=self._revocations.blocks("subject", subject_value(*who)),
-            key_ended=any(self._revocations.blocks("key", key) for key in keys),
+            key_ended=any(self._revocations.blocks("key", key) for key in _keys(client)),
         )
 
     def _of_user(self, user: User) -> Standing:
@@ -156,6 +191,10 @@ class Standings:
             ended=self._revocations.blocks("subject", subject_value(*who)),
             key_ended=False,
         )
+
+
+def _keys(client: Client) -> list[str]:
+    return [key for key in (client.proof, client.certificate) if key]
 
 
 def _issued_at(claims: VerifiedClaims) -> float | None:
