@@ -177,3 +177,34 @@ async def test_a_place_that_is_not_kept_is_not_given_out(
     async with serving(listed(tmp_path)) as served:
         status, body, _ = await served.exchange(served.world.form(served.world.workload()))
         assert (status, body["code"]) == (503, "service.unavailable")
+
+
+async def test_ids_that_are_made_up_take_two_connections_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest waits, more than so many are turned away, and a miss is remembered for a moment."""
+    entries, asked, running, most = Statuses.entries, [], 0, 0
+
+    async def counted(self: Statuses, list_: str) -> Any:
+        nonlocal running, most
+        asked.append(list_)
+        running += 1
+        most = max(most, running)
+        try:
+            await asyncio.sleep(0.001)
+            return await entries(self, list_)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(Statuses, "entries", counted)
+    async with serving(listed(tmp_path)) as served:
+        made_up = [f"/status/{number:016}" for number in range(200)]
+        statuses = [answer[0] for answer in await asyncio.gather(*map(served.get, made_up))]
+        assert most <= 2
+        assert set(statuses) == {404, 503}
+        assert statuses.count(404) == len(asked) >= 64
+        last = asked[-1]
+        assert (await served.get(f"/status/{last}"))[0] == 404
+        assert asked.count(last) == 1
+        _, path, _ = await issued(served)
+        await read(served, path)

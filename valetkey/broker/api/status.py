@@ -32,7 +32,11 @@ MEDIA_TYPE: Final = "application/statuslist+jwt"  # §8.1
 TTL: Final = 10
 LIFETIME: Final = 60
 _FRESH: Final = 1.0
+_MISSED: Final = 5.0
 _MADE: Final = 1000
+# Anybody may ask for any list: whoever makes ids up must not take the database from those who work.
+_AT_ONCE: Final = 2
+_WAITING: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{16}")
 
 
@@ -54,7 +58,9 @@ class StatusEndpoint:
         self._issuer = issuer
         self._clock = clock
         self._made: TTLCache[str, str] = TTLCache(_MADE, _FRESH, timer=time.monotonic)
+        self._missed: TTLCache[str, bool] = TTLCache(_MADE, _MISSED, timer=time.monotonic)
         self._making: dict[str, asyncio.Task[str]] = {}
+        self._building = asyncio.Semaphore(_AT_ONCE)
 
     async def handle(self, request: web.Request) -> web.Response:
         list_ = request.match_info["list"]
@@ -65,6 +71,10 @@ class StatusEndpoint:
         if token is None:
             making = self._making.get(list_)
             if making is None:
+                if list_ in self._missed:
+                    raise _no_such_list()
+                if len(self._making) >= _WAITING:
+                    raise CallerError(codes.SERVICE_UNAVAILABLE, "too many lists are being made")
                 making = asyncio.create_task(self._make(list_))
                 self._making[list_] = making
                 making.add_done_callback(lambda task: self._ended(list_, task))
@@ -80,10 +90,12 @@ class StatusEndpoint:
             task.exception()  # told to all who wait; where they have left, to nobody
 
     async def _make(self, list_: str) -> str:
-        entries = await self._statuses.entries(list_)
-        if not entries:
-            raise CallerError(codes.SERVICE_NOT_FOUND, "no token has a place in such a list")
-        invalid = await asyncio.to_thread(self._invalid, entries)
+        async with self._building:
+            entries = await self._statuses.entries(list_)
+            if not entries:
+                self._missed[list_] = True
+                raise _no_such_list()
+            invalid = await asyncio.to_thread(self._invalid, entries)
         now = int(self._clock())
         token = self._signer.sign(
             {
@@ -107,3 +119,7 @@ class StatusEndpoint:
             VerifiedClaims(claims["iss"], claims["sub"], claims, {"kid": entry.kid})
         )
         return self._standings.stands(token, lambda: entry.hashed)
+
+
+def _no_such_list() -> CallerError:
+    return CallerError(codes.SERVICE_NOT_FOUND, "no token has a place in such a list")

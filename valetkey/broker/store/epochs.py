@@ -64,7 +64,8 @@ class Epochs:
             if until is not None:
                 if time.monotonic() < until:
                     return Epoch(epoch.number, epoch.attest_after, held=True)
-                del self._held[key]
+                # Status lists are made in threads, which may come here at the same time.
+                self._held.pop(key, None)
         return epoch
 
     async def bump(
