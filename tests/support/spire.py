@@ -59,8 +59,8 @@ def _build(directory: Path) -> None:
     source = directory / "src"
     # The module's own files may not be written; the copy must be.
     shutil.copytree(json.loads(fetched.stdout)["Dir"], source, copy_function=shutil.copyfile)
-    for directory in (source, *(path for path in source.rglob("*") if path.is_dir())):
-        directory.chmod(0o755)
+    for folder in (source, *(path for path in source.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
     for file in source.glob("pkg/*/catalog/*.go"):
         file.write_text(_without_plugins(file.read_text()))
     programs = ["./cmd/spire-server", "./cmd/spire-agent"]
