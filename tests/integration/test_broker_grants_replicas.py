@@ -11,9 +11,10 @@ import pytest
 
 from tests.integration.broker_support import Served, World, free_url, serving
 from tests.integration.test_broker_grants_api import code, create, is_active, revoke, written
-from tests.integration.test_broker_replicas import WITHIN, replicas, shared, within
+from tests.integration.test_broker_replicas import WITHIN, replicas, shared
 from tests.integration.test_broker_windows import announce, close, deployment, opened
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 
 
 async def ready(broker: Served, count: int) -> list[tuple[dict[str, Any], str]]:
@@ -44,7 +45,7 @@ async def test_the_last_uses_go_to_exactly_as_many(tmp_path: Path, postgres: Pos
         for number, uses in enumerate((1, 1, 1, 3, 7)):
             name = f"jit-{number}"
             await create(one, id=name, max_uses=uses)
-            await within(WITHIN, lambda name=name: knows(other, name))
+            await until(lambda name=name: knows(other, name), "the other replica knows it", WITHIN)
             answers = await race(one, other, each=8)
             assert sorted(set(answers)) == ["grant.used_up", "issued"]
             assert answers.count("issued") == uses
@@ -67,7 +68,7 @@ async def test_two_counted_grants_are_claimed_both_or_neither(
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         await create(one, id="a", max_uses=9, scopes=["tickets:delete"])
         await create(one, id="b", max_uses=5, scopes=["tickets:merge"])
-        await within(WITHIN, lambda: knows(other, "b"))
+        await until(lambda: knows(other, "b"), "the other replica knows the second", WITHIN)
         prepared = []
         for broker in (one, other):
             world = broker.world
@@ -95,7 +96,7 @@ async def test_what_one_makes_and_ends_holds_at_the_other(
             async def holds() -> bool:
                 return await code(other) == expected
 
-            await within(WITHIN, holds)
+            await until(holds, "what was asked holds", WITHIN)
 
         await answer("issued")
         world = one.world
@@ -115,7 +116,7 @@ async def test_what_one_makes_and_ends_holds_at_the_other(
         async def ended() -> bool:
             return not await is_active(one, token)
 
-        await within(WITHIN, ended)
+        await until(ended, "the grant has ended at the other replica", WITHIN)
 
 
 async def test_a_nudge_that_is_missed_costs_half_a_second(
@@ -124,7 +125,7 @@ async def test_a_nudge_that_is_missed_costs_half_a_second(
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         other.broker.base.changes._nudge = lambda *_: None  # type: ignore[method-assign]
         await create(one)
-        await within(WITHIN, lambda: knows(other, "jit-1"))
+        await until(lambda: knows(other, "jit-1"), "the other replica knows it", WITHIN)
 
 
 async def test_made_at_both_at_once_it_is_one(tmp_path: Path, postgres: Postgres) -> None:
@@ -151,7 +152,9 @@ async def test_announced_at_both_at_once_it_is_one_window(
 ) -> None:
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         await create(one, **deployment())
-        await within(WITHIN, lambda: knows(other, "deploy"))
+        await until(
+            lambda: knows(other, "deploy"), "the other replica knows the window's grant", WITHIN
+        )
         for _ in range(5):
             token = one.world.job()
             answers = await asyncio.gather(*(announce(broker, token) for broker in (one, other)))
