@@ -434,19 +434,19 @@ async def test_a_polled_event_waits_for_keys_that_could_not_be_had(
         if rotated:
             other = sender.claims({"format": "iss_sub", "iss": IDP, "sub": "another"})
             server.sets = {other["jti"]: sender.sign(other)}
-            await until(told)
+            await until(told, "the transmitter was told")
             rotate(sender)
         else:
             jwks.fails = 1
         known, before = len(server.acknowledged), len(server.asked)
         claims = sender.claims()
         server.sets = {claims["jti"]: sender.sign(claims)}
-        await until(asked_again)
+        await until(asked_again, "asked again")
         assert list(server.sets) == [claims["jti"]], "neither acknowledged nor refused"
         # It answers at once, and is not asked without pause for that.
         assert len(server.asked) < before + 20
         monkeypatch.setattr(keys, "REFETCH_COOLDOWN", 0.0)
-        await until(told)
+        await until(told, "the transmitter was told")
         assert server.errors == {}
         assert server.acknowledged[known:] == [claims["jti"]]
         assert len(await incidents(broker)) == known + 1
