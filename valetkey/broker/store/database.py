@@ -91,6 +91,17 @@ class Database:
         for call in calls:
             call()
 
+    @asynccontextmanager
+    async def write_in_turn(self) -> AsyncIterator[AsyncConnection]:
+        """As `write`, for what is announced or numbered: `take_turn` comes before any row.
+
+        Who took rows first and the turn then could wait for one who has the turn and wants the
+        rows; PostgreSQL would end one of the two. Raises `StoreError`.
+        """
+        async with self.write() as connection:
+            await self.take_turn(connection)
+            yield connection
+
     def after_commit(self, connection: AsyncConnection, call: Callable[[], None]) -> None:
         """Have ``call`` called once the transaction at hand is committed, and not otherwise.
 

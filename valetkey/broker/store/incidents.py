@@ -81,7 +81,10 @@ class Incidents:
         return None
 
     async def change(self, connection: AsyncConnection, id_: str, **values: Any) -> bool:
-        """Set columns of one that is open, within a transaction; whether it was open."""
+        """Set columns of one that is open; whether it was open.
+
+        Within a transaction that took its turn before any row.
+        """
         change = (
             update(INCIDENTS)
             .where(INCIDENTS.c.id == id_, INCIDENTS.c.closed_at.is_(None))
@@ -170,7 +173,7 @@ class Incidents:
             columns.attested_at.is_(None),
             columns.closed_at.is_(None),
         )
-        async with self._database.write() as connection:
+        async with self._database.write_in_turn() as connection:
             ids = (await connection.execute(select(columns.id).where(waiting))).scalars().all()
             for id_ in ids:
                 await self.change(connection, id_, attested_at=self._clock())
@@ -250,7 +253,7 @@ class Incidents:
             .where(columns.incident == rotation.incident, columns.rotator == rotation.rotator)
             .values(state=state, detail=detail, at=now, next_at=now + again_in)
         )
-        async with self._database.write() as connection:
+        async with self._database.write_in_turn() as connection:
             await connection.execute(change)
             await self._changes.publish(connection, _TOPIC, rotation.incident)
 

@@ -147,7 +147,7 @@ class Revocations:
         self._note("txn", txn, max(expires, descendants))
         if await self._are_stored(("jti", jti), ("txn", txn), until=expires):
             return False
-        async with self._database.write() as connection:
+        async with self._database.write_in_turn() as connection:
             await self.end(connection, "jti", jti, until=expires)
             await self.end(connection, "txn", txn, until=max(expires, descendants))
         return True
@@ -179,6 +179,7 @@ class Revocations:
     ) -> None:
         """Revoke within a transaction of the caller's, up to ``until`` or longer if it was so.
 
+        The transaction is one of `Database.write_in_turn`, or took its turn before any row.
         It counts at once on this replica, also if that transaction fails; the caller lets
         `Changes.catch_up` run after it. ``txn`` (an incident's id, say) and ``reason`` go with
         the signal. A subject is ended by `end_subject`.

@@ -29,6 +29,10 @@ class UsesSpent(PolicyError):  # noqa: N818 - reads as what it is
     """A grant has no use left."""
 
 
+class _LastUse(Exception):  # noqa: N818 - reads as what it is
+    """A claim without a turn came upon the last use of a grant."""
+
+
 class GrantUses:
     """Counts in the database, and in ``live`` as far as they are known.
 
@@ -65,30 +69,53 @@ class GrantUses:
         ``False``: one was used up, which `LiveGrants` knows from now on. Raises `StoreError`.
         """
         try:
-            async with self._database.write() as connection:
-                counted = await self.claim_in(connection, limited)
-                check()
+            counted = await self._claim_all(limited, check)
         except UsesSpent:
             return False
         for grant_id, uses in counted.items():
             self._live.count(grant_id, uses)
         return True
 
+    async def _claim_all(
+        self, limited: Sequence[tuple[str, int]], check: Callable[[], None]
+    ) -> dict[str, int]:
+        """Without a turn, for which all would wait, unless one turns out to be a last use."""
+        try:
+            async with self._database.write() as connection:
+                counted = {
+                    grant_id: await self._claim_spare(connection, grant_id, most)
+                    for grant_id, most in limited
+                }
+                check()
+                return counted
+        except _LastUse:
+            # Undone, so that no row is held: a last use is announced.
+            async with self._database.write_in_turn() as connection:
+                counted = await self.claim_in(connection, limited)
+                check()
+                return counted
+
     async def claim_in(
         self, connection: AsyncConnection, limited: Sequence[tuple[str, int]]
     ) -> dict[str, int]:
-        """The same within a transaction; gives the number of each use.
+        """The same within a transaction that took its turn before any row.
 
-        Raises `UsesSpent`, which must undo the transaction.
+        Gives the number of each use. Raises `UsesSpent`, which must undo the transaction.
         """
         counted = {
             grant_id: await self._claim(connection, grant_id, most) for grant_id, most in limited
         }
-        # Only now: who waits for the order of changes must hold no row that others want.
         for grant_id, most in limited:
             if counted[grant_id] == most:
                 await self._changes.publish(connection, _TOPIC, grant_id)
         return counted
+
+    async def _claim_spare(self, connection: AsyncConnection, grant_id: str, most: int) -> int:
+        """As `_claim`, for a use that is not the last. Raises `_LastUse`."""
+        use = await self._claim(connection, grant_id, most)
+        if use == most:
+            raise _LastUse
+        return use
 
     async def _claim(self, connection: AsyncConnection, grant_id: str, most: int) -> int:
         """The number of this use."""
