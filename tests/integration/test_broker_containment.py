@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from tests.integration.broker_support import (
     free_url,
     serving,
 )
+from valetkey.broker.issuers import signer
 from valetkey.broker.store.revocations import FOREVER, Kind, subject_value, token_value
-from valetkey.contracts import oauth
+from valetkey.contracts import es256, oauth
 from valetkey.contracts.dpop import ProofKey
 
 
@@ -194,3 +196,50 @@ async def test_what_was_ended(tmp_path: Path, kind: str) -> None:
         assert not await active(broker, token)
         assert await active(broker, other) is spares_other
         assert await code_of(broker, form) == code
+
+
+@pytest.mark.parametrize("minted", ["as they are now", "by an older broker"])
+async def test_a_rewritten_signature_brings_back_no_token_that_was_ended_by_its_hash(
+    tmp_path: Path, minted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two signatures that hold, older brokers gave out either."""
+    if minted != "as they are now":
+        sign = es256.sign
+        monkeypatch.setattr(signer, "es256", SimpleNamespace(sign=lambda *a: es256.twin(sign(*a))))
+    world = World(tmp_path, free_url())
+    ours = {
+        "issuer": world.url,
+        "audience": TICKETS,
+        "use": "user",
+        "jwks_url": world.url + "/jwks",
+    }
+    world.overrides = {"issuers": [*world.document()["issuers"], ours]}
+    async with serving(world) as broker:
+        own = world.workload()
+        root = (await issue(broker, world.user_form(own, world.user("alice"))))["access_token"]
+        other = es256.twin(root)
+        assert [await active(broker, token) for token in (root, other)] == [
+            minted == "as they are now",
+            minted != "as they are now",
+        ]
+        await end(broker, "hash", token_value(root))
+        for token in (root, other):
+            assert not await active(broker, token)
+            chained = world.user_form(own, token, scope="tickets:list")
+            assert await code_of(broker, chained) == "subject.revoked"
+
+
+async def test_a_token_with_a_rewritten_signature_is_given_back_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """It is refused where it would give something, and not where it is ended."""
+    world = World(tmp_path, free_url())
+    async with serving(world) as broker:
+        token = (await issue(broker, world.form(world.workload())))["access_token"]
+        form = {
+            "token": es256.twin(token),
+            "client_assertion_type": oauth.ASSERTION_JWT_BEARER,
+            "client_assertion": world.workload(),
+        }
+        assert (await broker.exchange(form, path="/revoke"))[0] == 200
+        assert not await active(broker, token)

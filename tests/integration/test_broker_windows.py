@@ -27,6 +27,7 @@ from tests.integration.broker_support import (
 )
 from tests.integration.test_broker_grants_api import asked, code, is_active, rfc3339
 from tests.support.postgres import Postgres
+from valetkey.contracts import es256
 
 
 def new_world(tmp_path: Path) -> World:
@@ -204,6 +205,14 @@ async def test_the_same_token_opens_one_window(broker: Served) -> None:
         assert (await close(broker, first["id"], token))[0] == 200
         status, body = await announce(broker, token)
         assert (status, body["code"]) == (409, "window.ended"), jti
+
+
+async def test_a_rewritten_signature_makes_no_second_token(broker: Served) -> None:
+    await create(broker)
+    token = broker.world.job(jti=None)
+    first = await opened(broker, token)
+    status, again = await announce(broker, es256.twin(token))
+    assert (status, again["id"]) == (200, first["id"])
 
 
 async def test_two_runs_have_a_window_each(broker: Served) -> None:

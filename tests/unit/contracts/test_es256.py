@@ -18,6 +18,25 @@ def test_a_signature_holds_under_the_key_read_from_its_jwk() -> None:
     es256.check(es256.read_key(X, Y), signing_input.encode(), b64url_decode(signature))
 
 
+def test_a_signature_has_the_lower_s_and_a_twin_that_holds_too() -> None:
+    for number in range(32):  # half of all that are made have the higher one
+        compact = es256.sign(KEY, b"aGVhZA." + b64url(bytes([number])).encode())
+        assert es256.is_ours(compact)
+        other = es256.twin(compact)
+        signing_input, _, signature = other.rpartition(".")
+        es256.check(KEY.public_key(), signing_input.encode(), b64url_decode(signature))
+        assert other != compact
+        assert not es256.is_ours(other)
+        assert es256.twin(other) == compact
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(63), bytes(64), b"\xff" * 64, bytes(65)])
+def test_what_is_no_signature_has_no_twin(raw: bytes) -> None:
+    for read in (es256.twin, es256.is_ours):
+        with pytest.raises(TokenInvalid, match="bad ES256 signature"):
+            read(f"aGVhZA.Ym9keQ.{b64url(raw)}")
+
+
 def flipped(raw: bytes) -> bytes:
     return bytes([raw[0] ^ 1]) + raw[1:]
 

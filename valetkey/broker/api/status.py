@@ -118,7 +118,7 @@ class StatusEndpoint:
         token = OwnToken.of(
             VerifiedClaims(claims["iss"], claims["sub"], claims, {"kid": entry.kid})
         )
-        return self._standings.stands(token, lambda: entry.hashed)
+        return self._standings.stands(token, lambda: (entry.hashed,))
 
 
 def _no_such_list() -> CallerError:

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import REVOCATIONS
+from valetkey.contracts import es256
 from valetkey.contracts.jose import MAX_TIME, b64url
 from valetkey.contracts.signals import Kind as SignalKind
 from valetkey.contracts.signals import Signal
@@ -72,6 +73,11 @@ def subject_value(issuer: str, subject: str) -> str:
 def token_value(compact: str) -> str:
     """The value that stands for a token in kind ``hash``."""
     return b64url(hashlib.sha256(compact.encode()).digest())
+
+
+def token_values(compact: str) -> tuple[str, str]:
+    """Those of an ES256 token: as it is, and with the other signature that anybody can give it."""
+    return token_value(compact), token_value(es256.twin(compact))
 
 
 class Revocations:

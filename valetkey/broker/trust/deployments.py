@@ -61,6 +61,10 @@ class Deployments:
 
 
 def _digest(issuer: str, jti: Any, compact: str) -> bytes:
-    """RFC 7519 §4.1.7: a `jti` is unique within its issuer. Without one, the token is its own."""
-    text = f"{len(issuer)}:{issuer}{jti}" if isinstance(jti, str) and jti else f"token:{compact}"
+    """RFC 7519 §4.1.7: a `jti` is unique within its issuer. Without one, what was signed counts.
+
+    Not the signature: whoever has an ECDSA signature can make a second one that holds.
+    """
+    signed = compact.rpartition(".")[0]
+    text = f"{len(issuer)}:{issuer}{jti}" if isinstance(jti, str) and jti else f"token:{signed}"
     return hashlib.sha256(text.encode()).digest()

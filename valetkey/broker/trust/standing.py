@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
@@ -12,11 +12,11 @@ from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.incidents import Incidents
-from valetkey.broker.store.revocations import Revocations, subject_value, token_value
+from valetkey.broker.store.revocations import Revocations, subject_value, token_values
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.tokens import Clock
-from valetkey.contracts import jose
+from valetkey.contracts import es256, jose
 from valetkey.contracts.jose import VerifiedClaims
 
 
@@ -60,15 +60,20 @@ class Standings:
         self._changes.require_current()
 
     def token_counts(self, token: OwnToken, compact: str) -> bool:
-        """Whether one of our own tokens is still good, as far as revocations go."""
-        return self.stands(token, lambda: token_value(compact))
+        """Whether one of our own tokens is still good, as far as revocations go.
 
-    def stands(self, token: OwnToken, hashed: Callable[[], str]) -> bool:
-        """The same for a token that is not at hand; ``hashed`` gives its `token_value`."""
+        One whose signature was rewritten is not: what is known of a token by its hash would not be
+        known of that one.
+        """
+        return es256.is_ours(compact) and self.stands(token, lambda: token_values(compact))
+
+    def stands(self, token: OwnToken, hashes: Callable[[], Iterable[str]]) -> bool:
+        """The same for a token that is not at hand; ``hashes`` gives its `token_value`, or more."""
         self.require_current()
         revocations, issued = self._revocations, token.issued
         if revocations.is_revoked(token.jti, token.txn) or (
-            revocations.any_hash and revocations.refuses("hash", hashed(), issued_at=issued)
+            revocations.any_hash
+            and any(revocations.refuses("hash", value, issued_at=issued) for value in hashes())
         ):
             return False
         client = (token.client_issuer, token.client_id)
