@@ -4,13 +4,19 @@
 PYTHON ?= python3
 UV ?= uv
 MINUTES ?= 10
+# Test processes. Most tests wait for programs more than they work: one more than the processors.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 RELEASED := valetkey/__init__.py pyproject.toml
 
+# Each file is one process's; which one is not said.
+AT_ONCE := -n $(WORKERS) --dist loadfile
+IN ?= .
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test spire lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test failed spire lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -19,7 +25,10 @@ demo: $(VENV)/.runtime ## Run the whole story on this machine; exit 0 only if ev
 	@$(BIN)/valetkey demo
 
 test: $(VENV)/.dev $(VENV)/.ldap .venv-clients/.done ## Run all tests; what was skipped, and why, is listed at the end
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(AT_ONCE)
+
+failed: $(VENV)/.dev ## Run again what failed last, one after the other, with nothing beside it (IN=build/compiled)
+	@cd $(IN) && $(CURDIR)/$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 lint: $(VENV)/.dev ## Check style, types, imports, and that generated files are up to date
 	$(BIN)/ruff check .
@@ -44,7 +53,7 @@ compiled: $(VENV)/.dev ## Compile the data path and run the sidecar's tests on i
 	@rm -rf build/compiled && mkdir -p build/compiled
 	@cp -r valetkey tests config docs bench pyproject.toml hatch_build.py README.md Makefile build/compiled
 	@cd build/compiled && ../../$(BIN)/python hatch_build.py . >/dev/null
-	@cd build/compiled && ../../$(BIN)/python -m pytest $(COMPILED)
+	@cd build/compiled && ../../$(BIN)/python -m pytest $(AT_ONCE) $(COMPILED)
 
 bench: .venv-bench/.done .venv-mitmproxy/.done ## Measure side by side; results go to bench/results/
 	@.venv-bench/bin/python -m bench
@@ -62,7 +71,7 @@ soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connecti
 	@.venv-bench/bin/python -m bench.soak
 
 chaos: $(VENV)/.dev ## Kill the sidecar, and brokers, under load, 50 times in a loop
-	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py tests/e2e/test_broker_crash.py tests/e2e/test_broker_grants_crash.py --kills 50
+	@$(BIN)/python -m pytest -s tests/e2e/test_crash.py tests/e2e/test_*_crash.py --kills 50
 
 fuzz: $(VENV)/.dev ## Play new inputs to the sidecar and to other readers of HTTP for MINUTES=10
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)

@@ -38,6 +38,11 @@ def _keep_files_in_memory() -> None:
 
 _keep_files_in_memory()
 
+# --- what the terminal is like decides no test ---------------------------------------------------
+
+for _name in ("COLUMNS", "LINES"):  # pytest-xdist tells its workers; rich goes by it
+    os.environ.pop(_name, None)
+
 # --- VALETKEY_REQUIRE=all: a skip is a failure ---------------------------------------------------
 
 

@@ -22,7 +22,8 @@ from aiohttp import web
 
 from tests.e2e.test_broker_grants_crash import items
 from tests.integration.approvals_support import APPROVALS, CLOSING, closing
-from tests.integration.broker_support import GRANTS, Served, World, free_url
+from tests.integration.broker_support import GRANTS, Served, World
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.procs import Program
 from valetkey.contracts import oauth

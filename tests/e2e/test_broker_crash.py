@@ -22,7 +22,8 @@ import aiohttp
 import jwt
 import pytest
 
-from tests.integration.broker_support import TICKETS, Served, World, free_url
+from tests.integration.broker_support import TICKETS, Served, World
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.procs import Program
 from valetkey.contracts import oauth

@@ -18,8 +18,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.broker_support import Served, World, free_url
+from tests.integration.broker_support import Served, World
 from tests.integration.test_broker_grants_api import written
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.procs import Program
 

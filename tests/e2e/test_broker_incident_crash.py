@@ -19,7 +19,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.broker_support import IDP, Served, World, free_url
+from tests.integration.broker_support import IDP, Served, World
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.procs import Program
 from valetkey.broker.store.admin_actions import AdminActions

@@ -88,6 +88,7 @@ class Kept:
             assert time.monotonic() < deadline, self.text
             assert self.process.poll() is None, self.text
             time.sleep(0.05)
+        assert "✗" not in self.text, self.text
         (self.directory,) = tmp_path.glob("valetkey-demo-*")
 
     @property
@@ -157,6 +158,6 @@ def test_what_is_kept_can_be_used_as_the_tutorial_says_and_leaks_nothing(
     children = psutil.Process(kept.process.pid).children(recursive=True)
     assert len(children) == 4
     kept.process.send_signal(signal.SIGINT)
-    assert kept.process.wait(30) == 0
+    assert kept.process.wait(30) == 0, kept.text
     assert not any(child.is_running() for child in children)
     assert not kept.directory.exists()

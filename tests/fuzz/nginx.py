@@ -21,8 +21,8 @@ from typing import Final, Self
 from urllib.parse import unquote_to_bytes
 
 from tests.fuzz.readers import Read, by_h11
+from tests.support.ports import free_port
 from tests.support.recording import TIMEOUT, Ended, Wire
-from tests.support.sidecar import free_port
 
 NGINX: Final = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 _CONFIG: Final = """

@@ -15,9 +15,9 @@ from tests.integration.broker_support import (
     Served,
     World,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.contracts import oauth
 
 CLOSING: dict[str, Any] = {

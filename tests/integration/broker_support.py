@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -412,13 +411,6 @@ async def serving(world: World, where: str = "") -> AsyncIterator[Served]:
     finally:
         await runner.cleanup()
         await broker.close()
-
-
-def free_url() -> str:
-    """A loopback URL whose port was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def mutate(compact: str, part: int, index: int, flip: int) -> str:

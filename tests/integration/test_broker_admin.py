@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.integration.broker_support import OPERATIONS, Issuer, World, free_url, serving
+from tests.integration.broker_support import OPERATIONS, Issuer, World, serving
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from valetkey.cli.main import main
 
 

@@ -19,9 +19,9 @@ from tests.integration.broker_support import (
     USERS,
     claims_of,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker.parts.approvals import ApprovalsPart
 from valetkey.broker.store.database import StoreError

@@ -24,7 +24,8 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT, private_key_jwt_sign
 from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
 from joserfc.jwk import ECKey, KeySet
 
-from tests.integration.broker_support import PAYMENTS, SELF_SIGNED, TICKETS, World, free_url
+from tests.integration.broker_support import PAYMENTS, SELF_SIGNED, TICKETS, World
+from tests.support.ports import free_url
 from tests.support.procs import Program
 from valetkey.contracts import oauth
 

@@ -23,11 +23,11 @@ from tests.integration.broker_support import (
     USERS,
     Served,
     details,
-    free_url,
     serving,
 )
 from tests.integration.test_broker_policies import PolicyWorld
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from valetkey.broker.api.authzen import (
     EVALUATION,
     EVALUATIONS,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.integration.broker_support import BOT, GRANTS, IDP, World, details, free_url, serving
+from tests.integration.broker_support import (
+    BOT,
+    GRANTS,
+    IDP,
+    World,
+    details,
+    serving,
+)
+from tests.support.ports import free_url
 
 CALLS = "https://mcp.example.com"
 

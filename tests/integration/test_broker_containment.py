@@ -19,9 +19,9 @@ from tests.integration.broker_support import (
     Served,
     World,
     claims_of,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.broker.issuers import signer
 from valetkey.broker.store.revocations import FOREVER, Kind, subject_value, token_value
 from valetkey.contracts import es256, oauth

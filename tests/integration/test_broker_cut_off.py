@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.broker_support import (
-    TICKETS,
-    Served,
-    World,
-    claims_of,
-    free_url,
-    serving,
-)
+from tests.integration.broker_support import TICKETS, Served, World, claims_of, serving
 from tests.integration.feed_support import Receiver
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.relay import Relay, relaying
 from valetkey.broker.app import Broker

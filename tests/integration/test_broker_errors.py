@@ -26,9 +26,9 @@ from tests.integration.broker_support import (
     Served,
     World,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.broker.api.wire import description
 from valetkey.contracts import codes, oauth
 from valetkey.contracts.dpop import ProofKey

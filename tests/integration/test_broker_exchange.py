@@ -24,9 +24,9 @@ from tests.integration.broker_support import (
     World,
     claims_of,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.contracts import oauth
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -22,9 +22,9 @@ from tests.integration.broker_support import (
     Served,
     World,
     claims_of,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.contracts import oauth
 from valetkey.contracts.errors import ConfigError

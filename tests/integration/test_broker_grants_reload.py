@@ -14,9 +14,9 @@ from tests.integration.broker_support import (
     IDP,
     Served,
     World,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.contracts.errors import ConfigError
 
 WIDER = [*GRANTS, {

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.broker_support import Served, World, free_url, serving
+from tests.integration.broker_support import Served, World, serving
 from tests.integration.test_broker_grants_api import code, create, is_active, revoke, written
 from tests.integration.test_broker_replicas import WITHIN, replicas, shared
 from tests.integration.test_broker_windows import announce, close, deployment, opened
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
 

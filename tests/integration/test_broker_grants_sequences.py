@@ -33,10 +33,10 @@ from tests.integration.broker_support import (
     Served,
     World,
     claims_of,
-    free_url,
     serving,
 )
 from tests.integration.test_broker_grants_api import is_active, rfc3339, written
+from tests.support.ports import free_url
 
 T = TypeVar("T")
 _FAST = {"rate": 1_000_000, "burst": 1_000_000}

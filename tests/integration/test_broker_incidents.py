@@ -20,13 +20,13 @@ from tests.integration.broker_support import (
     USERS,
     Served,
     World,
-    free_url,
     serving,
 )
 from tests.integration.feed_support import Receiver
 from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_broker_replicas import presented
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
 from valetkey.broker.core.incidents import Incident

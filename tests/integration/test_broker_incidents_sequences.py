@@ -24,9 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.integration.broker_support import IDP, PAYMENTS, Clock, World, free_url, serving
+from tests.integration.broker_support import IDP, PAYMENTS, Clock, World, serving
 from tests.integration.test_broker_containment import active
 from tests.integration.test_broker_grants_sequences import Lab
+from tests.support.ports import free_url
 from valetkey.contracts.dpop import ProofKey
 
 _FAST = {"rate": 1_000_000, "burst": 1_000_000}

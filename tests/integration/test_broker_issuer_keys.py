@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.broker_support import IDP, Issuer, World, free_url, serving
+from tests.integration.broker_support import IDP, Issuer, World, serving
+from tests.support.ports import free_url
 from valetkey.contracts import keys as trusted
 from valetkey.contracts.issuer import REMEMBERED
 

@@ -10,10 +10,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.broker_support import BOT, IDP, World, claims_of, free_url, serving
+from tests.integration.broker_support import BOT, IDP, World, claims_of, serving
 from tests.support import keycloak as support
 from tests.support.canaries import CANARIES
 from tests.support.keycloak import CLIENT, Keycloak
+from tests.support.ports import free_url
 
 
 @pytest.mark.timeout(400)

@@ -9,7 +9,8 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.integration.broker_support import Served, World, free_url, serving
+from tests.integration.broker_support import Served, World, serving
+from tests.support.ports import free_url
 from valetkey.contracts.errors import ConfigError
 
 KEYS = {"keys": {"rotate_every": "1h", "publish_before": "5m", "overlap": "1m"}}

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.integration.broker_support import USERS, World, free_url, serving
+from tests.integration.broker_support import USERS, World, serving
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.slapd import BASE, BIND_DN, Slapd
 from valetkey.broker.core.attributes import Attributes
 from valetkey.broker.directory.settings import (

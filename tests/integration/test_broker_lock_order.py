@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.broker_support import BOT, IDP, World, free_url, serving
+from tests.integration.broker_support import BOT, IDP, World, serving
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker.core.incidents import Exposure, Incident, Party
 from valetkey.broker.incidents.response import Report

@@ -19,14 +19,8 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.integration.broker_support import (
-    GRANTS,
-    Served,
-    World,
-    claims_of,
-    free_url,
-    serving,
-)
+from tests.integration.broker_support import GRANTS, Served, World, claims_of, serving
+from tests.support.ports import free_url
 from tests.support.trust_domain import Authority, Svid, TrustDomain
 from valetkey.contracts.binding import check_binding, thumbprint
 from valetkey.contracts.errors import CallerError

@@ -10,7 +10,8 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.broker_support import Served, World, free_url, mutate, serving
+from tests.integration.broker_support import Served, World, mutate, serving
+from tests.support.ports import free_url
 from valetkey.contracts.oauth import TOKEN_TYPE_JWT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -25,8 +25,9 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.integration.approvals_support import Desk, desk, world_of
-from tests.integration.broker_support import World, free_url, serving
+from tests.integration.broker_support import World, serving
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
 from valetkey.broker.approval_settings import WebhookSettings

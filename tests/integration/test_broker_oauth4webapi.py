@@ -23,9 +23,10 @@ import jwt
 import pytest
 from aiohttp import web
 
-from tests.integration.broker_support import PAYMENTS, SELF_SIGNED, TICKETS, World, free_url
+from tests.integration.broker_support import PAYMENTS, SELF_SIGNED, TICKETS, World
 from tests.support.canaries import CANARIES
 from tests.support.clients import NODE_MODULES
+from tests.support.ports import free_url
 from tests.support.procs import Program
 from valetkey.contracts import dpop
 

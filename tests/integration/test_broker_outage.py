@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from tests.integration.broker_support import Served, World, claims_of, free_url, serving
+from tests.integration.broker_support import Served, World, claims_of, serving
+from tests.support.ports import free_url
 from valetkey.broker import app
 from valetkey.contracts import oauth
 

@@ -20,9 +20,9 @@ from tests.integration.broker_support import (
     World,
     claims_of,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.contracts.errors import ConfigError
 
 ALL = '@id("all") permit (principal, action, resource);\n'

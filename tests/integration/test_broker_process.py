@@ -17,8 +17,9 @@ import pytest
 import trustme
 import yaml
 
-from tests.integration.broker_support import GRANTS, Served, World, free_url
+from tests.integration.broker_support import GRANTS, Served, World
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.procs import Program
 
 

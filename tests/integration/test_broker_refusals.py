@@ -45,10 +45,10 @@ from tests.integration.broker_support import (
     Served,
     World,
     details,
-    free_url,
     serving,
 )
-from valetkey.contracts import oauth
+from tests.support.ports import free_url
+from valetkey.contracts import es256, oauth
 from valetkey.contracts.jose import b64url
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -141,11 +141,12 @@ class Refusing:
         return str(body["access_token"])
 
     async def reissued(self, typ: str, **claims: Any) -> str:
-        """A token of the broker's, written anew and signed with the broker's own key."""
+        """A token of the broker's, written anew and signed with the broker's own key, as it signs."""
         said = jwt.decode(await self.issued(), options={"verify_signature": False})
         key = self.served.broker.base.ring.signer()
-        headers = {"typ": typ, "kid": key.times.kid}
-        return jwt.encode(said | claims, key.private, "ES256", headers=headers)
+        headers = {"alg": "ES256", "typ": typ, "kid": key.times.kid}
+        segments = (b64url(json.dumps(part).encode()) for part in (headers, said | claims))
+        return es256.sign(key.private, ".".join(segments).encode())
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

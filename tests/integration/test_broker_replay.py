@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.integration.broker_support import PAYMENTS, World, free_url, serving
+from tests.integration.broker_support import PAYMENTS, World, serving
+from tests.support.ports import free_url
 from valetkey.contracts import dpop, jose
 
 

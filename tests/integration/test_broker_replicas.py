@@ -20,10 +20,10 @@ from tests.integration.broker_support import (
     TICKETS,
     Served,
     World,
-    free_url,
     serving,
 )
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
 from valetkey.contracts import oauth

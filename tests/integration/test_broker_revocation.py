@@ -18,9 +18,9 @@ from tests.integration.broker_support import (
     World,
     claims_of,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from valetkey.contracts import oauth
 
 OTHER = "spiffe://demo.example/ns/other/sa/cron"

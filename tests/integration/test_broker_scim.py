@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.broker_support import USERS, Served, World, free_url, serving
+from tests.integration.broker_support import USERS, Served, World, serving
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker.store.database import StoreError
 from valetkey.contracts import oauth

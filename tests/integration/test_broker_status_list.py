@@ -18,9 +18,9 @@ from tests.integration.broker_support import (
     World,
     claims_of,
     details,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker.api.status import LIFETIME, TTL
 from valetkey.broker.store.database import StoreError

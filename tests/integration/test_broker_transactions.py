@@ -21,10 +21,10 @@ from tests.integration.broker_support import (
     World,
     claims_of,
     details,
-    free_url,
     serving,
 )
 from tests.integration.feed_support import Receiver
+from tests.support.ports import free_url
 from valetkey.contracts import oauth
 from valetkey.contracts.signals import Signal
 

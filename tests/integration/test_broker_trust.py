@@ -16,9 +16,9 @@ from tests.integration.broker_support import (
     Served,
     World,
     claims_of,
-    free_url,
     serving,
 )
+from tests.support.ports import free_url
 from tests.support.trust_domain import TrustDomain
 from valetkey.contracts.oauth import ASSERTION_JWT_SPIFFE
 

@@ -22,10 +22,10 @@ from tests.integration.broker_support import (
     Served,
     World,
     claims_of,
-    free_url,
     serving,
 )
 from tests.integration.test_broker_grants_api import asked, code, is_active, rfc3339
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.contracts import es256
 

@@ -18,8 +18,9 @@ import trustme
 
 from tests.support.canaries import CANARIES
 from tests.support.clients import BIN, needs_clients, without_ambient
+from tests.support.ports import free_port
 from tests.support.recording import Recording
-from tests.support.sidecar import Sidecar, World, free_port, target, whole
+from tests.support.sidecar import Sidecar, World, target, whole
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 pytestmark = [

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest_asyncio
 from click.testing import CliRunner, Result
 
-from tests.integration.broker_support import BOT, IDP, Served, World, free_url, serving
+from tests.integration.broker_support import BOT, IDP, Served, World, serving
 from tests.integration.test_broker_grants_api import code
 from tests.integration.test_broker_windows import deployment
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from valetkey.cli.main import main
 
 Run = Callable[..., Awaitable[Result]]

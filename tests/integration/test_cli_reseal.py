@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from sqlalchemy import LargeBinary, insert, select
 
-from tests.integration.broker_support import BOT, IDP, Served, World, free_url, serving
+from tests.integration.broker_support import BOT, IDP, Served, World, serving
 from tests.integration.test_broker_containment import active, code_of, issue
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker.core.approvals import Identity
 from valetkey.broker.store.deferrals import Deferrals

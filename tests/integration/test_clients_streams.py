@@ -30,7 +30,8 @@ from tests.support.clients import (
     upstream_name,
     without_ambient,
 )
-from tests.support.sidecar import Sidecar, World, free_port, target, whole
+from tests.support.ports import free_port
+from tests.support.sidecar import Sidecar, World, target, whole
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 pytestmark = needs_clients

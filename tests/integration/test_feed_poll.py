@@ -9,9 +9,9 @@ import time
 import pytest
 
 from tests.integration.broker_support import BOT, IDP, READER, USERS, Served, World, serving
-from tests.integration.broker_support import free_url as url
 from tests.integration.feed_support import Receiver, ended, feed_of, publish
 from tests.integration.test_broker_replicas import replicas, shared
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker import feed as module
 from valetkey.broker.api import ssf_poll
@@ -21,7 +21,7 @@ from valetkey.contracts.signals import Signal
 
 @pytest.fixture
 async def served(tmp_path):
-    async with serving(World(tmp_path, url())) as broker:
+    async with serving(World(tmp_path, free_url())) as broker:
         yield broker
 
 
@@ -157,7 +157,7 @@ async def test_a_stream_that_is_gone_is_said_to_be_gone(served: Served) -> None:
 async def test_behind_the_window_it_comes_from_the_database(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 4)
     monkeypatch.setattr(module, "_PAGE", 3)
-    async with serving(World(tmp_path, url())) as served:
+    async with serving(World(tmp_path, free_url())) as served:
         receiver = await following(served)
         for n in range(11):
             await publish(served, ended(f"t-{n}"))
@@ -168,7 +168,7 @@ async def test_behind_the_window_it_comes_from_the_database(tmp_path, monkeypatc
 
 
 async def test_after_a_restart_the_stream_goes_on(tmp_path) -> None:
-    world = World(tmp_path, url())
+    world = World(tmp_path, free_url())
     async with serving(world) as served:
         receiver = await following(served)
         await publish(served, ended("t-1"))
@@ -182,7 +182,7 @@ async def test_after_a_restart_the_stream_goes_on(tmp_path) -> None:
 
 
 async def test_a_broker_that_stops_lets_go_of_who_waits(tmp_path) -> None:
-    async with serving(World(tmp_path, url())) as served:
+    async with serving(World(tmp_path, free_url())) as served:
         receiver = await following(served)
         poll = asyncio.ensure_future(receiver.poll(wait=30))
         await until_waiting(served)
@@ -289,7 +289,7 @@ async def test_a_receiver_that_changes_replicas_misses_nothing(
     world = shared(tmp_path, postgres)
     async with serving(world) as one:
         receiver = await following(one)
-        async with serving(world, url()) as other:
+        async with serving(world, free_url()) as other:
             seen: list[str] = []
             for n in range(6):
                 await publish(one if n % 3 else other, ended(f"t-{n}"))
@@ -317,7 +317,7 @@ async def test_a_stream_ended_at_one_replica_is_gone_at_the_other(
 
 async def test_connections_end_now_and_then(tmp_path, monkeypatch):
     """A replica that came back gets its share of the sidecars, which stay where they are."""
-    world = World(tmp_path, url())
+    world = World(tmp_path, free_url())
     world.overrides["feed"] = {"connection_age": "2s"}
     monkeypatch.setattr(ssf_poll.random, "random", lambda: 0.4)
     async with serving(world) as served:

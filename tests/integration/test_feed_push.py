@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.integration.broker_support import IDP, Served, World, free_url, serving
+from tests.integration.broker_support import IDP, Served, World, serving
 from tests.integration.feed_support import Receiver, ended, feed_of, publish
 from tests.integration.test_broker_replicas import replicas
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker import push as module
 from valetkey.contracts.errors import ConfigError

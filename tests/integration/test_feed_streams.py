@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.integration.broker_support import BOT, IDP, READER, Served, World, free_url, serving
+from tests.integration.broker_support import (
+    BOT,
+    IDP,
+    READER,
+    Served,
+    World,
+    serving,
+)
 from tests.integration.feed_support import Receiver, ended, publish
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.contracts import signals
 from valetkey.contracts.signals import Signal, Verification, fleet_audience

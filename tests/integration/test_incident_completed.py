@@ -15,13 +15,13 @@ from tests.integration.broker_support import (
     TICKETS,
     Served,
     World,
-    free_url,
     serving,
 )
 from tests.integration.test_broker_containment import active, code_of
 from tests.integration.test_broker_incidents import PATH, SUBJECT, presented, restart
 from tests.integration.test_incident_github import URL, Github
 from tests.integration.test_incident_transmitters import CAEP, Sender, incidents
+from tests.support.ports import free_url
 
 Report = Callable[[Served, Github, str], Awaitable[None]]
 

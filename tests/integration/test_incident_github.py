@@ -13,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.integration.broker_support import BOT, Served, World, free_url, serving
+from tests.integration.broker_support import BOT, Served, World, serving
 from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_incident_transmitters import incidents
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import ConfigError

@@ -22,10 +22,10 @@ from tests.integration.broker_support import (
     Issuer,
     Served,
     World,
-    free_url,
     serving,
 )
 from tests.integration.test_broker_containment import active, code_of, issue
+from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
 from valetkey.broker.incidents import polling

@@ -18,8 +18,9 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitResult
 
 from tests.support.canaries import CANARIES
-from tests.support.fleet import TICKETS, WORKLOAD, Fleet, free_port
+from tests.support.fleet import TICKETS, WORKLOAD, Fleet
 from tests.support.mcp_server import Memory, Seen, serving
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,16 @@ from typing import Any
 import pytest
 
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_port
 from tests.support.recording import TIMEOUT, Recording
-from tests.support.sidecar import LOOPBACK, Answer, Client, Sidecar, World, free_port, target
+from tests.support.sidecar import (
+    LOOPBACK,
+    Answer,
+    Client,
+    Sidecar,
+    World,
+    target,
+)
 from tests.support.sidecar import whole as whole_target
 from valetkey.contracts.events import TYPE_DECISION
 

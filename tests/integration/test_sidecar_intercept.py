@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.support.authorities import canary
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_port
 from tests.support.recording import Recording
-from tests.support.sidecar import Client, Sidecar, World, free_port, target, whole
+from tests.support.sidecar import Client, Sidecar, World, target, whole
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 

@@ -17,7 +17,8 @@ import trustme
 
 from tests.support import spire as support
 from tests.support.canaries import CANARIES
-from tests.support.fleet import TICKETS, Fleet, free_port
+from tests.support.fleet import TICKETS, Fleet
+from tests.support.ports import free_port
 from tests.support.spire import Spire
 from valetkey.contracts import oauth
 from valetkey.contracts.binding import thumbprint

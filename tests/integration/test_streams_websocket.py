@@ -13,7 +13,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
-from tests.support.fleet import Fleet, free_port
+from tests.support.fleet import Fleet
+from tests.support.ports import free_port
 from tests.support.streaming import outcome
 from valetkey.contracts import events
 

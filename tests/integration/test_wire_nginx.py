@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.nginx import NGINX
+from tests.support.ports import free_port
 from tests.support.recording import Recording
-from tests.support.sidecar import Sidecar, World, free_port, target
+from tests.support.sidecar import Sidecar, World, target
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 

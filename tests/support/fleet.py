@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
+from tests.support.ports import free_port
 from tests.support.procs import Program
 from tests.support.waiting import until
 from valetkey.contracts import oauth
@@ -33,14 +33,6 @@ WORKLOAD = "system:serviceaccount:agents:bot"
 USER = "alice@people.test.example"
 TICKETS = "https://tickets.test.example"
 PAYMENTS = "https://payments.test.example"
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def token_of(request: web.Request) -> str:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.support.clients import BIN
-from tests.support.sidecar import free_port
+from tests.support.ports import free_port
 
 _PATIENCE: Final = 20.0
 

@@ -19,7 +19,7 @@ from typing import Any
 from bench.keycloak import distribution
 from bench.processes import NotRun
 from tests.support.canaries import CANARIES
-from tests.support.fleet import free_port
+from tests.support.ports import free_port
 
 USER = "alice"
 CLIENT = "desk"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.ports import free_port
 
 _DEADLINE = 30.0
 
@@ -44,9 +45,7 @@ class Postgres:
         self._user = "postgres" if os.geteuid() == 0 else None
         self._made = 0
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
 
     def start(self) -> None:
         """Begin with an empty cluster."""
@@ -67,6 +66,7 @@ class Postgres:
         )  # fmt: skip
         deadline = time.monotonic() + _DEADLINE
         while self._client("pg_isready").returncode:
+            assert self._process.poll() is None, "PostgreSQL ended as it started"
             assert time.monotonic() < deadline, "PostgreSQL did not start"
             time.sleep(0.05)
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
+from tests.support.ports import free_port
 from tests.support.procs import Program
 from tests.support.recording import TIMEOUT, Ended, Wire
 from valetkey.proxy.audit.reader import read_spool
@@ -21,13 +22,6 @@ BOT: Final = "spiffe://demo.example/ns/agents/sa/bot"
 AUDIENCE: Final = "https://upstream.example"
 BOUND: Final = "https://bound.example"
 LOOPBACK: Final = ["127.0.0.0/8"]
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class World:

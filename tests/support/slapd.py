@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.support.ports import free_port
+
 _DEADLINE = 20.0
 BASE = "dc=demo,dc=example"
 BIND_DN = f"cn=valetkey,{BASE}"
@@ -70,7 +72,7 @@ class Slapd:
             capture_output=True, check=False, text=True,
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
-        self.plain, self.tls = _free_port(), _free_port()
+        self.plain, self.tls = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,12 +103,6 @@ class Slapd:
             self._process.terminate()
             self._process.wait(_DEADLINE)
             self._process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
+
 VERSION = "v1.13.3"
 _MODULE = "github.com/spiffe/spire"
 _ROOT = Path(__file__).resolve().parents[2] / ".spire"
@@ -100,7 +102,7 @@ class Spire:
         self.name = f"spiffe://{trust_domain}"
         self._trust_domain = trust_domain
         self._directory = directory
-        self._ports = free_ports(2)
+        self._ports = free_port(), free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.agent_socket = directory / "agent.sock"
         self._server_socket = directory / "server.sock"
@@ -251,15 +253,6 @@ def _agent(spire: Spire) -> dict[str, Any]:
             "WorkloadAttestor": {"unix": {"plugin_data": {}}},
         },
     }
-
-
-def free_ports(count: int) -> list[int]:
-    from tests.support.fleet import free_port
-
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(free_port())
-    return list(ports)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ CORE = min(os.sched_getaffinity(0))
 # A parent with a child of its own, as nginx has one; it serves once the child runs.
 PARENT = """
 import http.server, subprocess, sys
+from tests.support.ports import free_port
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import secrets
 import socket
 from pathlib import Path
@@ -27,7 +28,7 @@ from valetkey.cli.demo.identity import (
     Issuer,
     write_private,
 )
-from valetkey.cli.demo.process import Program
+from valetkey.cli.demo.process import Program, ProgramFailed
 from valetkey.cli.demo.ticket_api import ATTACHMENTS, TICKETS
 
 INSTANCE: Final = "agent-1"
@@ -267,9 +268,15 @@ class Stage:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on. All are held at once, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody listens on, and that the kernel gives to no outgoing connection meanwhile.
+
+    Linux gives those from 32768 on, others from 49152.
+    """
+    found: list[int] = []
+    for port in random.sample(range(12_000, 32_768), 1_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ProgramFailed("of 127.0.0.1, no port between 12000 and 32767 is free")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.canaries import CANARIES
-from tests.support.sidecar import free_port
+from tests.support.ports import free_port
 from tests.unit.proxy.core.conftest import tree
 from valetkey.cli.doctor import examine
 from valetkey.cli.doctor.clients import CLIENTS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.support.ports import free_port
 from tests.support.recording import Recording
-from tests.support.sidecar import free_port
 from valetkey.cli.doctor import findings
 from valetkey.cli.doctor.examine import (
     Plan,

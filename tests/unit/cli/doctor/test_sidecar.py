@@ -10,8 +10,8 @@ import pytest
 import trustme
 
 from tests.support.canaries import CANARIES
+from tests.support.ports import free_port
 from tests.support.recording import Recording, Wire
-from tests.support.sidecar import free_port
 from valetkey.cli.doctor.proxy_url import Endpoint
 from valetkey.cli.doctor.sidecar import (
     Admin,
