@@ -20,8 +20,9 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-START_TIMEOUT: Final = 20.0
-STOP_TIMEOUT: Final = 20.0
+# Of a machine that does much else at the same time; who waits in vain finds out by these.
+START_TIMEOUT: Final = 60.0
+STOP_TIMEOUT: Final = 60.0
 _POLL: Final = 0.01
 # RLIMIT_NOFILE, soft and hard, of what follows.
 _LIMITED: Final = 'ulimit -n "$0" && exec "$@"'

@@ -220,9 +220,11 @@ class EventStreamAnswer(AnswerFilter):
         """The rest of a stream that ends within an event: some readers take it, others do not."""
         if self._passing:
             return b""
+        out: list[bytes] = []
         if self._line:
-            self._held.append(bytes(self._line))
-        return self._event(b"")
+            self._take(bytes(self._line), out)
+        out.append(self._event(b""))
+        return b"".join(out)
 
     def _take_lines(self, data: bytes, out: list[bytes]) -> bytes:
         """Take whole lines; what is left over belongs to an event that is too large to hold."""

@@ -330,6 +330,15 @@ def test_a_large_event_with_a_list_is_refused(size: int) -> None:
         through(EventStreamAnswer(endpoint()), [event(listing(*["get_a"] * 99))])
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_an_event_that_nothing_ends_is_cut_too(mark: bytes) -> None:
+    """Some readers take it; to none is the first line another one for the mark before it."""
+    whole = mark + b'data: {"result":{"tools":[{"name":"get_a"},{"name":"set_a"}]}}'
+    for at in range(len(whole)):
+        out = through(EventStreamAnswer(endpoint()), [whole[:at], whole[at:]])
+        assert names_in(out.removeprefix(mark + b"data: ")) == ["get_a"]
+
+
 def test_pieces_of_a_byte_take_linear_time_and_bounded_memory() -> None:
     limit = 1 << 20
     answer = EventStreamAnswer(endpoint(limit=limit))
