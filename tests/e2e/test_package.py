@@ -18,7 +18,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         ),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

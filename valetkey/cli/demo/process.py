@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-_START: Final = 20.0
-_STOP: Final = 15.0
+_START: Final = 60.0
+_STOP: Final = 30.0
 _POLL: Final = 0.02
 
 
