@@ -223,6 +223,11 @@ async def test_the_broker_is_killed_while_calls_are_held(tmp_path: Path) -> None
     async with office(tmp_path, hold="15s") as at:
         calls = [asyncio.ensure_future(at.close(ticket)) for ticket in (7, 8)]
         await at.pending(2)
+
+        async def known() -> bool:
+            return await at.metric("valetkey_exchanges_total", result="approval.pending") >= 2
+
+        await at.until(known, "the sidecar has heard of both")
         at.broker.kill()
         await asyncio.sleep(1.5)
         assert not any(call.done() for call in calls)

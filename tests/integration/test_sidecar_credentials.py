@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.fleet import USER, WORKLOAD, Fleet
-from valetkey.contracts.events import TYPE_DECISION
+from valetkey.contracts import events
 
 
 @pytest.fixture
@@ -98,6 +98,10 @@ async def test_a_401_evicts_and_the_call_is_tried_once_more(fleet):
         assert len(fleet.received) == 2
         assert await issued(fleet) == 2
         assert await fleet.metric("valetkey_cache_evictions_total") == 1
+        (outcome,) = await fleet.spooled(events.TYPE_OUTCOME)
+        assert [one["jti"] for one in outcome["data"]["unmapped"]["credentials"]] == [
+            token_of(request)["jti"] for request in fleet.received
+        ]
         assert (await fleet.call("/api/1"))[0] == 200
         assert await issued(fleet) == 2
 
@@ -161,7 +165,7 @@ async def test_policies_decide_calls_and_are_on_record(fleet):
         assert [token_of(request)["policies"] for request in fleet.received] == [["all"]] * 2
     decisions = [
         data
-        for data in (event["data"] for event in await fleet.spooled(TYPE_DECISION))
+        for data in (event["data"] for event in await fleet.spooled(events.TYPE_DECISION))
         if data["http_request"]["url"]["path"].startswith("/once")
     ]
     allowed, denied = decisions

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import jwt
 import pytest
 
 from tests.support.fleet import Fleet, token_of
+from valetkey.contracts import events
 
 
 @pytest.fixture
@@ -57,7 +59,12 @@ async def test_a_call_that_was_decided_on_but_not_sent_yet_gets_another_one(flee
         await fleet.until(ended, "ended")
         assert not fleet.received, "it was too quick to test anything"
         assert (await call)[0] == 200
-        assert token_of(fleet.received[0]) != first
+        second = token_of(fleet.received[0])
+        assert second != first
+        outcome = (await fleet.spooled(events.TYPE_OUTCOME))[-1]["data"]["unmapped"]
+        assert [one["jti"] for one in outcome["credentials"]] == [
+            jwt.decode(second, options={"verify_signature": False})["jti"]
+        ]
 
 
 async def test_a_good_credential_survives_being_asked_about(fleet):

@@ -206,7 +206,7 @@ class EnforcementPoint:
             if permit is None:
                 continue
             if ended(permit.credential):
-                permit.credential.revoked = True
+                permit.credential.end(certain=ended.certain(permit.credential))
             if ended(permit.credential if watch is None else watch.credential):
                 resting.append(call)
         self.streams.doubt(resting, ended)
@@ -493,9 +493,9 @@ class EnforcementPoint:
             if needs.route.needs_approval:
                 credential = await self._hold(call, needs)
             elif needs.route.per_request:
-                credential = await self._cache.fresh(self.fetch(needs))
+                credential = await self._cache.fresh(self.fetch(needs), self.is_active)
             else:
-                credential = await self._cache.obtain(needs.key, self.fetch(needs))
+                credential = await self._cache.obtain(needs.key, self.fetch(needs), self.is_active)
         except ValetkeyError as error:
             approval = error.approval if isinstance(error, ApprovalError) else ""
             verdict: Permit | Deny = Deny(
@@ -663,12 +663,38 @@ class EnforcementPoint:
         )  # fmt: skip
 
     def _replace(self, call: Call, permit: Permit) -> None:
-        """The credential ended between the decision and the sending: another one, or a no."""
+        """Between the decision and the sending, the credential ended, or may have."""
+        credential = permit.credential
+        call.phase = Phase.DECIDING
+        if credential.approved and not credential.ended:
+            self.spawn(call, self._confirm(call, permit))
+        else:
+            self.spawn(call, self._succeed(call, permit))
+
+    async def _confirm(self, call: Call, permit: Permit) -> None:
+        """People said yes to a credential that may have ended: whether it has, the broker says."""
+        credential = permit.credential
+        good = False
+        try:
+            good = await self._cache.still_good(credential, self.is_active)
+        except ValetkeyError as error:
+            call.fail(error.code, error.reason)
+        if call.phase == Phase.DONE:
+            if not call.attempts:
+                self._held.give_back(credential)
+        elif good and time.monotonic() < credential.expires_at:
+            call.watch, call.recheck_at = None, 0.0  # what put it into question is answered
+            self._go(call)
+        else:
+            await self._succeed(call, permit)
+
+    async def _succeed(self, call: Call, permit: Permit) -> None:
+        """The credential has ended: another one, or a no."""
         needs = call.needs
         assert needs is not None  # where there is a permit, this was before it
         self._log.info("credential_ended", jti=permit.credential.jti, route=permit.route.id)
-        call.phase = Phase.DECIDING
-        self.spawn(call, self._obtain(call, needs))
+        call.succeed(refused=False)
+        await self._obtain(call, needs)
 
     def send_again(self, call: Call) -> None:
         """The connection was stale; the same permit, on a new one."""
@@ -700,9 +726,10 @@ class EnforcementPoint:
             self._cache.evict(permit.credential)
         if permit.credential.single_use:
             return False  # another credential would take another yes
-        if call.retried_credential or not call.replayable or call.needs is None:
+        refused = call.succession is not None and call.succession.refused
+        if refused or not call.replayable or call.needs is None:
             return False
-        call.retried_credential = True
+        call.succeed(refused=True)
         call.drop_target()
         call.phase = Phase.DECIDING
         self.spawn(call, self._obtain(call, call.needs))

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 _MAX_TEXT: Final = 512
 _MAX_PATH: Final = 1024
-# In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`): in JSON a character is 6 bytes.
+# In an outcome, whose size has a bound (`spool.OUTCOME_ROOM`), in bytes of JSON.
 _MAX_NAME: Final = 128
 _MAX_JTI: Final = 64  # the broker's own have 22
+_MAX_SENT: Final = 900  # bytes that say which credentials went out
 _MAX_GRANTS: Final = 8
 _MAX_POLICIES: Final = 8  # of an id with at most 64 characters each
 _KNOWN_METHODS: Final = 64
@@ -224,6 +225,7 @@ class Recorder:
                 outcome.encode(),
                 _remarks(call, code)
                 if code is not None or call.scrubbed or call.sessions or call.kind or call.watch
+                or call.succession
                 else b"",
                 int((call.ended - call.started) * 1e6), int(added * 1e6),
                 call.sent, call.received, call.attempts,
@@ -425,7 +427,7 @@ def _render(credential: Credential) -> tuple[bytes, bytes, bytes]:
 
 def _actor(workload: str) -> bytes:
     """The actor of an outcome: the decision names it in full, and whom it acts for."""
-    return b'{"app_uid":%b}' % _encode(workload[:_MAX_NAME])
+    return b'{"app_uid":%b}' % _short(workload, _MAX_NAME)
 
 
 def _open(data: dict[str, Any]) -> bytes:
@@ -448,8 +450,32 @@ def _remarks(call: Call, code: Code | None) -> bytes:
     if call.kind or checks:
         stream = remarks["stream"] = {"kind": call.kind, "rechecks": checks}
         if watch is not None and checks:  # by which credential it was permitted last
-            stream["jti"] = watch.credential.jti[:_MAX_JTI]
-    return b"," + msgspec.json.encode(remarks)[1:-1] if remarks else b""
+            stream["jti"] = msgspec.Raw(_short(watch.credential.jti, _MAX_JTI))
+    said = b"," + _encode(remarks)[1:-1] if remarks else b""
+    return said + _sent(call) if call.succession is not None else said
+
+
+def _sent(call: Call) -> bytes:
+    """The credentials that went to the target, where that was not the decision's alone."""
+    succession, permit = call.succession, call.permit
+    assert succession is not None
+    if permit is not None:
+        succession.note(permit.credential, call.attempts)
+    sent = succession.sent
+    if not sent or sent == [succession.decided]:
+        return b""
+    listed = b",".join(
+        b"{%b}" % (credential.rendered or _render(credential))[1][1:] for credential in sent
+    )
+    if len(listed) > _MAX_SENT:
+        listed = b",".join(b'{"jti":%b}' % _short(credential.jti, _MAX_JTI) for credential in sent)
+    return b',"credentials":[%b]' % listed
+
+
+def _short(name: str, size: int) -> bytes:
+    """A JSON string of at most ``size`` bytes between its quotes: a character takes up to 6."""
+    text = _encode(name[:size])
+    return text if len(text) <= size + 2 else _encode(name[: size // 6])
 
 
 def _text(value: str) -> bytes:

@@ -47,8 +47,9 @@ from valetkey.proxy.audit.segment import (
     path_of,
 )
 
-# An outcome event with its frame takes at most this (its only free text is a code); see recorder.
-OUTCOME_ROOM: Final = 2048
+# An outcome event with its frame takes at most this; see recorder. One takes about 700 bytes: the
+# rest is room for names at their longest, and is only set aside while the call goes on.
+OUTCOME_ROOM: Final = 2560
 # Below this a segment could not hold a decision with a long reason, and its outcome.
 LEAST_SEGMENT: Final = 64 << 10
 _RETRY: Final = 1.0

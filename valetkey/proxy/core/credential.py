@@ -14,9 +14,9 @@ class Credential:
     """A token from the broker. ``line`` is the rendered header line, where one line is enough."""
 
     __slots__ = (
-        "_token_hash", "actor", "approval", "claimed", "expires_at", "grants", "jti", "key", "line",
-        "minted_at", "near_until", "needles", "policies", "policy_digest", "refresh_at", "rendered",
-        "revoked", "single_use", "subject", "token", "txn", "used",
+        "_token_hash", "actor", "approval", "claimed", "ended", "expires_at", "grants", "jti",
+        "key", "line", "minted_at", "near_until", "needles", "policies", "policy_digest",
+        "refresh_at", "rendered", "revoked", "single_use", "subject", "token", "txn", "used",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +62,9 @@ class Credential:
         self.minted_at = minted_at
         """When it came from the broker, on the same clock as ``expires_at``."""
         self.revoked = False
-        """Whether it was ended before its time: it must not go out again."""
+        """Whether it has ended before its time, or may have: it must not go out (again)."""
+        self.ended = False
+        """Whether that is certain; else it is for the broker to say (`confirm`)."""
         self.near_until = 0.0
         """Until when the cache may find it without looking (`credentials.cache`)."""
         self.used = False
@@ -78,6 +80,20 @@ class Credential:
         self.claimed = True
         return True
 
+    @property
+    def approved(self) -> bool:
+        """Whether people said yes to it: another one may take another yes."""
+        return self.single_use or bool(self.approval)
+
+    def end(self, *, certain: bool) -> None:
+        """It has ended, or may have."""
+        self.revoked = True
+        self.ended = self.ended or certain
+
+    def confirm(self) -> None:
+        """The broker stands by it, and was asked after all that may have ended it."""
+        self.revoked = self.ended
+
     def token_hash(self) -> str:
         """SHA-256 of the token, base64url, as signals name it; computed at first use."""
         if not self._token_hash:
@@ -86,3 +102,29 @@ class Credential:
 
     def __repr__(self) -> str:
         return f"Credential(jti={self.jti!r})"
+
+
+class Succession:
+    """The credentials of a call that had to take another one after its decision.
+
+    ``decided`` is the one that the decision names.
+    """
+
+    __slots__ = ("_attempts", "decided", "refused", "sent")
+
+    def __init__(self, decided: Credential) -> None:
+        self.decided = decided
+        self.sent: list[Credential] = []
+        """Those that went to the target, in order."""
+        self.refused = False
+        """Whether the target refused one of them: then it is not asked to take a third."""
+        self._attempts = 0
+
+    def note(self, credential: Credential, attempts: int) -> None:
+        """It is done with, after so many attempts in all: it went out if any of them was its own.
+
+        To be told again of the same one changes nothing.
+        """
+        if attempts > self._attempts:
+            self._attempts = attempts
+            self.sent.append(credential)

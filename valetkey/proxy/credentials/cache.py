@@ -103,10 +103,13 @@ class CredentialCache:
             self.refreshes += 1
             self._start(credential.key, fetch)
 
-    async def obtain(self, key: CacheKey, fetch: Fetch) -> Credential:
+    async def obtain(
+        self, key: CacheKey, fetch: Fetch, is_good: IsGood | None = None
+    ) -> Credential:
         """A credential by exchange, shared with everybody who asks meanwhile.
 
-        Raises what the exchange raised (`ValetkeyError`), to each of them.
+        ``is_good``: see `fresh`. Raises what the exchange raised (`ValetkeyError`), to each of
+        them.
         """
         self.misses += 1
         arrived = self._entries.get(key)
@@ -117,7 +120,7 @@ class CredentialCache:
         if denied is not None:
             raise denied.again()
         while True:
-            flight = self._flights.get(key) or self._start(key, fetch)
+            flight = self._flights.get(key) or self._start(key, fetch, is_good)
             # One caller that goes away must not take the others' exchange along.
             credential = await asyncio.shield(flight)
             if credential.claim():
@@ -141,10 +144,11 @@ class CredentialCache:
         for since in self._fetching:
             since.append(ended)
         for credential in self._loose:
-            credential.revoked = credential.revoked or ended(credential)
+            if ended(credential):
+                credential.end(certain=ended.certain(credential))
         gone = [credential for credential in self._all() if ended(credential)]
         for credential in gone:
-            credential.revoked = True
+            credential.end(certain=ended.certain(credential))
             del self._entries[credential.key]
         if gone:
             self._near.clear()
@@ -154,8 +158,9 @@ class CredentialCache:
     async def fresh(self, fetch: Fetch, is_good: IsGood | None = None) -> Credential:
         """One exchange, whose credential did not end while it was on its way.
 
-        ``is_good`` is for where another one would cost more than a question: it decides on one that
-        may have ended or not. Raises what the exchange raised (`ValetkeyError`).
+        ``is_good`` is for one that people approved, where another one would cost more than a
+        question: it decides on what may have ended or not. Raises what the exchange raised
+        (`ValetkeyError`).
         """
         for _ in range(_TRIES):
             self._check_open()
@@ -163,17 +168,17 @@ class CredentialCache:
             self._fetching.append(ended)
             try:
                 credential = await fetch()
-                stands = await _stands(credential, ended, is_good)
+                stands = await _stands(credential, ended, is_good if credential.approved else None)
             finally:
                 self._fetching = [other for other in self._fetching if other is not ended]
             if stands:
                 self._check_open()
                 self.cap(credential)
-                if credential.single_use or is_good is not None:
+                if credential.approved:
                     self._loose.add(credential)
                     asyncio.get_running_loop().call_later(_LOOSE, self._loose.discard, credential)
                 return credential
-            credential.revoked = True
+            credential.end(certain=True)
         raise BrokerError(codes.BROKER_UNAVAILABLE, "what the broker gave ended on its way")
 
     async def still_good(self, credential: Credential, is_good: IsGood) -> bool:
@@ -190,9 +195,11 @@ class CredentialCache:
         finally:
             self._fetching = [other for other in self._fetching if other is not ended]
             if any(has_ended.certain(credential) for has_ended in ended):
-                credential.revoked = True
+                credential.end(certain=True)
         self._check_open()
         self.cap(credential)
+        if stands:
+            credential.confirm()
         return stands
 
     def limit_lives(self, seconds: float) -> None:
@@ -245,15 +252,17 @@ class CredentialCache:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
 
-    def _start(self, key: CacheKey, fetch: Fetch) -> asyncio.Task[Credential]:
-        flight = asyncio.ensure_future(self._fly(key, fetch))
+    def _start(
+        self, key: CacheKey, fetch: Fetch, is_good: IsGood | None = None
+    ) -> asyncio.Task[Credential]:
+        flight = asyncio.ensure_future(self._fly(key, fetch, is_good))
         self._flights[key] = flight
         flight.add_done_callback(_seen)
         return flight
 
-    async def _fly(self, key: CacheKey, fetch: Fetch) -> Credential:
+    async def _fly(self, key: CacheKey, fetch: Fetch, is_good: IsGood | None) -> Credential:
         try:
-            credential = await self.fresh(fetch)
+            credential = await self.fresh(fetch, is_good)
         except (PolicyError, CallerError) as error:
             self._entries.pop(key, None)
             self._near.clear()

@@ -126,8 +126,14 @@ class HeldCalls:
         """Drop what is kept and has certainly ended; of the rest the broker decides in its turn."""
         for key, credential in list(self._left_over.items()):
             if ended.certain(credential):
-                credential.revoked = True
+                credential.end(certain=True)
                 del self._left_over[key]
+
+    def give_back(self, credential: Credential) -> None:
+        """The call that took it did not go out with it: it is there for the next one like it."""
+        credential.claimed = False
+        if not credential.ended and time.monotonic() < credential.expires_at:
+            self._left_over.setdefault(credential.key, credential)
 
     async def close(self) -> None:
         """Stop asking."""
@@ -143,7 +149,7 @@ class HeldCalls:
             good = await question.is_good(kept)
             answered = True
         finally:
-            if not answered and not kept.revoked:
+            if not answered and not kept.ended:
                 self._left_over.setdefault(key, kept)
         return good and time.monotonic() < kept.expires_at
 
@@ -198,7 +204,7 @@ class HeldCalls:
         if not task.done() or task.cancelled() or task.exception() is not None:
             return
         credential = task.result()
-        if credential.claimed or credential.revoked:
+        if credential.claimed or credential.ended:
             return
         if time.monotonic() < credential.expires_at:
             self._left_over[key] = credential

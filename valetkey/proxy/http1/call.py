@@ -18,6 +18,7 @@ from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import TargetError
 from valetkey.proxy.core.bounds import UNBOUNDED
+from valetkey.proxy.core.credential import Succession
 from valetkey.proxy.http1.answer import Answer
 from valetkey.proxy.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedInvalid, encode_chunk
 from valetkey.proxy.http1.outbound import TargetConnection
@@ -50,9 +51,8 @@ class Call:
         "actor", "asked", "attempts", "body_limit", "body_open", "deadline", "decision_seq",
         "ended", "first_byte", "head", "hold_until", "inbound", "kind", "lines", "needs",
         "outbound", "pace", "patience", "pending", "pep", "permit", "phase", "received",
-        "recheck_at", "relay", "replay", "retried_credential", "retried_nonce", "scrubbed", "sent",
-        "sessions", "started", "status", "t_answer", "t_forward", "t_reply", "upgrade", "waits",
-        "watch",
+        "recheck_at", "relay", "replay", "retried_nonce", "scrubbed", "sent", "sessions", "started",
+        "status", "succession", "t_answer", "t_forward", "t_reply", "upgrade", "waits", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -74,8 +74,9 @@ class Call:
         self.actor = b""
         """Who calls, rendered for the record with the decision."""
         self.attempts = 0
-        self.retried_credential = False
         self.retried_nonce = False
+        self.succession: Succession | None = None
+        """Set once another credential than the decision's is to be had."""
         # the request's body
         self._decoder = ChunkedDecoder() if block.chunked else None
         self._left = block.length or 0
@@ -133,6 +134,18 @@ class Call:
         self.first_byte = route.first_byte
         self.patience = route.stall
         self.pace = route.pace
+
+    def succeed(self, *, refused: bool) -> None:
+        """Another credential is to take the place of the permit's.
+
+        ``refused``: by the target. Else it had ended before it could be sent.
+        """
+        permit = self.permit
+        assert permit is not None
+        if self.succession is None:
+            self.succession = Succession(permit.credential)
+        self.succession.note(permit.credential, self.attempts)
+        self.succession.refused = self.succession.refused or refused
 
     # --- the request's body -------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from tests.unit.proxy.audit import test_recorder as recorder
+from tests.support.enforcement import SETTINGS, Stand
 from valetkey.proxy.audit import segment
 
 REQUEST = b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -39,11 +39,10 @@ def disk(monkeypatch):
 
 
 @pytest.fixture
-async def stand(tmp_path, monkeypatch, disk):
-    settings = copy.deepcopy(recorder.SETTINGS)
+async def stand(tmp_path, disk):
+    settings = copy.deepcopy(SETTINGS)
     settings["routes"][0]["audit"] = "durable"
-    monkeypatch.setattr(recorder, "SETTINGS", settings)
-    made = await asyncio.to_thread(recorder.Stand, tmp_path)
+    made = await asyncio.to_thread(Stand, tmp_path, settings=settings)
     made.credential()
     made.spool.start()
     yield made

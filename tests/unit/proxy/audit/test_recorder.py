@@ -4,209 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.support.enforcement import CANARY, Stand, Wire
 from valetkey.contracts import events
 from valetkey.contracts.codes import by_name
-from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError
-from valetkey.contracts.secret import Secret
-from valetkey.contracts.settings import parse
 from valetkey.proxy.audit import segment as segment_module
-from valetkey.proxy.audit.reader import SegmentTail
-from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import FRAME_SIZE
-from valetkey.proxy.audit.spool import OUTCOME_ROOM, Spool, SpoolFull
-from valetkey.proxy.core.credential import Credential
+from valetkey.proxy.audit.spool import OUTCOME_ROOM, SpoolFull
+from valetkey.proxy.core.credential import Succession
 from valetkey.proxy.core.entry import Entry
-from valetkey.proxy.core.snapshot import compile_snapshot
-from valetkey.proxy.credentials.cache import CredentialCache
-from valetkey.proxy.credentials.held import HeldCalls
-from valetkey.proxy.http1.dial import Dialler
 from valetkey.proxy.http1.inbound import WorkloadConnection
-from valetkey.proxy.http1.outbound import Place, TargetConnection
-from valetkey.proxy.http1.outbox import Outbox
-from valetkey.proxy.http1.resolver import Resolver
-from valetkey.proxy.identity.file import FileIdentity
-from valetkey.proxy.limits import Capacity, LimitHits
-from valetkey.proxy.metrics import Metrics
-from valetkey.proxy.pep import EnforcementPoint
-from valetkey.proxy.settings import ProxySettings
+from valetkey.proxy.http1.outbound import Place
 from valetkey.proxy.streams import Watch
-
-CANARY = "canary-7f3b9c1e5d2a"
-SETTINGS: dict[str, Any] = {
-    "workload": {"identity": {"file": "/nonexistent"}},
-    "broker": {"url": "http://127.0.0.1:1"},
-    "spool": {"dir": "/nonexistent"},
-    "listeners": [{"bind": "127.0.0.1:0", "target": "tickets"}],
-    "targets": {
-        "tickets": {
-            "url": "http://127.0.0.1:1",
-            "audience": "https://tickets.test.example",
-            "credential": {"kind": "bearer"},
-        }
-    },
-    "routes": [
-        {
-            "id": "read.all",
-            "target": "tickets",
-            "match": {"methods": ["GET", "HEAD", "PUT", "PURGE"], "path": "/api/{rest*}"},
-            "scopes": ["100%s", "t:read", "%d%%"],
-        },
-        {
-            "id": "tools",
-            "target": "tickets",
-            "match": {"path": "/mcp", "mcp": {"methods": ["tools/*"], "tools": ["get_*"]}},
-            "scopes": ["t:read"],
-        },
-    ],
-}
-
-
-class Wire:
-    """A transport that keeps what was written."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return False
-
-    def get_extra_info(self, _name: str) -> tuple[str, int]:
-        return ("127.0.0.1", 4444)
-
-    def pause_reading(self) -> None: ...
-
-    resume_reading = close = abort = write_eof = pause_reading
-
-    def can_write_eof(self) -> bool:
-        return True
-
-
-class Turn:
-    """The part of an event loop that the outbox needs."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Any] = []
-
-    def call_soon(self, call: Any) -> None:
-        self.waiting.append(call)
-
-    def run(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        for call in waiting:
-            call()
-
-
-class Stand:
-    """An enforcement point over a real spool; the broker is a credential in the cache."""
-
-    def __init__(self, directory, **spool: Any) -> None:
-        loaded = parse(ProxySettings, json.dumps(SETTINGS), name="test", program="proxy")
-        token = directory / "token"
-        token.write_text(jwt(exp=time.time() + 3600))
-        self.identity = FileIdentity(token)
-        self.identity.refresh()
-        key = ProofKey()
-        self.snapshot = compile_snapshot(loaded, thumbprint=key.thumbprint)
-        self.spool = Spool(
-            directory / "spool",
-            **{"segment_size": 4 << 20, "max_size": 1 << 30, "commit_every": 0.005} | spool,
-        )
-        self.recorder = Recorder(self.spool, "agent-0")
-        self.cache = CredentialCache(10)
-        self.turn = Turn()
-        capacity = Capacity(LimitHits(), descriptors=1024, in_use=16)
-        self.pep = EnforcementPoint(
-            self.snapshot, self.identity, self.cache, None, HeldCalls(10), key, self.spool,
-            self.recorder, Metrics(), Outbox(self.turn, self.spool), Dialler(Resolver(), capacity),
-            capacity,
-        )  # fmt: skip
-        self.tail = SegmentTail.open(self.spool.current_path)
-        self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)
-
-    def credential(self, number: int = 0, **fields: str) -> None:
-        """What the broker answered for that route."""
-        route = self.snapshot.routes[number]
-        key = self.identity.principal().key(route, self.snapshot.policy_digest)
-        token = Secret(CANARY)
-        now = time.monotonic()
-        self.cache.put(Credential(
-            key, token, b"authorization: Bearer " + token.reveal().encode() + b"\r\n",
-            expires_at=now + 1000, refresh_at=now + 800,
-            **{"subject": "bot", "actor": "bot", "jti": "j", "txn": "t", "policy_digest": "d"}
-            | fields,
-        ))  # fmt: skip
-
-    def cached(self) -> Credential:
-        (credential,) = self.cache._entries.values()
-        return credential
-
-    def open(self) -> WorkloadConnection:
-        connection = WorkloadConnection(self.pep, Entry(target="tickets"))
-        connection.connection_made(Wire())
-        return connection
-
-    def target(self) -> TargetConnection:
-        """An idle connection to the target."""
-        pool = self.pep._ways[self.snapshot.targets["tickets"]].pool
-        connection = TargetConnection(pool)
-        connection.connection_made(Wire())
-        connection.place = Place.IDLE
-        connection.idle_since = time.monotonic()
-        pool._idle.append(connection)
-        return connection
-
-    def call(self, request: bytes, answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n") -> bytes:
-        connection, target = self.open(), self.target()
-        connection.data_received(request)
-        self.turn.run()
-        if connection.call is not None:
-            target.data_received(answer)
-            self.turn.run()
-        connection.connection_lost(None)
-        target.connection_lost(None)
-        return connection.transport.written if connection.transport else b""
-
-    def events(self) -> list[bytes]:
-        """What was recorded since the last time: whole, readable, a chain."""
-        self.spool.keep()
-        records = self.tail.read(10_000)
-        raws = [record.raw for record in records]
-        assert not any(record.problem for record in records)
-        for raw in raws:
-            assert CANARY.encode() not in raw
-            events.read(raw)
-            msgspec.json.decode(raw)  # to the last member, strictly UTF-8
-            json.loads(raw)
-        self.checked, breaks = events.check_chain(self.spool.boot, raws, after=self.checked)
-        assert breaks == []
-        return raws
-
-    def close(self) -> None:
-        self.spool._current.close()
-        os.close(self.spool._lock)
-
-
-def jwt(**claims: Any) -> str:
-    import base64
-
-    def part(value: Any) -> str:
-        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
-
-    payload = {"iss": "https://idp.test.example", "sub": 'bot "%s" \\ ü'} | claims
-    return f"{part({'alg': 'ES256'})}.{part(payload)}.{part({'sig': CANARY})}"
 
 
 @pytest.fixture
@@ -247,7 +63,9 @@ def check_outcome(event: dict[str, Any], method: str, decision: dict[str, Any]) 
     assert event["type"] == events.TYPE_OUTCOME
     data = check_ocsf(event, method)
     assert data["unmapped"]["decision"] == decision["id"]
-    assert data["actor"] == {"app_uid": decision["data"]["actor"]["app_uid"][:128]}
+    named = data["actor"]["app_uid"]
+    assert decision["data"]["actor"]["app_uid"].startswith(named)
+    assert len(named) >= min(len(decision["data"]["actor"]["app_uid"]), 128 // 6)
     assert "code" not in data["unmapped"] or data["unmapped"]["code"]
     return data
 
@@ -410,8 +228,26 @@ def test_a_long_path_is_cut_and_the_event_stays_whole(stand):
     assert len(data["http_request"]["url"]["path"]) == 1024
 
 
-def test_the_longest_outcome_fits_into_its_room(stand):
+# To begin with, for a connection that was stale, for a nonce, for another credential.
+MOST_ATTEMPTS = 4
+ID = "i" * 22  # as long as the broker's own
+GRANTS = ("g" * 128,) * 8
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"jti": "\x01" * 1000, "txn": "\x01" * 1000, "grants": ("\x01" * 1000,) * 9},
+        {"jti": "i" * 1000, "txn": ID},
+        {"jti": ID, "txn": ID, "approval": "a" * 26},
+        {"jti": ID, "txn": ID, "grants": ("g" * 50,)},
+        {"jti": ID, "txn": ID, "approval": "a" * 26, "grants": GRANTS},
+    ],
+    ids=["strange", "long", "usual", "about all", "most grants"],
+)
+def test_the_longest_outcome_fits_into_its_room(stand, who):
     """Every free part at its longest."""
+    stand.cached().actor = "\x01" * 1000
     connection, target = stand.open(), stand.target()
     connection.data_received(
         b"PURGE /api/x HTTP/1.1\r\nHost: h\r\ntraceparent: %b\r\n\r\n" % TRACE.encode()
@@ -420,16 +256,23 @@ def test_the_longest_outcome_fits_into_its_room(stand):
     call = connection.call
     call.sent = call.received = 10**18
     call.started -= 10**6
-    stand.credential(jti="\x01" * 1000)
+    stand.credential(**who)
     call.kind = "x" * 64 + "/" + "1" * 64
     call.watch = Watch(stand.cached(), 0.0)
     call.watch.checks = 10**9
+    call.sessions, call.scrubbed = True, "head,body"
+    call.succession = Succession(call.permit.credential)
+    for attempts in range(1, MOST_ATTEMPTS + 1):
+        call.succession.note(stand.cached(), attempts)
     stand.pep.stream_opened(call.kind)
     target.connection_lost(None)
     stand.turn.run()
     connection.connection_lost(None)
     raw = stand.events()[-1]
     assert b'"rechecks":1000000000,"jti":"' in raw
+    found = json.loads(raw)["data"]["unmapped"]["credentials"]
+    assert len(found) == MOST_ATTEMPTS
+    assert all(who["jti"].startswith(one["jti"]) and len(one["jti"]) > 9 for one in found)
     names = 63 * 3 + 63 + 32 * 2  # source, route and target may be 63 long, a method 32
     assert len(raw) + FRAME_SIZE + names <= OUTCOME_ROOM
 

@@ -50,11 +50,12 @@ def get(cache, key):
     return cache.get(key, module.time.monotonic())
 
 
-def credential(now, *, key=KEY, life=100.0):
+def credential(now, *, key=KEY, life=100.0, approval=""):
     span = lifetime(now=now, expires_in=life, actor_expires_in=1e9, subject_expires_in=1e9)
     return Credential(
         key, Secret("a-token-that-is-long-enough"), b"", expires_at=span.expires_at,
         refresh_at=span.refresh_at, subject="bot", actor="bot", jti="j", txn="t", policy_digest="d",
+        approval=approval,
     )  # fmt: skip
 
 
@@ -532,7 +533,7 @@ async def test_what_is_dear_is_asked_about_before_there_is_another(
     async def fetch():
         if not made:
             cache.revoke(end)
-        made.append(credential(clock()))
+        made.append(credential(clock(), approval="apr_1"))
         made[-1].jti = "j" if len(made) == 1 else "fresh"
         return made[-1]
 
@@ -578,7 +579,7 @@ async def test_what_was_kept_elsewhere_is_held_to_what_is_in_force(cache, clock)
 
 async def test_what_several_wait_for_stays_within_reach_until_they_have_it(cache, clock):
     async def fetch():
-        return credential(clock())
+        return credential(clock(), approval="apr_1")
 
     flight = asyncio.ensure_future(cache.fresh(fetch, Judge()))
     while not flight.done():

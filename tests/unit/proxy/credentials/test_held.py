@@ -260,7 +260,7 @@ async def test_what_was_left_over_and_has_ended_is_dropped_unasked() -> None:
 async def test_what_ended_before_it_was_left_over_is_not_kept() -> None:
     held = HeldCalls(10)
     ended = credential()
-    ended.revoked = True
+    ended.end(certain=True)
     await left_over(held, Broker(ended))
     assert len(held._left_over) == 0
 
