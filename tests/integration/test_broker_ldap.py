@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,10 +14,19 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.integration.broker_support import USERS, World, serving
+from tests.integration.broker_support import (
+    TICKETS,
+    USERS,
+    Served,
+    World,
+    claims_of,
+    serving,
+)
 from tests.support.canaries import CANARIES
 from tests.support.ports import free_url
+from tests.support.postgres import Postgres
 from tests.support.slapd import BASE, BIND_DN, Slapd
+from tests.support.waiting import until
 from valetkey.broker.core.attributes import Attributes
 from valetkey.broker.directory.settings import (
     DirectorySettings,
@@ -31,11 +41,12 @@ ldap = pytest.importorskip(
     "valetkey.broker.directory.ldap",
     reason="python-ldap is not there (apt-get install libldap-dev libsasl2-dev, make .venv/.ldap)",
 )
+python_ldap = ldap.ldap
 PASSWORD = "a-password-of-the-directory"
 
 
 def _people() -> str:
-    people = ["alice", "bob", "twin", "o(dd)*ne\\", "ring", "deep"]
+    people = ["alice", "bob", "twin", "o(dd)*ne\\", "ring", "deep", "leaver"]
     entries = [f"dn: {BASE}\nobjectClass: dcObject\nobjectClass: organization\no: Demo\ndc: demo"]
     entries += [
         f"dn: ou={unit},{BASE}\nobjectClass: organizationalUnit\nou: {unit}"
@@ -278,6 +289,109 @@ async def test_an_exchange_for_who_is_there(slapd: Slapd, tmp_path: Path) -> Non
         finally:
             slapd.start()
         assert await exchanged("bob") == "issued"
+
+
+def chained_world(slapd: Slapd, root: Path, *, database: str = "") -> World:
+    """Users are found by ``login``, and tokens of ours are taken for theirs."""
+    root.mkdir(parents=True)
+    password = root / "ldap-password"
+    password.write_text(PASSWORD)
+    CANARIES.allow(password)
+    rule = {"issuer": USERS, "base": BASE, "attribute": "uid", "claim": "login"}
+    world = World(root, free_url())
+    ours = {
+        "issuer": world.url, "audience": TICKETS, "use": "user", "jwks_url": world.url + "/jwks",
+    }  # fmt: skip
+    world.overrides = {
+        "issuers": [*world.document()["issuers"], ours],
+        "directory": {
+            "ldap": {
+                "url": slapd.ldaps,
+                "bind_dn": BIND_DN,
+                "password_file": str(password),
+                "ca_file": str(slapd.ca_file),
+                "subjects": [rule],
+                "groups": {"base": f"ou=groups,{BASE}"},
+            }
+        },
+    }
+    if database:
+        world.overrides["database"] = database
+    return world
+
+
+async def chained(served: Served, subject_token: str) -> tuple[str, dict[str, Any]]:
+    """What comes of exchanging on: ``issued`` or a code, and the new token's claims."""
+    form = served.world.user_form(served.world.workload(), subject_token, scope="tickets:list")
+    status, body, _ = await served.exchange(form)
+    return ("issued", claims_of(body["access_token"])) if status == 200 else (body["code"], {})
+
+
+async def first(served: Served, subject: str, login: str) -> str:
+    world = served.world
+    form = world.user_form(world.workload(), world.user(subject, login=login))
+    status, body, _ = await served.exchange(form)
+    assert status == 200, body
+    return str(body["access_token"])
+
+
+async def test_who_is_found_by_another_claim_is_found_through_our_own_tokens(
+    slapd: Slapd, tmp_path: Path
+) -> None:
+    """Also after a restart; by what the first token said, and by nothing that ours says."""
+    world = chained_world(slapd, tmp_path / "world")
+    async with serving(world) as served:
+        # The subject is called as somebody else is in the directory.
+        token = await first(served, "bob", "alice")
+        assert claims_of(token)["groups"] == ["company", "team (a*b)"]
+        code, child = await chained(served, token)
+        assert (code, child.get("sub")) == ("issued", "bob")
+        assert child["groups"] == ["company", "team (a*b)"]
+        payload = json.dumps([claims_of(token), child])
+        assert "alice" not in payload, "targets get to know no more than sub"
+        # Nor does it show in another user's token, or serve there.
+        other = await first(served, "alice", "bob")
+        assert claims_of(other)["found_by"] != claims_of(token)["found_by"]
+        assert (await chained(served, other))[1]["groups"] == []
+    async with serving(world) as served:
+        assert (await chained(served, token))[0] == "issued"
+
+
+async def test_every_replica_finds_through_our_own_tokens(
+    slapd: Slapd, tmp_path: Path, postgres: Postgres
+) -> None:
+    world = chained_world(slapd, tmp_path / "world", database=postgres.database())
+    async with serving(world) as one, serving(world, free_url()) as other:
+        token = await first(one, "s-1", "alice")
+        code, child = await chained(other, token)
+        assert (code, child.get("groups")) == ("issued", ["company", "team (a*b)"])
+
+
+async def test_who_left_the_directory_is_not_found_through_our_own_tokens(
+    slapd: Slapd, tmp_path: Path
+) -> None:
+    world = chained_world(slapd, tmp_path / "world")
+    world.overrides["directory"]["ldap"]["remember"] = "100ms"
+    async with serving(world) as served:
+        token = await first(served, "s-2", "leaver")
+        assert (await chained(served, token))[0] == "issued"
+        await asyncio.to_thread(remove, slapd, "leaver")
+
+        async def refused_it() -> bool:
+            return (await chained(served, token))[0] == "subject.inactive"
+
+        await until(refused_it, "the entry is gone for the broker too")
+
+
+def remove(slapd: Slapd, uid: str) -> None:
+    """Take an entry out, as the administrator of the directory."""
+    connection = python_ldap.initialize(slapd.ldaps)
+    connection.set_option(python_ldap.OPT_X_TLS_CACERTFILE, str(slapd.ca_file))
+    connection.set_option(python_ldap.OPT_X_TLS_NEWCTX, 0)
+    connection.simple_bind_s(BIND_DN, PASSWORD)
+    ((dn, _),) = connection.search_s(BASE, python_ldap.SCOPE_SUBTREE, f"(uid={uid})")
+    connection.delete_s(dn)
+    connection.unbind_s()
 
 
 async def test_an_empty_password_would_bind_as_nobody(slapd: Slapd, tmp_path: Path) -> None:

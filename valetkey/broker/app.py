@@ -26,6 +26,7 @@ from valetkey.broker.core.rotation import Schedule
 from valetkey.broker.directory.sources import Sources
 from valetkey.broker.incidents.response import Response
 from valetkey.broker.incidents.rotation import Rotates, SigningKeys
+from valetkey.broker.issuers.found_by import FoundBy
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
@@ -267,11 +268,13 @@ def _foundation(
         capacity=config.limits.verified_tokens,
     )
     nonces = Nonces(secrets.token_bytes(32))
+    found_by = FoundBy(sealer)
     issuer = JwtIssuer(
         ring,
         issuer=config.issuer,
         clock=clock,
         random_id=_random_id,
+        found_by=found_by,
         carries_roles=any(issuer.issuer == config.issuer for issuer in config.issuers),
     )
     certificates = _certificates(config)
@@ -302,6 +305,7 @@ def _foundation(
             Directories([ClaimDirectory(compiled_claims(config.claims)), *directories.all]),
             compiled_agents(config.agents),
             issuers=config.workload_issuers(),
+            found_by=found_by.read,
         ),
         certificates=certificates,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),

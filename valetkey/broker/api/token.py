@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -20,11 +19,12 @@ from valetkey.broker.core.exchange import (
     NeedsApproval,
     Party,
     Refuse,
+    User,
     decide,
 )
 from valetkey.broker.core.form import Form
 from valetkey.broker.core.rate_limit import RateLimit
-from valetkey.broker.core.request import parse_exchange
+from valetkey.broker.core.request import ExchangeRequest, parse_exchange
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
@@ -122,14 +122,23 @@ class TokenEndpoint:
         asked = parse_exchange(form)
         client = await self._authenticate(request, form, proofs)
         acting, user = await self._parties.resolve(asked, client)
-        # First what is waited for, then what is held against the parties.
-        known = await self._people.of(client, user)
-        incidents = await self._standings.of_exchange(client, user, asked.audience)
-        facts = ExchangeFacts(
-            asked, acting, user, client.proof, incidents, client.certificate, known=known
-        )
+        facts = await self._facts(asked, client, acting, user)
         issue = await self._settle(client, facts, self._use_up)
         return await self._answer(issue, asked.issued_token_type)
+
+    async def _facts(
+        self, asked: ExchangeRequest, client: Client, acting: Party, user: User | None
+    ) -> ExchangeFacts:
+        """What is held against the parties first, then what is known of them.
+
+        Who is taken out of a directory has a new epoch as well: where that came after the directory
+        was asked, it came after this, and is found when the token is to be minted.
+        """
+        incidents = await self._standings.of_exchange(client, user, asked.audience)
+        known = await self._people.of(client, user)
+        return ExchangeFacts(
+            asked, acting, user, client.proof, incidents, client.certificate, known=known
+        )
 
     async def _settle(self, client: Client, facts: ExchangeFacts, use_up: UseUp) -> Issue:
         """What is issued, with all that it uses up, on a standing that holds when this returns.
@@ -147,8 +156,7 @@ class TokenEndpoint:
                 issue = await use_up(decision, facts, check)
                 check(issue)
             except StandingChanged:
-                incidents = await self._standings.of_exchange(client, user, asked.audience)
-                facts = replace(facts, incidents=incidents)
+                facts = await self._facts(asked, client, facts.client, user)
             else:
                 return issue
         raise CallerError(codes.SERVICE_UNAVAILABLE, "what is held against it kept changing")
@@ -174,11 +182,7 @@ class TokenEndpoint:
         party = Party(own.claims.issuer, own.claims.subject, own.expires)
         waited = await self._gate.poll(code, party, client.proof, client.certificate)
         asked, user = waited.request, waited.user
-        known = await self._people.of(client, user)
-        incidents = await self._standings.of_exchange(client, user, asked.audience)
-        facts = ExchangeFacts(
-            asked, party, user, client.proof, incidents, client.certificate, known=known
-        )
+        facts = await self._facts(asked, client, party, user)
         issue = await self._settle(client, facts, partial(self._gate.redeem, waited))
         return await self._answer(issue, asked.issued_token_type)
 

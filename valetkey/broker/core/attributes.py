@@ -22,16 +22,23 @@ class AttributesInvalid(ValueError):  # noqa: N818 - reads as what it is
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What is known of a subject. One that is not ``active`` gets nothing and gives nothing."""
+    """What is known of a subject. One that is not ``active`` gets nothing and gives nothing.
+
+    ``found_by`` are the claims other than ``sub`` that directories found it by, and their values.
+    """
 
     roles: frozenset[str] = NONE
     groups: frozenset[str] = NONE
     active: bool = True
+    found_by: frozenset[tuple[str, str]] = frozenset()
 
     def __or__(self, other: Attributes) -> Attributes:
         """Both sources together; inactive in one is inactive."""
         return Attributes(
-            self.roles | other.roles, self.groups | other.groups, self.active and other.active
+            self.roles | other.roles,
+            self.groups | other.groups,
+            self.active and other.active,
+            self.found_by | other.found_by,
         )
 
 

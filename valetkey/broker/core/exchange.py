@@ -137,6 +137,8 @@ class Issue:
     roles: tuple[str, ...] = ()
     """The subject's, as are ``groups``."""
     groups: tuple[str, ...] = ()
+    found_by: frozenset[tuple[str, str]] = frozenset()
+    """`core.attributes`"""
     approval: str = ""
     single_use: bool = False
     certificate: str = ""
@@ -241,6 +243,7 @@ def decide(
         policy_ids=permitted.policy_ids,
         roles=tuple(sorted(subject.roles)),
         groups=tuple(sorted(subject.groups)),
+        found_by=subject.found_by,
         certificate=facts.certificate if target.credential == "mtls" else "",
         decided_at=now,
         windows=granted.windows,

@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -146,6 +147,8 @@ class LdapDirectory:
         if len(entries) == 1:
             groups = self._groups(connection, entries[0][0])
             found = Attributes(groups=frozenset(groups))
+            if rule.claim != "sub":
+                found = replace(found, found_by=frozenset({(rule.claim, value)}))
         else:
             if entries:
                 self._log.warning("directory_ambiguous", issuer=rule.issuer)

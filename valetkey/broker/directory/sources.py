@@ -38,9 +38,11 @@ class Sources:
         if settings is not None and settings.scim is not None:
             rules = settings.scim.users
             ender = Ender(epochs, rules, clock=clock)
-            self.scim = ScimStore(database, changes, actions, clock=clock, ended=ender)
+            self.scim = ScimStore(database, changes, actions, clock=clock, ends=ender)
             capacity = settings.scim.remembered
-            self.all.append(ScimDirectory(self.scim, changes, rules, capacity=capacity))
+            self.all.append(
+                ScimDirectory(self.scim, changes, rules, capacity=capacity, clock=clock)
+            )
         if settings is not None and settings.ldap is not None:
             self._ldap = _ldap(settings.ldap)
             self.all.append(self._ldap)
@@ -49,6 +51,11 @@ class Sources:
         """Raises `ConfigError`."""
         if self._ldap is not None:
             await self._ldap.load()
+
+    async def sweep(self) -> None:
+        """Forget what no token can rest on any more. Raises `StoreError`."""
+        if self.scim is not None:
+            await self.scim.subjects.sweep()
 
     async def close(self) -> None:
         """Leave the servers that were asked."""

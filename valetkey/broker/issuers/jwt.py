@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from valetkey.broker.core.exchange import Issue
 from valetkey.broker.core.status_list import Place
+from valetkey.broker.issuers import found_by as found
+from valetkey.broker.issuers.found_by import FoundBy
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.issuers.signer import Signer
 from valetkey.contracts import jose
@@ -94,8 +96,8 @@ class OwnToken:
 class JwtIssuer:
     """Mints, and recognises its own. ``random_id`` gives at least 128 bits as URL-safe text.
 
-    ``carries_roles`` puts the subject's roles and groups into tokens: for installations that accept
-    the broker's own tokens as those of users.
+    ``carries_roles`` puts the subject's roles and groups into tokens, and what directories found it
+    by: for installations that accept the broker's own tokens as those of users.
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class JwtIssuer:
         issuer: str,
         clock: Callable[[], float],
         random_id: Callable[[], str],
+        found_by: FoundBy,
         carries_roles: bool = False,
     ) -> None:
+        self._found_by = found_by
         self._carries_roles = carries_roles
         self._ring = ring
         self._issuer = issuer
@@ -154,6 +158,11 @@ class JwtIssuer:
             # RFC 9068 §2.2.3.1. Whoever acts on with this token acts for somebody whose roles and
             # groups still count.
             claims |= {"roles": issue.roles, "groups": issue.groups}
+            if issue.found_by:
+                # Ours, and for us alone: what a directory is asked by for whoever acts on.
+                claims[found.CLAIM] = self._found_by.sealed(
+                    issue.subject_issuer, issue.subject, issue.found_by
+                )
         if issue.thumbprint:
             claims["cnf"] = {"jkt": issue.thumbprint}  # RFC 9449 §6.1
         if issue.approval:

@@ -20,6 +20,9 @@ class DirectoryPart(Part):
     async def load(self) -> None:
         await self._base.directories.load()
 
+    async def sweep(self) -> None:
+        await self._base.directories.sweep()
+
     async def run(self) -> None:
         """Nothing but to leave the directories at the end."""
         try:

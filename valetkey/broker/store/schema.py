@@ -190,13 +190,17 @@ SCIM_RESOURCES: Final = Table(
     Index(None, "kind", "created_at", "id"),
 )
 
-# Whose tokens a user came with, where the user is found by another claim than `sub`.
+# Whose tokens a user came with, where the user is found by another claim than `sub`; `value` is
+# what the claim was.
 SCIM_SUBJECTS: Final = Table(
     "scim_subjects",
     METADATA,
     Column("user_id", String(36), primary_key=True),
     Column("issuer", String(512), primary_key=True),
     Column("subject", String(1024), primary_key=True),
+    Column("value", String(512), nullable=False, server_default=text("''")),
+    Column("noted_at", Float, nullable=False, server_default=text("0")),
+    Index(None, "noted_at"),
 )
 
 # Tokens with a place in a status list; `claims` are those that decide whether they count.

@@ -25,7 +25,8 @@ from valetkey.broker.core.scim_keys import Kind, Pinned, name_key
 from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
-from valetkey.broker.store.schema import SCIM_MEMBERS, SCIM_RESOURCES, SCIM_SUBJECTS
+from valetkey.broker.store.schema import SCIM_MEMBERS, SCIM_RESOURCES
+from valetkey.broker.store.scim_subjects import ScimSubjects, Seen, Subject
 from valetkey.broker.trust.admins import Admin
 
 TOPIC: Final = "scim"
@@ -35,10 +36,6 @@ _CHUNK: Final = 5000
 
 _R: Final = SCIM_RESOURCES.c
 _M: Final = SCIM_MEMBERS.c
-_S: Final = SCIM_SUBJECTS.c
-
-Subject = tuple[str, str]
-"""Issuer and ``sub`` of a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +77,20 @@ class MembersInvalid(Exception):  # noqa: N818 - reads as what it is
     """Members that do not exist, or groups that would hold themselves or be nested too deeply."""
 
 
-Ended = Callable[[AsyncConnection, Record, frozenset[Subject], str], Awaitable[None]]
-"""Ends what a user has: within the transaction, with the subjects that were seen, and why."""
+Ends = Callable[
+    [AsyncConnection, Record, Record | None, Collection[Seen]], Awaitable[frozenset[Subject]]
+]
+"""Ends the subjects that a user was before and is no longer; gives them.
+
+Within the transaction, with the user before and after (``None``: deleted) and those seen.
+"""
 
 
 class ScimStore:
-    """``ended`` is called within the transaction that deactivates or deletes a user."""
+    """``ends`` is called within the transaction that changes what a user is known by, or ends it.
+
+    ``clock`` gives seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -94,13 +99,13 @@ class ScimStore:
         actions: AdminActions,
         *,
         clock: Callable[[], float],
-        ended: Ended,
+        ends: Ends,
     ) -> None:
         self._database = database
         self._changes = changes
         self._actions = actions
-        self._clock = clock
-        self._ended = ended
+        self._ends = ends
+        self.subjects = ScimSubjects(database, clock=clock)
 
     # --- reading ---------------------------------------------------------------------------------
     async def get(self, kind: Kind, id_: str) -> Record | None:
@@ -171,26 +176,6 @@ class ScimStore:
                         level.add(group.id)
         return frozenset(names.values())
 
-    async def saw(self, user: str, subject: Subject) -> None:
-        """Remember whose tokens the user comes with, for when they are to end."""
-        issuer, sub = subject
-        seen = select(_S.user_id).where(_S.user_id == user, _S.issuer == issuer, _S.subject == sub)
-        async with self._database.read() as connection:
-            if (await connection.execute(seen)).first() is not None:
-                return
-        first = self._database.insert(SCIM_SUBJECTS).values(
-            user_id=user, issuer=issuer, subject=sub
-        )
-        async with self._database.write() as connection:
-            await connection.execute(first.on_conflict_do_nothing())
-
-    async def seen_as(self, subject: Subject) -> Record | None:
-        """The user whose tokens came with this subject; nobody where it came for several."""
-        issuer, sub = subject
-        users = select(SCIM_RESOURCES).join_from(SCIM_SUBJECTS, SCIM_RESOURCES, _R.id == _S.user_id)
-        found = await self._records(users.where(_S.issuer == issuer, _S.subject == sub))
-        return found[0] if len(found) == 1 else None
-
     # --- writing ---------------------------------------------------------------------------------
     async def create(self, record: Record, members: frozenset[str], *, actor: Admin) -> None:
         """Raises `Taken`, `MembersInvalid`."""
@@ -239,9 +224,9 @@ class ScimStore:
                 "added": len(has - had),
                 "removed": len(had - has),
             }
-            if before.active and not after.active:
-                await self._end(connection, before, "deactivated")
             await self._told(connection, after, "update", actor, details)
+            if before.kind == "User" and before.active:
+                await self._end(connection, before, after)
         await self._changes.catch_up()
 
     async def delete(self, record: Record, *, actor: Admin) -> None:
@@ -256,16 +241,22 @@ class ScimStore:
             await connection.execute(
                 delete(SCIM_MEMBERS).where(or_(_M.group_id == record.id, _M.member_id == record.id))
             )
-            if record.kind == "User":
-                await self._end(connection, record, "deleted")
-                await connection.execute(delete(SCIM_SUBJECTS).where(_S.user_id == record.id))
             await self._told(connection, record, "delete", actor, {})
+            if record.kind == "User":
+                await self._end(connection, record, None)
         await self._changes.catch_up()
 
-    async def _end(self, connection: AsyncConnection, user: Record, reason: str) -> None:
-        seen = select(_S.issuer, _S.subject).where(_S.user_id == user.id)
-        subjects = frozenset((row.issuer, row.subject) for row in await connection.execute(seen))
-        await self._ended(connection, user, subjects, reason)
+    async def _end(self, connection: AsyncConnection, before: Record, after: Record | None) -> None:
+        """End the subjects that the user is no longer.
+
+        After the change was published: a replica that knows the new epochs has forgotten what it
+        knew of the user before it, so that nothing is issued on both.
+        """
+        if after is not None and after.active and _names(before) == _names(after):
+            return
+        seen = await self.subjects.of(connection, before.id)
+        ended = await self._ends(connection, before, after, seen)
+        await self.subjects.forget(connection, before.id, None if after is None else ended)
 
     async def _told(
         self,
@@ -376,6 +367,11 @@ def _record(row: Row[Any]) -> Record:
         created_at=row.created_at,
         modified_at=row.modified_at,
     )
+
+
+def _names(user: Record) -> tuple[str, str | None]:
+    """What tokens may name a user by, beside the id that stays."""
+    return user.name, user.external_id
 
 
 def _differences(before: Record, after: Record) -> set[str]:

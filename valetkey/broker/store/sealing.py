@@ -5,6 +5,9 @@ Invariants:
 - The master key file is readable by its owner alone and holds at least 32 bytes.
 - A sealed value opens only under the master key and for the ``kid`` it was sealed for (AAD):
   rows can't be swapped in the database.
+- What goes into tokens, of which there may be billions under one master key, is sealed under a key
+  of its own and without a nonce (AES-SIV, RFC 5297): the same value for the same ``kid`` looks the
+  same each time, and that is all that can be told from it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from valetkey.contracts.errors import ConfigError
@@ -25,6 +28,7 @@ MIN_MASTER_KEY: Final = 32
 _MAX_MASTER_KEY: Final = 4096
 _NONCE: Final = 12  # NIST SP 800-38D §8.2.2: 96 random bits; a few keys a day are far from 2^32
 _INFO: Final = b"valetkey broker signing keys v1"
+_INFO_TOKENS: Final = b"valetkey broker tokens v1"
 
 
 class SealBroken(Exception):  # noqa: N818 - reads as what it is
@@ -32,15 +36,15 @@ class SealBroken(Exception):  # noqa: N818 - reads as what it is
 
 
 class Sealer:
-    """Seals and opens private keys."""
+    """Seals and opens private keys, and what tokens carry for the broker alone."""
 
-    __slots__ = ("_aead",)
+    __slots__ = ("_aead", "_siv")
 
     def __init__(self, master_key: bytes) -> None:
         if len(master_key) < MIN_MASTER_KEY:
             raise ConfigError(f"the master key is shorter than {MIN_MASTER_KEY} bytes")
-        derived = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_INFO)
-        self._aead = AESGCM(derived.derive(master_key))
+        self._aead = AESGCM(_derived(master_key, 32, _INFO))
+        self._siv = AESSIV(_derived(master_key, 64, _INFO_TOKENS))
 
     @classmethod
     def from_file(cls, path: Path) -> Sealer:
@@ -75,3 +79,18 @@ class Sealer:
             return self._aead.decrypt(sealed[:_NONCE], sealed[_NONCE:], kid.encode())
         except (InvalidTag, ValueError) as error:
             raise SealBroken(kid) from error
+
+    def seal_for_token(self, value: bytes, *, kid: str) -> bytes:
+        """``value`` is not empty."""
+        return self._siv.encrypt(value, [kid.encode()])
+
+    def open_from_token(self, sealed: bytes, *, kid: str) -> bytes:
+        """Raises `SealBroken`."""
+        try:
+            return self._siv.decrypt(sealed, [kid.encode()])
+        except (InvalidTag, ValueError) as error:
+            raise SealBroken(kid) from error
+
+
+def _derived(master_key: bytes, length: int, info: bytes) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(master_key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from valetkey.broker.core.attributes import Attributes, AttributesInvalid, Directory, Known
@@ -12,9 +12,19 @@ from valetkey.broker.trust.clients import Client
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 
+FoundBy = Callable[[str, str, Mapping[str, Any]], Mapping[str, str]]
+"""The claims that directories found an issuer's subject by, from those of a token of our own."""
+
+
+def _by_sub(_issuer: str, _subject: str, _claims: Mapping[str, Any]) -> Mapping[str, str]:
+    return {}
+
 
 class People:
-    """``agents`` are patterns of workloads by their issuer, ``issuers`` those of workloads."""
+    """``agents`` are patterns of workloads by their issuer, ``issuers`` those of workloads.
+
+    ``found_by`` reads what our own tokens carry (`issuers.found_by`).
+    """
 
     def __init__(
         self,
@@ -22,7 +32,9 @@ class People:
         agents: Mapping[str, tuple[WorkloadPattern, ...]],
         *,
         issuers: frozenset[str] = frozenset(),
+        found_by: FoundBy = _by_sub,
     ) -> None:
+        self._found_by = found_by
         self._directory = directory
         self._agents = agents
         self._issuers = issuers
@@ -64,8 +76,10 @@ class People:
         if not user.origin:
             return await self._directory.attributes(user.home, user.subject, user.claims)
         # A token of our own: it carries names of ours, which no table for others' values may read.
+        # Its own claims are not those of the token that it was made from, but for what we sealed.
         carried = Attributes(_names(user.claims, "roles"), _names(user.claims, "groups"))
-        return carried | await self._directory.attributes(user.home, user.subject, {})
+        found_by = self._found_by(user.home, user.subject, user.claims)
+        return carried | await self._directory.attributes(user.home, user.subject, found_by)
 
     def _kind(self, user: User | None) -> Literal["User", "Workload", "Agent"]:
         """A token of our own speaks for a workload where a workload got it for itself."""

@@ -12,9 +12,11 @@ import pytest_asyncio
 from tests.integration.broker_support import Clock, mutate
 from tests.unit.broker.issuers.test_keyring import ring
 from valetkey.broker.core.exchange import Issue, Party
+from valetkey.broker.issuers.found_by import FoundBy
 from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.store.database import Database
+from valetkey.broker.store.sealing import Sealer
 
 URL = "https://broker.example"
 CLIENT = Party("https://idp", "bot", 20_000)
@@ -53,7 +55,13 @@ async def keys(database: Database) -> KeyRing:
 
 def issuer(keys: KeyRing, *, now: float = 10_000, url: str = URL) -> JwtIssuer:
     numbers = itertools.count()
-    return JwtIssuer(keys, issuer=url, clock=Clock(now), random_id=lambda: f"id-{next(numbers)}")
+    return JwtIssuer(
+        keys,
+        issuer=url,
+        clock=Clock(now),
+        random_id=lambda: f"id-{next(numbers)}",
+        found_by=FoundBy(Sealer(b"m" * 32)),
+    )
 
 
 def read(keys: KeyRing, token: str) -> dict[str, Any]:

@@ -96,6 +96,17 @@ async def test_a_token_of_our_own_carries_its_names_and_no_table_reads_them() ->
     assert known.user == Attributes(frozenset({"lead", f"{USERS} alice"}))
 
 
+async def test_a_token_of_our_own_is_looked_up_by_what_we_sealed_in_it() -> None:
+    def opened(issuer: str, subject: str, claims: Mapping[str, Any]) -> dict[str, Any]:
+        return {"from": [issuer, subject, claims["sealed"]]}
+
+    people = People(Echo(), {}, found_by=opened)
+    own = user(BROKER, USERS, roles=[], groups=[], sealed="x", **{"from": ["a"]})
+    assert (await people.known(BOT, {}, own)).user.groups == {USERS, "alice", "x"}
+    first = user(sealed="x", **{"from": ["a"]})
+    assert (await people.known(BOT, {}, first)).user.groups == {"a"}
+
+
 @pytest.mark.parametrize(
     "claims", [{}, {"roles": []}, {"groups": []}, {"roles": "a", "groups": []}]
 )
