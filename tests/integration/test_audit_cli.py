@@ -72,6 +72,15 @@ async def test_online_and_offline_agree(bench, chains):
         assert [line["event"]["id"] for line in tail] == [
             "00000000000000a1-500", "00000000000000b2-2", "00000000000000b2-4",
         ]  # fmt: skip
+        for narrow in (("--jti", "tok-1"), ("--jti", "nobody"), ("--since", "1h")):
+            both = [
+                (await audit("tail", *where, *narrow, "--all", "--json")).stdout
+                for where in (("--db", bench.database), online)
+            ]
+            assert both[0] == both[1]
+            assert len(both[0].splitlines()) == (702 if "tok-1" in narrow else 0)
+        result = await audit("verify", *online, "--json")
+        assert json.loads(result.stdout)["holds"]
         # One byte, in the last event, changed behind the running collector's back.
         with closing(sqlite3.connect(bench.database)) as connection, connection:
             connection.execute(

@@ -268,8 +268,9 @@ def test_each_command_is_one(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             command, parent = found, context
         if command.name == "tail":
             given = context.params
-            assert (given["db"] is None) != (given["collector"] is None), line
-            assert given["db"] or given["token_file"], line
+            places = [given[name] for name in ("db", "collector", "spool")]
+            assert sum(place is not None for place in places) == 1, line
+            assert given["collector"] is None or given["token_file"], line
 
 
 def test_commands_are_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,14 +11,23 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from valetkey.cli.audit.options import Moment, token_id
+from valetkey.cli.fail import fail
+
 if TYPE_CHECKING:
-    from valetkey.cli.audit.record import Record
+    from valetkey.cli.audit.record import Record, Tailed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TOKEN: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _DIRECTORY: Final = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILTERS: Final = ("type", "workload", "route", "target", "decision", "code", "source", "boot")
+_LIMIT: Final = 50
+# Whoever asks by one of these wants to know all of it.
+_NARROW: Final = ("since", "until", "jti", "txn", "approval")
+_FILTERS: Final = (
+    "type", "workload", "route", "target", "decision", "code", "source", "boot", *_NARROW,
+)  # fmt: skip
 
 
 @click.group()
@@ -28,6 +38,7 @@ def audit() -> None:
 def _where(command: F) -> F:
     """The options that say where the record is."""
     for option in (
+        click.option("--spool", type=_DIRECTORY, help="A sidecar's spool directory."),
         click.option("--ca-file", type=_FILE, help="CA certificates for the collector (PEM)."),
         click.option("--token-file", type=_FILE, help="File with a reader's token."),
         click.option("--collector", metavar="URL", help="A running collector."),
@@ -39,9 +50,16 @@ def _where(command: F) -> F:
 
 @audit.command()
 @_where
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, help="How many of the last.")
+@click.option("--limit", type=click.IntRange(1, 1000), help="How many of the last. [default: 50]")
+@click.option("--all", "everything", is_flag=True, help="All that match, the first one first.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what arrives.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--since", type=Moment(), help="From then on: RFC 3339, or how long ago, as in 2h.")
+@click.option("--until", type=Moment(), help="Before then, in the same way.")
+@click.option("--jti", metavar="ID", help="What was called with the token of this id.")
+@click.option("--token-from", metavar="FILE", type=_TOKEN, help="The same; the token is in a file.")
+@click.option("--txn", metavar="ID", help="What was called in this transaction.")
+@click.option("--approval", metavar="ID", help="What rests on this approval, or needed it.")
 @click.option("--type", help="Event type; default: decisions, each with its outcome.")
 @click.option("--workload", help="Acting workload.")
 @click.option("--route", help="Route id.")
@@ -55,82 +73,123 @@ def tail(
     collector: str | None,
     token_file: Path | None,
     ca_file: Path | None,
-    limit: int,
+    spool: Path | None,
+    limit: int | None,
+    everything: bool,
     follow: bool,
     as_json: bool,
+    token_from: Path | None,
     **filters: str | None,
 ) -> None:
-    """Show the last calls: decision and outcome in one row."""
+    """Show the last calls: decision and outcome in one row.
+
+    Of a --spool, those that the collector does not have yet.
+    """
     from valetkey.cli.audit import tail as view
     from valetkey.contracts.events import TYPE_DECISION
 
+    if everything and limit is not None:
+        raise click.UsageError("--all and --limit exclude each other")
+    if follow and (spool is not None or filters["until"]):
+        raise click.UsageError("--follow goes with neither --spool nor --until")
+    if token_from is not None:
+        if filters["jti"]:
+            raise click.UsageError("--token-from and --jti say the same: give one of them")
+        filters["jti"] = token_id(token_from)
     wanted = {name: value for name in _FILTERS if (value := filters[name])}
     wanted.setdefault("type", TYPE_DECISION)
     show = (
         view.json_printer(click.echo)
         if as_json
-        else view.table_printer(view.make_console(), fixed=follow)
+        else view.table_printer(view.make_console(), fixed=follow or everything)
     )
-    with _open(db, collector, token_file, ca_file) as record:
-        found = record.newest(wanted, limit)
-        show(found)
-        if not as_json:
-            _warn(record)
-        if follow:
+    _check_where(db, collector, token_file, ca_file, spool)
+    with _told(), contextlib.closing(_tailed(db, collector, token_file, ca_file, spool)) as record:
+        if everything:
+            cursor = view.show_all(record, wanted, show)
+        else:
+            found = record.newest(wanted, limit or _LIMIT)
+            show(found)
             cursor = found[-1].cursor if found else 0
+            if len(found) == (limit or _LIMIT) and not wanted.keys().isdisjoint(_NARROW):
+                click.echo(f"these are the last {len(found)}: --all shows every one", err=True)
+        if not as_json:
+            for line in record.warnings():
+                click.echo(line, err=True)
+        if follow:
             with contextlib.suppress(KeyboardInterrupt):
                 view.follow(record, wanted, cursor, show)
 
 
 @audit.command()
 @_where
-@click.option("--spool", type=_DIRECTORY, help="A sidecar's spool directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     db: Path | None,
     collector: str | None,
     token_file: Path | None,
     ca_file: Path | None,
     spool: Path | None,
+    as_json: bool,
 ) -> None:
     """Verify the record from its exact bytes; exit 0 only if everything holds."""
-    from valetkey.cli.audit.record import RecordUnavailable
+    from valetkey.cli.audit import verify as view
     from valetkey.cli.audit.tail import make_console
-    from valetkey.cli.audit.verify import show, verify_record
 
-    if spool is not None:
-        if db or collector or token_file or ca_file:
-            raise click.UsageError("--spool stands alone")
-        from valetkey.cli.audit.spool import verify_spool
+    _check_where(db, collector, token_file, ca_file, spool)
+    with _told():
+        if spool is not None:
+            from valetkey.cli.audit.spool import verify_spool
 
-        try:
             verdict = verify_spool(spool)
-        except RecordUnavailable as error:
-            _fail(str(error))
+        else:
+            with contextlib.closing(_record(db, collector, token_file, ca_file)) as record:
+                verdict = view.verify_record(record)
+    if as_json:
+        click.echo(json.dumps(view.document(verdict), indent=2))
     else:
-        with _open(db, collector, token_file, ca_file) as record:
-            verdict = verify_record(record)
-    show(verdict, make_console())
+        view.show(verdict, make_console())
     sys.exit(0 if verdict.holds else 1)
 
 
-@contextlib.contextmanager
-def _open(
-    db: Path | None, collector: str | None, token_file: Path | None, ca_file: Path | None
-) -> Iterator[Record]:
-    """The record that the options name; what can't be read ends the command with status 2."""
-    from valetkey.cli.audit.record import RecordDamaged, RecordUnavailable
-
-    if (db is None) == (collector is None):
-        raise click.UsageError("give one of --db and --collector")
+def _check_where(
+    db: Path | None,
+    collector: str | None,
+    token_file: Path | None,
+    ca_file: Path | None,
+    spool: Path | None,
+) -> None:
+    if sum(place is not None for place in (db, collector, spool)) != 1:
+        raise click.UsageError("give one of --db, --collector and --spool")
     if collector is not None and token_file is None:
         raise click.UsageError("--collector needs --token-file")
-    if db is not None and (token_file or ca_file):
+    if collector is None and (token_file or ca_file):
         raise click.UsageError("--token-file and --ca-file are for --collector")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What can't be read ends the command with status 2."""
+    from valetkey.cli.audit.record import RecordDamaged, RecordUnavailable
+
     try:
-        with contextlib.closing(_record(db, collector, token_file, ca_file)) as record:
-            yield record
+        yield
     except (RecordUnavailable, RecordDamaged) as error:
-        _fail(str(error))
+        fail(str(error))
+
+
+def _tailed(
+    db: Path | None,
+    collector: str | None,
+    token_file: Path | None,
+    ca_file: Path | None,
+    spool: Path | None,
+) -> Tailed:
+    if spool is None:
+        return _record(db, collector, token_file, ca_file)
+    from valetkey.cli.audit.spool_tail import SpooledRecord
+
+    return SpooledRecord(spool)
 
 
 def _record(
@@ -145,19 +204,3 @@ def _record(
     assert collector is not None
     assert token_file is not None
     return ServiceRecord(collector, token_file, ca_file)
-
-
-def _warn(record: Record) -> None:
-    boots = record.boots()
-    gaps, breaks = sum(boot.open_gaps for boot in boots), sum(boot.breaks for boot in boots)
-    if gaps or breaks:
-        click.echo(
-            f"{gaps} open gaps, {breaks} breaks: `valetkey audit verify` names them", err=True
-        )
-
-
-def _fail(message: str) -> None:
-    from valetkey.contracts.plain_text import plain
-
-    click.echo(f"valetkey: {plain(message)}", err=True)
-    sys.exit(2)

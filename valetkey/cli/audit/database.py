@@ -12,14 +12,23 @@ from sqlalchemy import Connection, Row, Select, create_engine, event, func, sele
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
-from valetkey.cli.audit.record import BootEntry, Found, RecordDamaged, RecordUnavailable
+from valetkey.cli.audit.record import (
+    BootEntry,
+    Found,
+    RecordDamaged,
+    RecordUnavailable,
+    pages,
+    warnings_of,
+)
 from valetkey.collector.core.columns import Columns
+from valetkey.collector.core.filters import OF_CALL, Filters
 from valetkey.collector.core.verification import Entry, Known
 from valetkey.collector.store import queries
-from valetkey.collector.store.queries import MAX_PAGE, Filters
+from valetkey.collector.store.queries import MAX_PAGE
 from valetkey.collector.store.schema import BOOTS, CONFLICTS, EVENTS, SOURCES
 
 _MOST_DAMAGE: Final = 20
+_COLUMNS: Final = frozenset(Columns.__struct_fields__)
 
 
 class DatabaseRecord:
@@ -41,21 +50,32 @@ class DatabaseRecord:
         self._connection: Connection = engine.connect()
         try:
             self._connection.execute(select(func.count()).select_from(SOURCES)).scalar()
+            # A copy that was kept may be older than this program: what it has is read.
+            found = self._connection.exec_driver_sql("SELECT name FROM pragma_table_info('events')")
+            there = set(found.scalars())
         except DatabaseError as error:
             self._connection.close()
             raise RecordUnavailable(
                 f"{file} is not a collector's database: {error.orig}"
             ) from error
 
+        self._columns = [column for column in EVENTS.c if column.name in there]
+
     def newest(self, filters: Mapping[str, str], limit: int) -> list[Found]:
         self._refresh()
-        rows = list(self._rows(queries.newest(Filters(**filters), limit=limit)))
+        rows = list(self._rows(queries.newest(self._filters(filters), limit=limit)))
         return self._with_outcomes(rows[::-1])
 
     def after(self, filters: Mapping[str, str], cursor: int, limit: int) -> list[Found]:
         self._refresh()
-        statement = queries.page(Filters(**filters), after=cursor, limit=limit)
+        statement = queries.page(self._filters(filters), after=cursor, limit=limit)
         return self._with_outcomes(list(self._rows(statement)))
+
+    def every(self, filters: Mapping[str, str]) -> Iterator[list[Found]]:
+        return pages(self, filters)
+
+    def warnings(self) -> list[str]:
+        return warnings_of(self.boots())
 
     def boots(self) -> list[BootEntry]:
         found: list[BootEntry] = []
@@ -81,9 +101,10 @@ class DatabaseRecord:
             .where(SOURCES.c.source == boot.source, BOOTS.c.boot == boot.boot)
             .scalar_subquery()
         )
-        statement = select(EVENTS).where(EVENTS.c.boot_id == key).order_by(EVENTS.c.seq)
+        statement = select(*self._columns).where(EVENTS.c.boot_id == key).order_by(EVENTS.c.seq)
         for row in self._rows(statement):
-            yield Entry(row.seq, _bytes(row.raw), hash=row.hash, columns=_columns(row))
+            kept = {name: value for name, value in row._mapping.items() if name in _COLUMNS}
+            yield Entry(row.seq, _bytes(row.raw), hash=row.hash, columns=kept)
 
     def damage(self) -> list[str]:
         found = [
@@ -103,6 +124,15 @@ class DatabaseRecord:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _filters(self, filters: Mapping[str, str]) -> Filters:
+        missing = {*OF_CALL, "since", "until"} & filters.keys()
+        if missing and len(self._columns) < len(EVENTS.c):
+            raise RecordUnavailable(
+                f"{self._file} is of an older version, which can't be asked by {min(missing)}: "
+                "let a collector of this version open it (or a copy of it) once"
+            )
+        return Filters(**filters)
 
     def _refresh(self) -> None:
         self._connection.rollback()
@@ -141,12 +171,6 @@ def _begin(connection: Connection) -> None:
 
 def _reason(file: Path, error: Exception) -> str:
     return f"{file} can't be read to the end: {getattr(error, 'orig', None) or error}"
-
-
-def _columns(row: Row[Any]) -> Columns:
-    return Columns(
-        row.type, row.workload, row.route, row.target, row.decision, row.code, row.answers
-    )
 
 
 def _bytes(raw: object) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from valetkey.collector.core.verification import Entry, Known
+
+_PAGE: Final = 1000
 
 
 class RecordUnavailable(Exception):  # noqa: N818 - reads as what it is
@@ -39,14 +41,27 @@ class BootEntry:
     breaks: int
 
 
-class Record(Protocol):
-    """Read access to a record. Every method raises `RecordUnavailable` or `RecordDamaged`."""
+class Tailed(Protocol):
+    """What can be looked through. Every method raises `RecordUnavailable` or `RecordDamaged`."""
 
     def newest(self, filters: Mapping[str, str], limit: int) -> list[Found]:
         """The last ``limit`` events that match, in order of arrival."""
 
     def after(self, filters: Mapping[str, str], cursor: int, limit: int) -> list[Found]:
         """Events that match behind a cursor."""
+
+    def every(self, filters: Mapping[str, str]) -> Iterator[list[Found]]:
+        """All that match, in order of arrival."""
+
+    def warnings(self) -> list[str]:
+        """What whoever looks through it has to know."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class Record(Tailed, Protocol):
+    """Read access to a whole record."""
 
     def boots(self) -> list[BootEntry]:
         """Every boot, in order of first sight."""
@@ -60,5 +75,19 @@ class Record(Protocol):
     def conflicts(self) -> int:
         """How often a source offered other bytes under a known id."""
 
-    def close(self) -> None:
-        """Let go of files and connections."""
+
+def pages(record: Tailed, filters: Mapping[str, str]) -> Iterator[list[Found]]:
+    """All that match, page by page."""
+    cursor = 0
+    while found := record.after(filters, cursor, _PAGE):
+        yield found
+        cursor = found[-1].cursor
+
+
+def warnings_of(boots: Iterable[BootEntry]) -> list[str]:
+    """What is known to be missing or broken, as one line."""
+    entries = list(boots)
+    gaps, breaks = sum(boot.open_gaps for boot in entries), sum(boot.breaks for boot in entries)
+    if not gaps and not breaks:
+        return []
+    return [f"{gaps} open gaps, {breaks} breaks: `valetkey audit verify` names them"]

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from valetkey.cli.audit.record import BootEntry, Found, RecordUnavailable
+from valetkey.cli.audit.record import BootEntry, Found, RecordUnavailable, pages, warnings_of
 from valetkey.cli.service import Service, ServiceError
 from valetkey.collector.core.verification import Entry, Known
 
@@ -69,6 +69,12 @@ class ServiceRecord:
 
     def after(self, filters: Mapping[str, str], cursor: int, limit: int) -> list[Found]:
         return self._found({**filters, "after": cursor, "limit": limit})
+
+    def every(self, filters: Mapping[str, str]) -> Iterator[list[Found]]:
+        return pages(self, filters)
+
+    def warnings(self) -> list[str]:
+        return warnings_of(self.boots())
 
     def boots(self) -> list[BootEntry]:
         found: list[BootEntry] = []

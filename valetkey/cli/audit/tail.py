@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from valetkey.cli.audit.record import Found, Record
+from valetkey.cli.audit.record import Found, Tailed
 from valetkey.contracts import events
 from valetkey.contracts.plain_text import plain
 
@@ -75,8 +75,19 @@ def json_printer(write: Callable[[str], None]) -> Printer:
     return show
 
 
+def show_all(record: Tailed, filters: Mapping[str, str], show: Printer) -> int:
+    """Print all that match, in order of arrival; the cursor of the last one."""
+    cursor = 0
+    for found in record.every(filters):
+        show(found)
+        cursor = found[-1].cursor if found else cursor
+    if not cursor:
+        show([])
+    return cursor
+
+
 def follow(
-    record: Record,
+    record: Tailed,
     filters: Mapping[str, str],
     cursor: int,
     show: Printer,

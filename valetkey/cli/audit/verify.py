@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +47,34 @@ def verify_record(record: Record) -> Verdict:
     except RecordDamaged as error:
         damage.append(str(error))
     return Verdict(verification.finish(), damage, notes)
+
+
+def document(verdict: Verdict) -> dict[str, Any]:
+    """What was found, as plain data for programs."""
+    return {
+        "holds": verdict.holds,
+        "boots": [
+            {
+                "source": boot.source,
+                "boot": boot.boot,
+                "events": boot.count,
+                "first": boot.first,
+                "last": boot.head.seq,
+                "last_hash": boot.head.hash,
+                "lost": boot.lost,
+                "missing": sum(len(gap) for gap in boot.missing),
+                "no_outcome": boot.unanswered,
+                "ended_by": boot.ended_by,
+                "holds": boot.holds,
+                "problems": [
+                    {"seq": problem.seq, "reason": problem.reason} for problem in boot.problems
+                ],
+            }
+            for boot in verdict.boots
+        ],
+        "damage": verdict.damage,
+        "notes": verdict.notes,
+    }
 
 
 def show(verdict: Verdict, console: Console) -> None:

@@ -1,11 +1,11 @@
 """``GET /v1/events``, ``/v1/sources``, ``/v1/gaps``: for readers that the settings name.
 
-``/v1/events`` takes equality filters and pages by ``after`` (a cursor, the order of arrival) and
-``limit``. ``last=N`` gives the newest N in their order instead. With ``order=sequence``,
-``source`` and ``boot`` the page follows the chain and ``after`` is a sequence number. ``raw=1``
-gives each event as the exact text that is on record, for verification; ``outcomes=1`` puts the
-outcome beside each decision. An unknown parameter is refused: a misspelt filter would answer
-another question than was asked.
+``/v1/events`` takes filters (`core.filters.Filters`) and pages by ``after`` (a cursor, the order of
+arrival) and ``limit``. ``last=N`` gives the newest N in their order instead. With
+``order=sequence``, ``source`` and ``boot`` the page follows the chain and ``after`` is a sequence
+number. ``raw=1`` gives each event as the exact text that is on record, for verification;
+``outcomes=1`` puts the outcome beside each decision. An unknown parameter is refused: a misspelt
+filter would answer another question than was asked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from valetkey.collector.api.authenticate import Authenticator
+from valetkey.collector.core.filters import Filters
 from valetkey.collector.store import queries
 from valetkey.collector.store.database import Database
-from valetkey.collector.store.queries import MAX_PAGE, Filters
+from valetkey.collector.store.queries import MAX_PAGE
 from valetkey.contracts import codes
 from valetkey.contracts.errors import AuditError, CallerError
 
@@ -128,7 +129,10 @@ def _parameters(request: web.Request, known: frozenset[str]) -> dict[str, str]:
 
 def _filters(query: dict[str, str]) -> Filters:
     _choice(query, "decision", _DECISIONS)
-    return Filters(**{name: query[name] for name in Filters.names() & query.keys()})
+    try:
+        return Filters(**{name: query[name] for name in Filters.names() & query.keys()})
+    except ValueError as error:
+        raise _bad(f"since or until: {error}") from error
 
 
 def _choice(query: dict[str, str], name: str, choices: tuple[str, ...]) -> str:

@@ -102,7 +102,7 @@ def _read(raw: bytes) -> tuple[events.Envelope, Received]:
         prevhash=envelope.prevhash,
         time=envelope.time[:64],
         raw=raw,
-        columns=columns.extract(envelope.type, envelope.boot, data),
+        columns=columns.extract(envelope.type, envelope.boot, envelope.time, data),
         declaration=statements.declaration(data) if envelope.type == events.TYPE_GAP else None,
         previous=statements.previous_boot(data) if envelope.type == events.TYPE_BOOT else None,
     )

@@ -18,12 +18,11 @@ that is reported, and no fault of the record.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from valetkey.collector.core import columns, statements
-from valetkey.collector.core.columns import Columns
 from valetkey.collector.core.coverage import Range
 from valetkey.collector.core.statements import Declaration, PreviousBoot
 from valetkey.contracts import events
@@ -38,15 +37,15 @@ _TAIL: Final = 4096
 class Entry:
     """One event as it was found.
 
-    ``seq`` is where it was filed. ``hash`` and ``columns`` are what was stored beside it, where
-    anything was. ``problem`` says why its bytes can't be read, ``torn`` that they look like a
+    ``seq`` is where it was filed. ``hash`` and ``columns`` (by name) are what was stored beside it,
+    where anything was. ``problem`` says why its bytes can't be read, ``torn`` that they look like a
     write that a crash cut short.
     """
 
     seq: int
     raw: bytes
     hash: str | None = None
-    columns: Columns | None = None
+    columns: Mapping[str, object] | None = None
     problem: str = ""
     torn: bool = False
 
@@ -173,8 +172,9 @@ class BootVerifier:
         except (EventInvalid, RecursionError):
             self._problem(entry.seq, "the event's data is not a JSON object")
             return
-        found = columns.extract(event.type, event.boot, data)
-        if entry.columns is not None and entry.columns != found:
+        found = columns.extract(event.type, event.boot, event.time, data)
+        kept = entry.columns or {}
+        if any(getattr(found, name) != value for name, value in kept.items()):
             self._problem(entry.seq, "the columns stored beside the event differ from the event")
         if event.type == events.TYPE_DECISION:
             self._open.add(entry.seq)

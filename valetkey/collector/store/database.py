@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
@@ -73,7 +75,10 @@ def migrate(connection: Connection, revision: str) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    if revision == "base":
+    there = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(config)
+    passed = [each.revision for each in script.iterate_revisions(there, "base")] if there else []
+    if revision in {"base", *passed}:
         command.downgrade(config, revision)
     else:
         command.upgrade(config, revision)

@@ -6,11 +6,12 @@ Every list is paged or capped, so that no question can make the collector hold t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sqlalchemy import Select, case, func, literal, select, text
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, select, text, union
 
+from valetkey.collector.core import columns
+from valetkey.collector.core.filters import EQUAL, OF_CALL, Filters
 from valetkey.collector.store.schema import (
     BOOTS,
     BREAKS,
@@ -23,24 +24,6 @@ from valetkey.collector.store.schema import (
 )
 
 MAX_PAGE: Final = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Equality on members; an empty one asks for nothing."""
-
-    type: str = ""
-    workload: str = ""
-    route: str = ""
-    target: str = ""
-    decision: str = ""
-    code: str = ""
-    source: str = ""
-    boot: str = ""
-
-    @classmethod
-    def names(cls) -> frozenset[str]:
-        return frozenset(field.name for field in fields(cls))
 
 
 _DENIED: Final = text("events.decision = 'denied'")
@@ -89,9 +72,7 @@ def outcomes(cursors: list[int]) -> Select[Any]:
         select(decision.c.cursor, outcome.c.raw)
         .join(
             outcome,
-            (outcome.c.boot_id == decision.c.boot_id)
-            & (outcome.c.answers == decision.c.seq)
-            & text("outcome.answers > 0"),
+            _answering(outcome, decision.c.boot_id, decision.c.seq) & text("outcome.answers > 0"),
         )
         .where(decision.c.cursor.in_(wanted))
         .order_by(outcome.c.cursor)
@@ -199,7 +180,7 @@ def _matching(filters: Filters) -> Select[Any]:
         .join(BOOTS, BOOTS.c.id == EVENTS.c.boot_id)
         .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
     )
-    for name in ("type", "workload", "route", "target", "decision", "code"):
+    for name in EQUAL:
         value = getattr(filters, name)
         if value:
             query = query.where(EVENTS.c[name] == value)
@@ -208,7 +189,63 @@ def _matching(filters: Filters) -> Select[Any]:
                 query = query.where(_PARTIAL[name])
     if filters.decision == "denied":
         query = query.where(_DENIED)
-    return _of(query, filters)
+    for name in OF_CALL:
+        value = getattr(filters, name)
+        if value:
+            query = query.where(_of_calls(name, value))
+    return _of(query.where(*_in_span(*filters.span)), filters)
+
+
+def _answering(outcome: Any, boot: Any, decision: Any) -> ColumnElement[bool]:
+    """The outcome of a decision, by the index of outcomes.
+
+    Told nothing, SQLite takes "answers > 0", which the index is limited to, for the better way into
+    it, and reads every outcome of the boot for each decision.
+    """
+    return and_(outcome.c.boot_id == boot, func.unlikely(outcome.c.answers == decision))
+
+
+def _of_calls(kind: str, value: str) -> ColumnElement[bool]:
+    """Both events of each call that has to do with the token, transaction or approval."""
+    named, decision, outcome = (EVENTS.alias(each) for each in ("named", "decision", "outcome"))
+    by_decision = (named.c[kind] == value, text(f"named.{kind} <> ''"))
+    by_outcome = (
+        func.instr(named.c.more, columns.named(kind, value)) > 0,
+        text("named.more <> ''"),
+    )
+    its_outcome = (
+        select(outcome.c.cursor)
+        .join(named, _answering(outcome, named.c.boot_id, named.c.seq))
+        .where(*by_decision, text("outcome.answers > 0"))
+    )
+    its_decision = (
+        select(decision.c.cursor)
+        .join(named, (decision.c.boot_id == named.c.boot_id) & (decision.c.seq == named.c.answers))
+        .where(*by_outcome)
+    )
+    itself = (select(named.c.cursor).where(*names_it) for names_it in (by_decision, by_outcome))
+    return EVENTS.c.cursor.in_(union(*itself, its_outcome, its_decision))
+
+
+def _in_span(since: int | None, until: int | None) -> list[ColumnElement[bool]]:
+    """The time, and the part of the log in which such times are.
+
+    What a sidecar kept for a while arrives late, so times do not ascend; but with the first and
+    the last of them known by the index, no more than what lies between is read.
+    """
+    times = []
+    if since is not None:
+        times.append(EVENTS.c.time >= since)
+    if until is not None:
+        times.append(EVENTS.c.time < until)
+    if not times:
+        return []
+    # Of a sum, not of the key: else SQLite would go through the log for the first one that matches.
+    place = EVENTS.c.cursor + 0
+    first, last = (
+        select(function(place)).where(*times).scalar_subquery() for function in (func.min, func.max)
+    )
+    return [*times, EVENTS.c.cursor >= first, EVENTS.c.cursor <= last]
 
 
 def _of(query: Select[Any], filters: Filters) -> Select[Any]:

@@ -78,12 +78,23 @@ EVENTS: Final = Table(
     Column("code", Text, nullable=False),
     Column("answers", BigInteger, nullable=False),
     Column("raw", LargeBinary, nullable=False),
+    Column("time", BigInteger, nullable=False, server_default="0"),
+    Column("jti", Text, nullable=False, server_default=""),
+    Column("txn", Text, nullable=False, server_default=""),
+    Column("approval", Text, nullable=False, server_default=""),
+    Column("more", Text, nullable=False, server_default=""),
     UniqueConstraint("boot_id", "seq"),
     # Partial: what is asked for by it is a part of the events, and every index slows the insert.
     Index(None, "boot_id", "answers", sqlite_where=text("answers > 0")),
     Index(None, "workload", sqlite_where=text("workload <> ''")),
     Index(None, "decision", sqlite_where=text("decision = 'denied'")),
     Index(None, "code", sqlite_where=text("code <> ''")),
+    Index(None, "time"),
+    Index(None, "jti", sqlite_where=text("jti <> ''")),
+    Index(None, "txn", sqlite_where=text("txn <> ''")),
+    Index(None, "approval", sqlite_where=text("approval <> ''")),
+    # Gone through from end to end: few calls go on with another credential.
+    Index(None, "more", sqlite_where=text("more <> ''")),
     # An INTEGER PRIMARY KEY is never given twice, not even after its row is gone.
     sqlite_autoincrement=True,
 )

@@ -257,6 +257,11 @@ def _insert_events(connection: Connection, boot: _Boot, new: Sequence[Received],
             event.columns.code,
             event.columns.answers,
             event.raw,
+            event.columns.time,
+            event.columns.jti,
+            event.columns.txn,
+            event.columns.approval,
+            event.columns.more,
         )
         for event in new
     ]

@@ -152,11 +152,14 @@ def test_many_problems_are_cut(audit, store):
 
 
 USAGE = {
-    "nothing named": ((), "give one of --db and --collector"),
+    "nothing named": ((), "give one of --db, --collector and --spool"),
     "a collector without token": (("--collector", "http://127.0.0.1:1"), "needs --token-file"),
     "a file that is not there": (("--db", "/nowhere"), "does not exist"),
     "an unknown option": (("--database", "/nowhere"), "No such option"),
-    "a spool and more": (("--spool", "/", "--db", "/etc/hostname"), "stands alone"),
+    "a spool and more": (
+        ("--spool", "/", "--db", "/etc/hostname"),
+        "give one of --db, --collector and --spool",
+    ),
     "a token for a file": (("--db", "/etc/hostname", "--token-file", "/etc/hostname"), "are for"),
     "no database": (("--db", "/etc/hostname"), "is not a collector's database"),
 }

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from tests.support.chain import WORKLOAD, Chain, batch
+from tests.support.chain import WORKLOAD, Chain, batch, decision_data, outcome_data
 from valetkey.contracts import events
 
 
@@ -95,6 +95,50 @@ async def test_filters(get, query, found):
     assert [item["seq"] for item in (await get(f"/v1/events?{query}"))["events"]] == found
 
 
+NARROW = {
+    "jti=tok-1": [2, 3, 4, 5, 8],
+    "jti=tok-1&type=valetkey.call.decision.v1": [2, 4, 8],
+    "jti=tok-2": [9, 10],
+    "jti=tok-2&type=valetkey.call.decision.v1": [9],
+    "jti=tok-3": [9, 10],
+    "txn=txn-3": [9, 10],
+    "txn=txn-1&decision=denied": [],
+    "approval=apr_1": [11],
+    "approval=apr_2": [],
+    "since=2026-11-01T00:00:00Z": [*range(1, 9), 11],
+    "since=2026-11-01T00:00:00.001Z": [11],
+    "since=2026-11-02T01:00:00%2B01:00": [11],
+    "until=2026-11-01T00:00:00Z": [9, 10],
+    "since=2026-10-01T00:00:00Z&until=2026-11-01T00:00:00Z": [9, 10],
+    "since=2026-10-01T00:00:00Z&until=2026-11-02T00:00:00Z&jti=tok-1": [2, 3, 4, 5, 8],
+    "since=2026-12-01T00:00:00Z": [],
+}
+
+
+@pytest.fixture
+async def ask(get, client, bench, chain):
+    """As `get`, with events of other tokens and times on record, too."""
+    # Kept by the sidecar for a while, and gone on with another token.
+    late = {"time": "2026-10-31T23:59:59.999Z"}
+    decision = chain.add(events.TYPE_DECISION, decision_data(unmapped={"jti": "tok-2"}), **late)
+    sent = [{"jti": "tok-2", "txn": "txn-2"}, {"jti": "tok-3", "txn": "txn-3"}]
+    answer = {"decision": decision, "credentials": sent}
+    chain.add(events.TYPE_OUTCOME, outcome_data(decision, unmapped=answer), **late)
+    refused = decision_data(action_id=1, unmapped={"approval": "apr_1"})
+    chain.add(events.TYPE_DECISION, refused, time="2026-11-02T00:00:00.000Z")
+    headers = bench.sidecar()
+    async with client.post("/v1/events", data=batch(chain.events[8:]), headers=headers) as response:
+        assert response.status == 200
+    return get
+
+
+@pytest.mark.parametrize(("query", "found"), NARROW.items())
+async def test_what_a_token_did_and_when(ask, query, found):
+    assert [item["seq"] for item in (await ask(f"/v1/events?{query}"))["events"]] == found
+    newest = (await ask(f"/v1/events?{query}&last=2"))["events"]
+    assert [item["seq"] for item in newest] == found[-2:]
+
+
 async def test_outcomes_beside_their_decisions(get, chain):
     page = await get("/v1/events?type=valetkey.call.decision.v1&outcomes=1")
     answers = [item.get("outcome", {}).get("id") for item in page["events"]]
@@ -135,6 +179,9 @@ BAD = [
     f"/v1/events?after={2**63}",
     "/v1/events?after=٣",
     "/v1/events?decision=maybe",
+    "/v1/events?since=2h",
+    "/v1/events?until=2026-11-01T00:00:00",
+    "/v1/events?order=sequence&source=s&boot=b&jti=tok-1",
     "/v1/events?raw=yes",
     "/v1/events?order=size",
     "/v1/events?order=sequence",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.support.chain import Chain, decision_data
@@ -200,10 +201,22 @@ def test_a_decision_without_outcome_is_reported_and_no_fault():
 def test_columns_that_differ_from_the_event():
     chain = Chain(boot=A)
     chain.decision(action_id=2)
-    honest = columns.extract(events.TYPE_DECISION, A, decision_data(action_id=2))
-    lying = columns.extract(events.TYPE_DECISION, A, decision_data(action_id=1))
+    time = "2026-11-01T00:00:00.000Z"
+    honest, lying = (
+        msgspec.structs.asdict(
+            columns.extract(events.TYPE_DECISION, A, time, decision_data(**data))
+        )
+        for data in ({"action_id": 2}, {"action_id": 1})
+    )
+    older = {name: honest[name] for name in ("type", "code")}  # one that did not keep the rest
     raw = chain.events[0]
-    for found, holds in ((honest, True), (lying, False)):
+    for found, holds in (
+        (honest, True),
+        (lying, False),
+        (older, True),
+        (older | {"code": "other"}, False),
+        (honest | {"jti": "tok-2"}, False),
+    ):
         (report,) = verify((chain, [Entry(1, raw, hash=events.digest(raw), columns=found)], None))
         assert report.holds is holds
 
