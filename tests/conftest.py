@@ -8,11 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from tests.support.canaries import CANARIES, Canaries, Leak
 
@@ -42,6 +43,15 @@ _keep_files_in_memory()
 
 for _name in ("COLUMNS", "LINES"):  # pytest-xdist tells its workers; rich goes by it
     os.environ.pop(_name, None)
+
+# --- what a property is tried with is the same each time -----------------------------------------
+
+# The suite says whether a change is good, and so is no lottery. New inputs are looked for on purpose:
+# with --hypothesis-profile=search, and for the wire with `make fuzz`.
+_SLOW_IS_FINE: Final = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", derandomize=True, **_SLOW_IS_FINE)
+settings.register_profile("search", **_SLOW_IS_FINE)
+settings.load_profile("suite")
 
 # --- VALETKEY_REQUIRE=all: a skip is a failure ---------------------------------------------------
 

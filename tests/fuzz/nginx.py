@@ -88,13 +88,27 @@ class Nginx:
         trace: TracebackType | None,
     ) -> None:
         os.kill(self._process.pid, signal.SIGTERM)
-        self._process.wait(10)
+        self._process.wait(TIMEOUT)
         self._behind.shutdown(socket.SHUT_RDWR)
         self._behind.close()
 
+    def settle(self) -> None:
+        """Forget what arrived, and also what is on its way yet from whoever has gone meanwhile.
+
+        Behind nginx connections are served one after the other, so what it was given before this
+        request has arrived when this one is answered.
+        """
+        with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            wire = Wire(sock)
+            wire.send(b"GET /settled HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            answer = wire.rest()
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert self.reads[-1].target == "/settled"
+        self.reads.clear()
+
     def read(self, raw: bytes) -> tuple[list[Read], str]:
         """The requests in ``raw``, all of them whole, and why nginx refused, if it did."""
-        self.reads.clear()
+        self.settle()
         with socket.create_connection(("127.0.0.1", self.port)) as sock:
             wire = Wire(sock)
             wire.send(raw)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.broker_support import Served, World, serving
 from tests.integration.test_broker_grants_api import code, create, is_active, revoke, written
-from tests.integration.test_broker_replicas import WITHIN, replicas, shared
+from tests.integration.test_broker_replicas import replicas, shared
 from tests.integration.test_broker_windows import announce, close, deployment, opened
 from tests.support.ports import free_url
 from tests.support.postgres import Postgres
@@ -46,7 +46,7 @@ async def test_the_last_uses_go_to_exactly_as_many(tmp_path: Path, postgres: Pos
         for number, uses in enumerate((1, 1, 1, 3, 7)):
             name = f"jit-{number}"
             await create(one, id=name, max_uses=uses)
-            await until(lambda name=name: knows(other, name), "the other replica knows it", WITHIN)
+            await until(lambda name=name: knows(other, name), "the other replica knows it")
             answers = await race(one, other, each=8)
             assert sorted(set(answers)) == ["grant.used_up", "issued"]
             assert answers.count("issued") == uses
@@ -69,7 +69,7 @@ async def test_two_counted_grants_are_claimed_both_or_neither(
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         await create(one, id="a", max_uses=9, scopes=["tickets:delete"])
         await create(one, id="b", max_uses=5, scopes=["tickets:merge"])
-        await until(lambda: knows(other, "b"), "the other replica knows the second", WITHIN)
+        await until(lambda: knows(other, "b"), "the other replica knows the second")
         prepared = []
         for broker in (one, other):
             world = broker.world
@@ -97,7 +97,7 @@ async def test_what_one_makes_and_ends_holds_at_the_other(
             async def holds() -> bool:
                 return await code(other) == expected
 
-            await until(holds, "what was asked holds", WITHIN)
+            await until(holds, "what was asked holds")
 
         await answer("issued")
         world = one.world
@@ -117,7 +117,7 @@ async def test_what_one_makes_and_ends_holds_at_the_other(
         async def ended() -> bool:
             return not await is_active(one, token)
 
-        await until(ended, "the grant has ended at the other replica", WITHIN)
+        await until(ended, "the grant has ended at the other replica")
 
 
 async def test_a_nudge_that_is_missed_costs_half_a_second(
@@ -126,7 +126,7 @@ async def test_a_nudge_that_is_missed_costs_half_a_second(
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         other.broker.base.changes._nudge = lambda *_: None  # type: ignore[method-assign]
         await create(one)
-        await until(lambda: knows(other, "jit-1"), "the other replica knows it", WITHIN)
+        await until(lambda: knows(other, "jit-1"), "the other replica knows it")
 
 
 async def test_made_at_both_at_once_it_is_one(tmp_path: Path, postgres: Postgres) -> None:
@@ -153,9 +153,7 @@ async def test_announced_at_both_at_once_it_is_one_window(
 ) -> None:
     async with replicas(shared(tmp_path, postgres)) as (one, other):
         await create(one, **deployment())
-        await until(
-            lambda: knows(other, "deploy"), "the other replica knows the window's grant", WITHIN
-        )
+        await until(lambda: knows(other, "deploy"), "the other replica knows the window's grant")
         for _ in range(5):
             token = one.world.job()
             answers = await asyncio.gather(*(announce(broker, token) for broker in (one, other)))

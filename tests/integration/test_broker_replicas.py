@@ -35,8 +35,6 @@ from valetkey.proxy.credentials.exchange import ExchangeClient
 from valetkey.proxy.feed_client import FeedClient
 from valetkey.proxy.identity.file import FileIdentity
 
-WITHIN = 1.0
-
 
 def shared(tmp_path: Path, postgres: Postgres, **overrides: Any) -> World:
     overrides["database"] = postgres.database()
@@ -74,7 +72,7 @@ async def test_a_token_revoked_at_one_is_inactive_at_the_other(
         async def inactive() -> bool:
             return (await other.exchange(form, path="/introspect"))[1] == {"active": False}
 
-        await until(inactive, "the other replica calls it inactive", WITHIN)
+        await until(inactive, "the other replica calls it inactive")
 
 
 async def test_a_nudge_that_is_missed_costs_half_a_second(
@@ -91,7 +89,7 @@ async def test_a_nudge_that_is_missed_costs_half_a_second(
         async def known() -> bool:
             return other.broker.base.revocations.is_revoked(own["jti"], own["txn"])
 
-        await until(known, "the other replica knows the revocation", WITHIN)
+        await until(known, "the other replica knows the revocation")
 
 
 async def test_both_start_with_the_same_key_and_rotate_to_the_same(
@@ -108,7 +106,7 @@ async def test_both_start_with_the_same_key_and_rotate_to_the_same(
         async def same() -> bool:
             return await kids(one) == await kids(other) and len(await kids(one)) == 2
 
-        await until(same, "both replicas publish the same two keys", WITHIN)
+        await until(same, "both replicas publish the same two keys")
 
 
 async def test_an_assertion_counts_once_wherever_it_is_used(

@@ -23,6 +23,7 @@ from tests.support.canaries import CANARIES
 from tests.support.ports import free_port
 from tests.support.recording import Recording
 from tests.support.sidecar import Client, Sidecar, World, target, whole
+from valetkey.contracts.events import TYPE_OUTCOME
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -283,5 +284,5 @@ def test_tunnels_end_with_the_sidecar(wire_world: World, tmp_path: Path) -> None
             asyncio.run(made.program.stop())
             assert client.ended()
         made.kill()
-    outcome = made.events()[-1]["data"]["unmapped"]
+    outcome = made.events(TYPE_OUTCOME)[-1]["data"]["unmapped"]
     assert (outcome["outcome"], outcome["code"]) == ("cut", "proxy.draining")

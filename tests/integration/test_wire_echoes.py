@@ -16,6 +16,7 @@ import pytest
 from tests.support.canaries import CANARIES
 from tests.support.recording import Recording, Wire
 from tests.support.sidecar import BOUND, Answer, Sidecar, World, target, whole
+from valetkey.contracts.events import TYPE_OUTCOME
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
@@ -71,7 +72,7 @@ def echoing(upstream: Recording, answer: Callable[[str], str]) -> None:
 
 def outcome(sidecar: Sidecar) -> dict[str, Any]:
     """What the last outcome says besides numbers."""
-    said: dict[str, Any] = sidecar.events()[-1]["data"]["unmapped"]
+    said: dict[str, Any] = sidecar.events(TYPE_OUTCOME)[-1]["data"]["unmapped"]
     return {name: said[name] for name in ("scrubbed", "dropped", "code") if name in said}
 
 

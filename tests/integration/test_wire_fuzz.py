@@ -128,7 +128,7 @@ def test_a_server_behind_a_real_nginx_gets_what_h11_reads(sidecar: Sidecar, ngin
     @given(streams("reverse"), cuts())
     def run(raw: bytes, marks: list[int]) -> None:
         nonlocal arrived
-        nginx.reads.clear()
+        nginx.settle()
         with sidecar.open() as client:
             with contextlib.suppress(OSError):  # the sidecar had closed
                 for piece in cut(raw, places(raw, marks)):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -183,6 +185,25 @@ class Fleet:
         fresh = self.config.with_suffix(".new")
         fresh.write_text(json.dumps(self.tree()))
         fresh.replace(self.config)
+
+    async def reload(self) -> None:
+        """Have the sidecar take up its file as it is now, and wait until that is in force.
+
+        One reload may have begun before the file was written: it is watched as well. The one after
+        it has not.
+        """
+        for _ in range(2):
+            before = await self.reloads()
+            os.kill(self.sidecar.pid, signal.SIGHUP)
+
+            async def applied(before: float = before) -> bool:
+                return await self.reloads() > before
+
+            await self.until(applied, "a reload")
+
+    async def reloads(self) -> float:
+        """How often the sidecar has taken up its file."""
+        return await self.metric("valetkey_config_reloads_total", result="applied")
 
     # --- life ---------------------------------------------------------------------------------
 

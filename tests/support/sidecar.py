@@ -199,13 +199,18 @@ class Sidecar:
                 return float(line.rpartition(" ")[2])
         return 0.0
 
-    def events(self) -> list[dict[str, Any]]:
-        """Everything that is in the spool now, in order."""
-        return [
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """What is in the spool now, in order: everything, or the events of one type.
+
+        A heartbeat may come between any two of them (each 30 s), so what a test is about it picks
+        by type, never by place.
+        """
+        found = [
             json.loads(record.raw)
             for record in read_spool(self.directory / "spool")
             if not record.problem
         ]
+        return [event for event in found if not kind or event["type"] == kind]
 
     def ask(self, raw: bytes, listener: int = 0) -> Answer:
         """One request on a connection of its own; what is behind the answer is an error."""

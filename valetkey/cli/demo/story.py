@@ -165,10 +165,15 @@ class Story:
         self._stage.collector.wait_ready()
         written = int(counter(self._admin, "valetkey_events_written_total"))
         waited = self._auditor.wait_for(written, within=_DELIVERY)
-        checks.equal(
-            "events at the collector", f"{written} (all written)", f"{waited.count} (all written)"
+        # Meanwhile the sidecar may have written a heartbeat.
+        by_now = int(counter(self._admin, "valetkey_events_written_total"))
+        checks.true(
+            "events at the collector",
+            f"{written} (all written)",
+            waited.count,
+            holds=written <= waited.count <= by_now,
         )
-        checks.equal("acknowledged up to", written, waited.acked)
+        checks.equal("acknowledged up to", waited.count, waited.acked)
         checks.equal("decisions on record", self._agent.calls, waited.decisions)
         checks.equal("holes, breaks", (0, 0), (waited.gaps, waited.breaks))
         lost = int(counter(self._admin, "valetkey_events_lost_total"))
