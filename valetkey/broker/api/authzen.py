@@ -7,7 +7,7 @@ same grants, incidents and policies.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -18,10 +18,17 @@ from valetkey.broker.api.authzen_wire import BodyInvalid, read_question
 from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.core import authzen_search as searching
 from valetkey.broker.core.attributes import AttributesInvalid
-from valetkey.broker.core.authzen import Evaluation, Evaluations, QuestionInvalid, Registry
+from valetkey.broker.core.authzen import (
+    Actor,
+    Evaluation,
+    Evaluations,
+    QuestionInvalid,
+    Registry,
+)
 from valetkey.broker.core.authzen_search import Candidate, Search
 from valetkey.broker.core.exchange import Issue, NeedsApproval, Refuse, decide
 from valetkey.broker.core.grants import Grant
+from valetkey.broker.directory.listing import UserListing
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
@@ -53,7 +60,10 @@ def metadata(issuer: str) -> Document:
 
 
 class AuthzenEndpoint:
-    """Answers questions; who asks is authenticated by then (`authzen_wire`)."""
+    """Answers questions; who asks is authenticated by then (`authzen_wire`).
+
+    ``user_issuers`` are those whose tokens users come with.
+    """
 
     def __init__(
         self,
@@ -61,9 +71,13 @@ class AuthzenEndpoint:
         cedar: CedarFiles,
         standings: Standings,
         people: People,
+        users: UserListing,
         *,
+        user_issuers: Iterable[str],
         clock: Clock,
     ) -> None:
+        self._users = users
+        self._unlisted = frozenset(user_issuers) - users.issuers
         self._policies = policies
         self._cedar = cedar
         self._standings = standings
@@ -105,36 +119,53 @@ class AuthzenEndpoint:
             for grant in self._grants()
             if grant.target == target or search.resource.type == "http_endpoint"
         ]
-        return await self._search(search, searching.subjects(search, grants), grants)
+        if search.subject.type == "user":
+            listed = self._listed(search, searching.acting(search, grants))
+            return await self._search(search, listed, grants, most=searching.MAX_USERS_ASKED)
+        return await self._search(search, _each(searching.subjects(search, grants)), grants)
 
     async def search_resource(self, request: web.Request) -> web.Response:
         search = await read_question(request, searching.ResourceSearch)
         cedar = self._cedar.current
         tools = searching.named_tools(self._grants(), cedar.named_tools)
         found = searching.resources(search, cedar.places.values(), tools)
-        return await self._search(search, found, [])
+        return await self._search(search, _each(found), [])
 
     async def search_action(self, request: web.Request) -> web.Response:
         search = await read_question(request, searching.ActionSearch)
         found = searching.actions(search, self._grants())
-        return await self._search(search, found, [])
+        return await self._search(search, _each(found), [])
 
     def _grants(self) -> Iterator[Grant]:
         """Those of the file, and those made by API."""
         policy = self._policies.current
         return chain(policy.index, policy.live.made)
 
+    async def _listed(
+        self, search: searching.SubjectSearch, actors: list[Actor]
+    ) -> AsyncIterator[Candidate]:
+        """The users of directories, from where the page begins. Raises `QuestionInvalid`."""
+        issuer, id_ = searching.from_user(searching.position(search).after)
+        async for user in self._users.active(issuer, id_):
+            for candidate in searching.user(search, actors, *user):
+                yield candidate
+
     async def _search(
-        self, search: Search, candidates: Iterator[Candidate], grants: list[Grant]
+        self,
+        search: Search,
+        candidates: AsyncIterator[Candidate],
+        grants: list[Grant],
+        *,
+        most: int = searching.MAX_ASKED,
     ) -> web.Response:
         results: list[Document] = []
         asked, after, more = 0, "", False
         try:
             place = searching.position(search)
-            for candidate in candidates:
+            async for candidate in candidates:
                 if candidate.key <= place.after:
                     continue
-                if len(results) >= place.limit or asked >= searching.MAX_ASKED:
+                if len(results) >= place.limit or asked >= most:
                     more = True
                     break
                 asked, after = asked + 1, candidate.key
@@ -146,7 +177,7 @@ class AuthzenEndpoint:
             raise BodyInvalid(str(error)) from error
         token = searching.next_token(place, after or place.after) if more else ""
         document: Document = {"page": {"next_token": token, "count": len(results)}}
-        unlisted = searching.unlisted(search, grants)
+        unlisted = searching.unlisted(search, grants, users_of=self._unlisted)
         if unlisted:
             document["context"] = {"unlisted": unlisted}
         return answer(document | {"results": results})
@@ -175,6 +206,11 @@ class AuthzenEndpoint:
         )
         facts = question.facts(incidents, known)
         return _document(decide(facts, grants, policies, now=self._clock()))
+
+
+async def _each(candidates: Iterator[Candidate]) -> AsyncIterator[Candidate]:
+    for candidate in candidates:
+        yield candidate
 
 
 def _document(decision: Issue | Refuse | NeedsApproval) -> Document:

@@ -2,7 +2,8 @@
 
 A search asks the policy about each candidate; nothing else makes a result. Candidates are what the
 broker knows by name: workloads and scopes of grants, targets and routes of the settings, tools that
-grants or policies name. What it can't list (users, URLs, workloads meant by a pattern) it says.
+grants or policies name, users of a directory that names them. What it can't list (other users,
+URLs, workloads meant by a pattern) it says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from valetkey.broker.core.authzen import (
     RESOURCES,
     SUBJECTS,
     Action,
+    Actor,
     Evaluation,
     QuestionInvalid,
     Resource,
@@ -35,14 +37,25 @@ MAX_LIMIT: Final = 500
 # Candidates asked about for one page, of about 0.1 ms each: a page may have fewer results than its
 # limit, and then goes on.
 MAX_ASKED: Final = 1000
+# Of users fewer: their groups may have to be read for each.
+MAX_USERS_ASKED: Final = 200
 _DEFAULT_LIMIT: Final = 100
 _TOKEN_LENGTH: Final = 4096
+# Before all that issuers and ids are made of, so that keys are in the order of their parts.
+_BETWEEN: Final = "\n"
+
+
+class SoughtProperties(msgspec.Struct, frozen=True):
+    """``act``: users for whom this workload acts; left out, each that a grant names exactly."""
+
+    act: Actor | None = None
 
 
 class SoughtSubject(msgspec.Struct, frozen=True):
     """An ``id`` in it is ignored, as the specification says."""
 
     type: Text
+    properties: SoughtProperties = SoughtProperties()
 
 
 class SoughtResource(msgspec.Struct, frozen=True):
@@ -128,15 +141,48 @@ def subjects(search: SubjectSearch, grants: Iterable[Grant]) -> Iterator[Candida
     kind = search.subject.type
     if kind not in SUBJECTS:
         raise QuestionInvalid(f"subject.type is one of {', '.join(SUBJECTS)}")
-    if kind == "user":
-        return
-    named = {(grant.issuer, grant.workload.text) for grant in grants if grant.workload.exact}
-    for issuer, subject in sorted(named):
+    for issuer, subject in _named(grants):
         result = {"type": kind, "id": subject, "properties": {"issuer": issuer}}
         who = Subject(kind, subject, SubjectProperties(issuer))
         yield Candidate(
             f"{issuer} {subject}", Evaluation(who, search.action, search.resource), result
         )
+
+
+def _named(grants: Iterable[Grant]) -> list[tuple[str, str]]:
+    return sorted({(grant.issuer, grant.workload.text) for grant in grants if grant.workload.exact})
+
+
+def acting(search: SubjectSearch, grants: Iterable[Grant]) -> list[Actor]:
+    """The workloads that users are looked for with."""
+    act = search.subject.properties.act
+    if act is not None:
+        return [act]
+    return [Actor(*named) for named in _named(grant for grant in grants if grant.for_users)]
+
+
+def user(
+    search: SubjectSearch, actors: Iterable[Actor], issuer: str, id_: str, subject: str
+) -> Iterator[Candidate]:
+    """A user, once with each of the workloads. ``id_`` orders the users of an issuer."""
+    given = search.subject.properties.act is not None
+    for act in actors:
+        # What the search says itself needs no place in the key, and could be long.
+        by = "" if given else f"{act.iss} {act.sub}"
+        properties = SubjectProperties(issuer, act=act)
+        who = Subject("user", subject, properties)
+        shown = msgspec.to_builtins(act)
+        if not act.claims:
+            del shown["claims"]
+        result = {"type": "user", "id": subject, "properties": {"issuer": issuer, "act": shown}}
+        key = _BETWEEN.join((issuer, id_, by))
+        yield Candidate(key, Evaluation(who, search.action, search.resource), result)
+
+
+def from_user(after: str) -> tuple[str, str]:
+    """Issuer and ``id_`` of the user that a page of users ended with, empty at the first."""
+    issuer, _, rest = after.partition(_BETWEEN)
+    return issuer, rest.partition(_BETWEEN)[0]
 
 
 def resources(
@@ -171,15 +217,23 @@ def actions(search: ActionSearch, grants: Iterable[Grant]) -> Iterator[Candidate
         yield Candidate(scope, question, {"name": scope})
 
 
-def unlisted(search: Search, grants: Iterable[Grant]) -> list[str]:
-    """What may also be permitted, but has no list: in words, or as a pattern."""
+def unlisted(search: Search, grants: Iterable[Grant], *, users_of: Iterable[str] = ()) -> list[str]:
+    """What may also be permitted, but has no list: in words, or as a pattern.
+
+    ``users_of`` are the issuers whose users have none.
+    """
     if isinstance(search, SubjectSearch):
-        if search.subject.type == "user":
-            return ["users: the broker does not list them"]
+        of_users = search.subject.type == "user"
         patterns = {
-            f"{grant.issuer} {grant.workload.text}" for grant in grants if not grant.workload.exact
+            f"{grant.issuer} {grant.workload.text}"
+            for grant in grants
+            if not grant.workload.exact and (grant.for_users or not of_users)
         }
-        return sorted(patterns)
+        if not of_users:
+            return sorted(patterns)
+        if search.subject.properties.act is not None:
+            patterns = set()
+        return [*(f"users of {issuer}" for issuer in sorted(users_of)), *sorted(patterns)]
     if isinstance(search, ResourceSearch) and search.resource.type == "http_endpoint":
         return ["URLs: ask about each, or search for routes"]
     return []

@@ -82,7 +82,7 @@ class Ender:
         by_sub = (
             Seen(rule.issuer, name, name)
             for rule in self._rules.values()
-            if rule.claim == "sub" and (name := _name(before, rule))
+            if rule.claim == "sub" and (name := name_of(before, rule))
         )
         lost = frozenset(
             (one.issuer, one.subject)
@@ -106,10 +106,10 @@ class Ender:
         rule = self._rules.get(seen.issuer)
         if rule is None or not user.active:
             return False
-        return _name(user, rule) == (seen.subject if rule.claim == "sub" else seen.value)
+        return name_of(user, rule) == (seen.subject if rule.claim == "sub" else seen.value)
 
 
-def _name(user: Record, rule: ScimUserSettings) -> str:
+def name_of(user: Record, rule: ScimUserSettings) -> str:
     """What the claim must be, exactly; empty: there is nothing that it could be."""
     own = {"external_id": user.external_id, "user_name": user.name, "id": user.id}
     return own[rule.match] or ""
@@ -163,8 +163,14 @@ class ScimDirectory:
             if user is None:
                 return _UNKNOWN
             noted = by_sub or not user.active
-            if not noted and not await self._is_noted(user, Seen(issuer, subject, value)):
-                continue
+            try:
+                if not noted and not await self._store.subjects.note(
+                    user.id, user.version, Seen(issuer, subject, value)
+                ):
+                    continue
+            except Crowded:
+                self._log.warning("directory_ambiguous", issuer=issuer)
+                return _UNKNOWN
             found = await self._attributes_of(user)
             if not by_sub:
                 found = replace(found, found_by=frozenset({(rule.claim, value)}))
@@ -173,15 +179,6 @@ class ScimDirectory:
                 self._known[key] = _Known(user.id, found, until)
             return found
         raise CallerError(codes.SERVICE_UNAVAILABLE, "the user kept changing")
-
-    async def _is_noted(self, user: Record, seen: Seen) -> bool:
-        try:
-            return await self._store.subjects.note(user.id, user.version, seen)
-        except Crowded as error:
-            self._log.warning("directory_ambiguous", issuer=seen.issuer)
-            raise CallerError(
-                codes.SUBJECT_INACTIVE, "the claim is of more subjects than a user can be"
-            ) from error
 
     def _is_current(self) -> bool:
         return self._monotonic() - self._changes.applied_at <= CURRENT_FOR

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from valetkey.broker.core.attributes import Directory
+from valetkey.broker.directory.listing import UserListing
 from valetkey.broker.directory.scim import Ender, ScimDirectory
 from valetkey.broker.directory.settings import DirectorySettings, LdapSettings
 from valetkey.broker.store.admin_actions import AdminActions
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """``all`` are the directories. ``scim`` is the store of what is provisioned, if anything is."""
+    """``all`` are the directories. ``scim`` is the store of what is provisioned, if anything is.
+
+    ``users`` lists those that can be named.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,13 @@ class Sources:
     ) -> None:
         self.all: list[Directory] = []
         self.scim: ScimStore | None = None
+        self.users = UserListing(None, ())
         self._ldap: LdapDirectory | None = None
         if settings is not None and settings.scim is not None:
             rules = settings.scim.users
             ender = Ender(epochs, rules, clock=clock)
             self.scim = ScimStore(database, changes, actions, clock=clock, ends=ender)
+            self.users = UserListing(self.scim, rules)
             capacity = settings.scim.remembered
             self.all.append(
                 ScimDirectory(self.scim, changes, rules, capacity=capacity, clock=clock)

@@ -30,7 +30,13 @@ class AuthzenPart(Part):
             clock=base.clock,
         )
         endpoint = authzen.AuthzenEndpoint(
-            base.policies, base.cedar, base.standings, base.people, clock=base.clock
+            base.policies,
+            base.cedar,
+            base.standings,
+            base.people,
+            base.directories.users,
+            user_issuers=[one.issuer for one in config.issuers if one.use == "user"],
+            clock=base.clock,
         )
         router.add_post(authzen.EVALUATION, points.guard(endpoint.evaluation))
         router.add_post(authzen.EVALUATIONS, points.guard(endpoint.evaluations))

@@ -132,6 +132,12 @@ class ScimStore:
         query = select(SCIM_RESOURCES).where(_R.kind == kind).order_by(_R.created_at, _R.id)
         return await self._records(query.offset(offset).limit(limit))
 
+    async def active_users(self, *, since: str = "", after: str = "", limit: int) -> list[Record]:
+        """By id, from ``since`` on or the next ones ``after``."""
+        query = select(SCIM_RESOURCES).where(_R.kind == "User", _R.active).order_by(_R.id)
+        query = query.where(_R.id > after) if after else query.where(_R.id >= since)
+        return await self._records(query.limit(limit))
+
     async def members(self, groups: Collection[str]) -> dict[str, list[Neighbour]]:
         """The direct members of each group."""
         of: dict[str, list[Neighbour]] = {}
