@@ -156,7 +156,7 @@ class Broker:
         self._tasks = [asyncio.create_task(task, name=name) for name, task in work]
 
     async def close(self) -> None:
-        """End the background work and the database."""
+        """End the background work, the parts and the database."""
         working = set(self._tasks)
         while working:
             for task in working:
@@ -164,7 +164,11 @@ class Broker:
             # A driver may lose a cancellation that comes just as it is done: it is asked again.
             _, working = await asyncio.wait(working, timeout=5)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.base.database.close()
+        try:
+            for part in self.parts:
+                await part.close()
+        finally:
+            await self.base.database.close()
 
     async def sweep(self) -> None:
         """Forget what has expired, and changes that all replicas have seen."""

@@ -98,6 +98,9 @@ class Part:
     def stop(self) -> None:
         """Let go of requests that wait: no more will come, and the server waits for these."""
 
+    async def close(self) -> None:
+        """Once nothing is served and nothing runs any more; the database is still there."""
+
     def details(self) -> dict[str, str]:
         """Members for ``/readyz``."""
         return {}

@@ -39,7 +39,7 @@ class PolicyFile(Watched[Policy]):
         self._targets = tuple(targets)
         self._issuers = issuers
         self._deployers = deployers
-        self._on_removed: Callable[[list[str]], Awaitable[None]] | None = None
+        self._on_swapped: Callable[[Policy, Policy], Awaitable[None]] | None = None
 
     def _files(self) -> tuple[Path, ...]:
         return (self._file,)
@@ -47,14 +47,13 @@ class PolicyFile(Watched[Policy]):
     def _size(self, snapshot: Policy) -> int:
         return snapshot.count
 
-    def on_removed(self, handler: Callable[[list[str]], Awaitable[None]]) -> None:
-        """Have ``handler`` called with the ids of grants that a reload no longer found."""
-        self._on_removed = handler
+    def on_swapped(self, handler: Callable[[Policy, Policy], Awaitable[None]]) -> None:
+        """Have ``handler`` called with what was in force and what is, after each good reload."""
+        self._on_swapped = handler
 
     async def _swapped(self, before: Policy, after: Policy) -> None:
-        removed = [name for name in before.written if name not in after.written]
-        if removed and self._on_removed is not None:
-            await self._on_removed(removed)
+        if self._on_swapped is not None:
+            await self._on_swapped(before, after)
 
     def _read(self) -> Policy:
         return read_grants(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.broker.core.test_grants import FILES, IDP, TICKETS
+from valetkey.broker.core.grants import Policy
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.contracts.errors import ConfigError
@@ -76,12 +77,13 @@ async def test_two_reloads_at_once_tell_of_a_removed_grant_once(tmp_path: Path) 
     await write(path, GOOD)
     file = policy_file(path)
     await file.load()
-    told: list[list[str]] = []
+    told: list[tuple[list[str], list[str]]] = []
 
-    async def removed(names: list[str]) -> None:
-        told.append(names)
+    async def swapped(before: Policy, after: Policy) -> None:
+        assert file.current is after
+        told.append(([*before.written], [*after.written]))
 
-    file.on_removed(removed)
+    file.on_swapped(swapped)
     await write(path, GOOD.replace("id: g,", "id: other,"))
     await asyncio.gather(file.reload(), file.reload(), file.reload(force=True))
-    assert told == [["g"]]
+    assert [each for each in told if each[0] != each[1]] == [(["g"], ["other"])]

@@ -9,8 +9,9 @@ from aiohttp import web
 from valetkey.broker.api.grants import GrantsApi
 from valetkey.broker.api.windows import WindowsApi
 from valetkey.broker.core.grants.live import WINDOW_PREFIX
+from valetkey.broker.grants_record import GrantsRecord
 from valetkey.broker.part import Foundation, Part
-from valetkey.broker.store.database import StoreError
+from valetkey.broker.store.file_grants import FileGrants
 from valetkey.broker.store.grants import GrantStore
 from valetkey.broker.store.live_grants import LiveGrantsMirror
 from valetkey.broker.store.windows import WindowStore
@@ -19,8 +20,6 @@ from valetkey.broker.trust.kinds import KINDS
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import TrustedIssuers
-from valetkey.contracts.logs import Log
-from valetkey.contracts.signals import Signal
 
 
 class GrantsPart(Part):
@@ -30,12 +29,15 @@ class GrantsPart(Part):
 
     def __init__(self, base: Foundation) -> None:
         self._base = base
-        self._log = Log("broker.grants")
         shared = (base.database, base.changes, base.actions, base.signals)
         self._windows = WindowStore(
             *shared, clock=base.clock, window_id=lambda: WINDOW_PREFIX + secrets.token_hex(16)
         )
-        self._grants = GrantStore(*shared, self._windows, clock=base.clock)
+        self._grants = GrantStore(*shared, base.revocations, self._windows, clock=base.clock)
+        self._file = FileGrants(base.database, base.revocations, self._windows, clock=base.clock)
+        self._record = GrantsRecord(
+            base.policies, self._file, base.revocations, base.changes, clock=base.clock
+        )
         self._mirror = LiveGrantsMirror(
             base.policies.live,
             base.policies.current.rules,
@@ -45,7 +47,6 @@ class GrantsPart(Part):
             self._windows,
             clock=base.clock,
         )
-        base.policies.on_removed(self._tell)
         base.metrics.watch_grants(base.policies.live)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -81,12 +82,20 @@ class GrantsPart(Part):
                 f"{self._base.config.grants_file}: grant {taken[0]}: a grant made by API has this "
                 "id: give the one of the file another id"
             )
+        await self._record.begin()
+
+    async def run(self) -> None:
+        await self._record.run()
+
+    async def close(self) -> None:
+        await self._record.close()
 
     async def sweep(self) -> None:
         self._mirror.sweep()
         await self._windows.close_overdue()
         await self._windows.sweep()
         await self._grants.sweep()
+        await self._file.sweep()
 
     def _deployers(self) -> TokenVerifier | None:
         config = self._base.config
@@ -97,19 +106,3 @@ class GrantsPart(Part):
             clock=self._base.clock,
             capacity=config.limits.verified_tokens,
         )
-
-    async def _tell(self, removed: list[str]) -> None:
-        """Grants were taken out of the file: sidecars hear of it, as of those that are revoked.
-
-        Here their tokens count no more in any case, so a database that fails fails nothing else.
-        """
-        now = self._base.clock()
-        try:
-            async with self._base.database.write() as connection:
-                for grant_id in removed:
-                    signal = Signal(
-                        kind="grant", value=grant_id, at=now, reason="taken out of the grants file"
-                    )
-                    await self._base.signals.publish(connection, signal)
-        except StoreError as error:
-            self._log.error("grants_removed_untold", reason=error.reason)

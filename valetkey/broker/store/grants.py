@@ -5,7 +5,8 @@ Invariants:
 - A grant is created and revoked in one transaction with the record of who did it and why, with the
   change that other replicas hear of, and (revoked) with the signal to sidecars.
 - An id stands for one grant for as long as it is kept: it is never given to another one, so that
-  what was said of it stays true of every token that names it.
+  what was said of it stays true of every token that names it. One that was in the grants file may
+  be made by API: what was minted under the former ends with that.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.grants import GrantSettings
 from valetkey.broker.core.grants.form import document_of
+from valetkey.broker.core.grants.narrowing import REUSED
 from valetkey.broker.core.grants.state import State
 from valetkey.broker.store.admin_actions import Actor, AdminActions
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
-from valetkey.broker.store.schema import GRANT_USES, GRANTS, WINDOWS
+from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.schema import FILE_GRANTS, GRANT_USES, GRANTS, WINDOWS
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.store.windows import KEPT, WindowStore
 from valetkey.contracts import settings
@@ -76,6 +79,7 @@ class GrantStore:
         changes: Changes,
         actions: AdminActions,
         signals: Signals,
+        revocations: Revocations,
         windows: WindowStore,
         *,
         clock: Callable[[], float],
@@ -84,6 +88,7 @@ class GrantStore:
         self._changes = changes
         self._actions = actions
         self._signals = signals
+        self._revocations = revocations
         self._windows = windows
         self._clock = clock
 
@@ -92,7 +97,7 @@ class GrantStore:
 
         The caller compares. Raises `StoreError`.
         """
-        text = _text(written)
+        text, now = _text(written), self._clock()
         row = {
             "id": written.id,
             "document": text,
@@ -101,7 +106,7 @@ class GrantStore:
             "not_before": written.not_before and written.not_before.timestamp(),
             "not_after": written.not_after and written.not_after.timestamp(),
             "max_uses": written.max_uses,
-            "created_at": self._clock(),
+            "created_at": now,
             "created_by": actor.subject,
             "created_by_issuer": actor.issuer,
             "ended_by": "",
@@ -109,9 +114,14 @@ class GrantStore:
             "ended_reason": "",
         }
         new = self._database.insert(GRANTS).values(row).on_conflict_do_nothing()
-        async with self._database.write() as connection:
+        of_file = select(FILE_GRANTS.c.id).where(FILE_GRANTS.c.id == written.id)
+        async with self._database.write_in_turn() as connection:
             created = bool((await connection.execute(new)).rowcount)
             if created:
+                if (await connection.execute(of_file)).first() is not None:
+                    await self._revocations.end_before(
+                        connection, "grant", written.id, at=now, reason=REUSED
+                    )
                 await self._actions.record(
                     connection,
                     actor=actor,
@@ -209,8 +219,15 @@ class GrantStore:
             gone = list((await connection.execute(select(GRANTS.c.id).where(old))).scalars())
             for begin in range(0, len(gone), _BATCH):
                 ids = gone[begin : begin + _BATCH]
-                for column in (GRANTS.c.id, GRANT_USES.c.grant_id, WINDOWS.c.grant_id):
-                    await connection.execute(delete(column.table).where(column.in_(ids)))
+                # An id may have gone on to a grant of the file, whose uses and windows these are.
+                of_file = FILE_GRANTS.c.id.in_(ids) & FILE_GRANTS.c.gone_at.is_(None)
+                taken = set(
+                    (await connection.execute(select(FILE_GRANTS.c.id).where(of_file))).scalars()
+                )
+                done = [each for each in ids if each not in taken]
+                await connection.execute(delete(GRANTS).where(GRANTS.c.id.in_(ids)))
+                for column in (GRANT_USES.c.grant_id, WINDOWS.c.grant_id):
+                    await connection.execute(delete(column.table).where(column.in_(done)))
 
 
 # Parameters of one statement: SQLite takes 32,766, PostgreSQL's protocol 65,535.

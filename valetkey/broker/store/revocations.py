@@ -13,6 +13,8 @@ Invariants:
   write: whatever fails in between, the token is refused.
 - It is told to sidecars in the transaction that makes it (`store.signals`).
 - It is forgotten only when what it refuses has expired anyway.
+- What refuses up to a time never takes the place of what refuses whenever issued, nor of a later
+  time.
 - What was lifted still refuses the tokens from before.
 """
 
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from sqlalchemy import case, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, case, delete, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.changes import Changes
@@ -46,8 +48,10 @@ _SIGNALS: Final[dict[Kind, SignalKind]] = {
     "key": "key",
 }
 _INDEXED: Final = frozenset({"grant", "hash"})
+# The longest life of a token (`settings.MAX_TTL`).
+LONGEST_LIFE: Final = 3600.0
 # What is not committed yet counts in memory for as long at least as any token lives.
-_PROVISIONAL: Final = 3600.0
+_PROVISIONAL: Final = LONGEST_LIFE
 
 
 class Publisher(Protocol):
@@ -196,6 +200,57 @@ class Revocations:
             signal = Signal(kind=told, value=value, at=self._clock(), txn=txn, reason=reason)
             await self._signals.publish(connection, signal)
 
+    async def end_before(
+        self, connection: AsyncConnection, kind: Kind, value: str, *, at: float, reason: str
+    ) -> bool:
+        """Refuse the tokens that were issued up to ``at``; new ones may be had.
+
+        Within a transaction of the caller's, as `end`. Where that much is refused already, or more
+        (new ones too, by an incident), it stays so and nobody is told again: ``False``. A token
+        says its time in whole seconds: those of the second that ``at`` is in are refused.
+        """
+        until = at + LONGEST_LIFE
+        self.anticipate(kind, value, at=at)
+        columns = REVOCATIONS.c
+        query = select(columns.issued_before).where(
+            columns.kind == kind,
+            columns.value == value,
+            columns.expires_at >= until,
+            or_(columns.issued_before.is_(None), columns.issued_before >= at),
+        )
+        if (await connection.execute(query)).first() is not None:
+            return False
+        change = self._database.insert(REVOCATIONS).values(
+            kind=kind, value=value, revoked_at=self._clock(), expires_at=until, issued_before=at
+        )
+        new = change.excluded
+        change = change.on_conflict_do_update(
+            index_elements=[columns.kind, columns.value],
+            set_={
+                "expires_at": _later(columns.expires_at, new.expires_at),
+                # None, for whenever issued, is earlier than nothing and stays.
+                "issued_before": _later(columns.issued_before, new.issued_before),
+            },
+        )
+        await connection.execute(change)
+        await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
+        told = _SIGNALS.get(kind)
+        if told is not None:
+            signal = Signal(kind=told, value=value, at=at, reason=reason)
+            await self._signals.publish(connection, signal)
+        return True
+
+    def anticipate(self, kind: Kind, value: str, *, at: float) -> None:
+        """Have `end_before` count at this replica before it is written. Asks nobody."""
+        known = self._endings.get((kind, value))
+        ending = Ending(at + LONGEST_LIFE, at)
+        if known is not None:
+            before = known.issued_before
+            ending = Ending(
+                max(known.until, ending.until), None if before is None else max(before, at)
+            )
+        self._endings[kind, value] = ending
+
     async def end_subject(
         self,
         connection: AsyncConnection,
@@ -224,12 +279,12 @@ class Revocations:
         row = {"kind": kind, "value": value, "revoked_at": now, "expires_at": until}
         change = self._database.insert(REVOCATIONS).values(row)
         columns, new = REVOCATIONS.c, change.excluded
-        later = case(
-            (columns.expires_at < new.expires_at, new.expires_at), else_=columns.expires_at
-        )
         change = change.on_conflict_do_update(
             index_elements=[columns.kind, columns.value],
-            set_={"expires_at": later, "issued_before": None},
+            set_={
+                "expires_at": _later(columns.expires_at, new.expires_at),
+                "issued_before": None,
+            },
         )
         await connection.execute(change)
         await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
@@ -270,8 +325,10 @@ class Revocations:
         async with self._database.read() as connection:
             row = (await connection.execute(query)).first()
         if row is not None:
-            self._endings[kind, value] = Ending(*row)
-            if kind in _INDEXED:
+            ending = self._endings[kind, value] = Ending(*row)
+            # Many grants may have ended up to a time at once: those block nothing.
+            blocks = ending.issued_before is None
+            if kind == "hash" or (kind == "grant" and blocks is not (value in self._grants)):
                 self._index()
 
     def _note(self, kind: Kind, value: str, until: float) -> None:
@@ -288,3 +345,8 @@ class Revocations:
             for (kind, value), ending in self._endings.items()
             if kind == "grant" and ending.issued_before is None
         )
+
+
+def _later(stored: ColumnElement[float], new: ColumnElement[float]) -> ColumnElement[float]:
+    """The later of two times; one that is stored as NULL stays."""
+    return case((stored < new, new), else_=stored)

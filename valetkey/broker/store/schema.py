@@ -317,6 +317,17 @@ GRANTS: Final = Table(
     Column("ended_reason", Text, nullable=False),
 )
 
+# Grants as they last stood in the grants file, without what is only for people; `gone_at` is when
+# one was seen to have left it (`store.file_grants`).
+FILE_GRANTS: Final = Table(
+    "file_grants",
+    METADATA,
+    Column("id", String(128), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    Column("gone_at", Float, nullable=True),
+)
+
 # How many tokens were minted under a grant that counts them, of the file or made by API.
 GRANT_USES: Final = Table(
     "grant_uses",

@@ -121,9 +121,18 @@ class WindowStore:
             return await _one(connection, window_id)
 
     async def close_all(
-        self, connection: AsyncConnection, grant_id: str, actor: Actor, reason: str, *, now: float
+        self,
+        connection: AsyncConnection,
+        grant_id: str,
+        actor: Actor | str,
+        reason: str,
+        *,
+        now: float,
     ) -> None:
-        """Close the windows of a grant, in the transaction that ends it."""
+        """Close the windows of a grant, in the transaction that ends it, which took its turn.
+
+        ``actor`` is who ended it, or the part of the broker that acted by itself.
+        """
         query = select(WINDOWS.c.id).where(
             WINDOWS.c.grant_id == grant_id, WINDOWS.c.closed_at.is_(None)
         )

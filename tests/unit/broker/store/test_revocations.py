@@ -7,9 +7,15 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.integration.broker_support import Clock
+from valetkey.broker.settings import MAX_TTL
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
-from valetkey.broker.store.revocations import FOREVER, Revocations, subject_value
+from valetkey.broker.store.revocations import (
+    FOREVER,
+    LONGEST_LIFE,
+    Revocations,
+    subject_value,
+)
 from valetkey.contracts.signals import Signal
 
 
@@ -254,3 +260,110 @@ async def test_what_was_not_written_is_tried_again(
     assert await rows(database) == 0
     assert await revocations.revoke(jti="j1", txn="t1", expires=1100, descendants=1200)
     assert await rows(database) == 2
+
+
+# --- what was issued up to a time -----------------------------------------------------------------
+
+
+async def end_before(revocations: Revocations, database: Database, at: float) -> bool:
+    async with database.write_in_turn() as connection:
+        return await revocations.end_before(connection, "grant", "g", at=at, reason="r")
+
+
+async def test_what_was_issued_before_is_refused_and_new_ones_are_not(
+    database: Database, changes: Changes
+) -> None:
+    heard = Heard()
+    clock = Clock(1000.5)
+    revocations = Revocations(database, changes, heard, clock=clock)
+    assert await end_before(revocations, database, 1000.5)
+    restarted = Revocations(database, changes, heard, clock=clock)
+    await restarted.load()
+    for each in (revocations, restarted):
+        assert each.refuses("grant", "g", issued_at=1000)
+        assert not each.refuses("grant", "g", issued_at=1001)
+        assert not each.refuses("grant", "h", issued_at=1000)
+        assert not each.blocks("grant", "g")
+        assert each.ended_grants == frozenset()
+    (signal,) = heard.signals
+    assert (signal.kind, signal.value, signal.at, signal.reason) == ("grant", "g", 1000.5, "r")
+
+
+async def test_the_same_again_and_less_is_told_to_nobody(
+    database: Database, changes: Changes
+) -> None:
+    heard = Heard()
+    revocations = Revocations(database, changes, heard, clock=Clock(1000))
+    told = [await end_before(revocations, database, at) for at in (1000, 1000, 990, 1010)]
+    assert told == [True, False, False, True]
+    assert len(heard.signals) == 2
+    await changes.catch_up()
+    assert revocations.refuses("grant", "g", issued_at=1010)
+    assert not revocations.refuses("grant", "g", issued_at=1011)
+
+
+async def test_it_is_kept_for_as_long_as_a_token_can_live(
+    database: Database, changes: Changes
+) -> None:
+    clock = Clock(1000)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
+    await end_before(revocations, database, 1000)
+    clock.now = 1000 + MAX_TTL - 1
+    assert await revocations.sweep() == 0
+    clock.now = 1000 + MAX_TTL
+    assert (await revocations.sweep(), await rows(database)) == (1, 0)
+
+
+@pytest.mark.parametrize("first", ["suspended", "ended"])
+async def test_a_suspension_is_not_weakened_nor_shortened(
+    database: Database, changes: Changes, first: str
+) -> None:
+    clock = Clock(1000)
+    revocations = Revocations(database, changes, Heard(), clock=clock)
+
+    async def suspend() -> None:
+        async with database.write_in_turn() as connection:
+            await revocations.end(connection, "grant", "g", until=FOREVER)
+
+    if first == "suspended":
+        await suspend()
+        assert not await end_before(revocations, database, 1000)
+    else:
+        assert await end_before(revocations, database, 1000)
+        await suspend()
+    await changes.catch_up()
+    restarted = Revocations(database, changes, Heard(), clock=clock)
+    await restarted.load()
+    clock.now = 1000 + 10 * MAX_TTL
+    for each in (revocations, restarted):
+        await each.sweep()
+        assert each.blocks("grant", "g")
+        assert each.refuses("grant", "g", issued_at=clock.now)
+        assert each.ended_grants == {"g"}
+
+
+async def test_lifted_later_it_refuses_up_to_then(database: Database, changes: Changes) -> None:
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
+    async with database.write_in_turn() as connection:
+        await revocations.end(connection, "grant", "g", until=FOREVER)
+    await end_before(revocations, database, 1000)
+    async with database.write_in_turn() as connection:
+        await revocations.lift(connection, "grant", "g", at=1100, until=1100 + MAX_TTL)
+    assert not await end_before(revocations, database, 1050)
+    await changes.catch_up()
+    assert revocations.refuses("grant", "g", issued_at=1100)
+    assert not revocations.refuses("grant", "g", issued_at=1101)
+    assert revocations.ended_grants == frozenset()
+
+
+async def test_it_counts_before_it_is_written(database: Database, changes: Changes) -> None:
+    revocations = Revocations(database, changes, Heard(), clock=Clock(1000))
+    async with database.write() as connection:
+        await connection.execute(text("DROP TABLE revocations"))
+    with pytest.raises(StoreError):
+        await end_before(revocations, database, 1000)
+    assert revocations.refuses("grant", "g", issued_at=1000)
+
+
+def test_the_longest_life_is_that_of_the_settings() -> None:
+    assert LONGEST_LIFE == MAX_TTL
