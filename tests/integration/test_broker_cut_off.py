@@ -111,6 +111,36 @@ async def test_a_replica_that_is_cut_off_says_yes_to_nobody(
         }
 
 
+async def test_a_database_that_hangs_is_told_apart_in_time(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """Nothing is reset, nothing answers: probes and requests are answered all the same."""
+    world = World(tmp_path, free_url())
+    world.overrides["postgres"] = {
+        "connect": "3s", "acquire": "2s", "statement": "2s", "lock": "1s",
+    }  # fmt: skip
+    async with replicas(world, postgres) as (one, other, relay):
+        asked = world.form(world.workload())
+        assert (await one.exchange(asked))[0] == 200
+        relay.stall()
+
+        async def refuses() -> bool:
+            # A self-signed assertion, which is used up in the database, and a fresh proof key.
+            async with asyncio.timeout(30):
+                status, body, _ = await one.post(world.form(world.assertion()))
+            assert status != 200
+            return (status, body.get("code")) == REFUSED
+
+        await until(refuses, 30)
+        async with asyncio.timeout(10):
+            assert not await is_ready(one)
+        assert (await other.exchange(asked))[0] == 200
+        relay.flow()
+        await until(lambda: is_ready(one), 20)
+        assert (await one.exchange(asked))[0] == 200
+        assert all(not task.done() for task in one.broker._tasks)
+
+
 async def test_the_lists_of_a_replica_that_is_cut_off_are_not_given_out(
     tmp_path: Path, postgres: Postgres
 ) -> None:

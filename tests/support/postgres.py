@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,13 @@ def _programs() -> Path | None:
         return Path(found).resolve().parent
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return versions[-1].parent if versions else None
+
+
+def _children(pid: int) -> list[int]:
+    done = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True
+    )
+    return [int(line) for line in done.stdout.split()]
 
 
 class Postgres:
@@ -74,6 +81,23 @@ class Postgres:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)  # does not wait for clients to leave
             self._process.wait(_DEADLINE)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The server and all its sessions, in SIGSTOP: for the kernel all is well, nobody answers."""
+        assert self._process is not None
+        stopped = [self._process.pid]
+        self._process.send_signal(signal.SIGSTOP)  # first: from then on it makes no sessions
+        try:
+            for session in _children(self._process.pid):
+                with suppress(ProcessLookupError):  # it was just ending
+                    os.kill(session, signal.SIGSTOP)
+                    stopped.append(session)
+            yield
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def database(self, template: str = "template0") -> str:
         """The URL of a new database: empty, or a copy of another."""

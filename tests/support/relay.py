@@ -1,4 +1,8 @@
-"""A TCP relay on loopback that can be cut: what a network between two servers does when it fails."""
+"""A TCP relay on loopback: what a network between two servers does when it fails.
+
+It can be cut, which both sides notice, and it can stall, which none does: nothing arrives any more,
+and nothing says so.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,19 @@ from collections.abc import AsyncIterator
 
 
 class Relay:
-    """Made by `relaying`. Cut, it resets what goes through it and whatever comes."""
+    """Made by `relaying`. Cut, it resets what goes through it and whatever comes.
+
+    Stalled, it swallows all that comes; `forget` has it take new connections again, while those
+    that there were stay as they are: a firewall that has lost its table.
+    """
 
     def __init__(self, port: int) -> None:
         self._to = port
         self._through: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._is_cut = False
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.port = 0
 
     def cut(self) -> None:
@@ -24,7 +35,40 @@ class Relay:
     def mend(self) -> None:
         self._is_cut = False
 
+    def stall(self) -> None:
+        self._flows.clear()
+
+    def flow(self) -> None:
+        self._flows.set()
+
+    def forget(self) -> None:
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        flows = self._flows
+        try:
+            await flows.wait()
+            await self._serve(reader, writer, flows)
+        except asyncio.CancelledError:
+            writer.transport.abort()  # the relay ends
+        finally:
+            self._serving.discard(task)
+
+    async def end(self) -> None:
+        self.cut()
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         if self._is_cut:
             writer.transport.abort()
             return
@@ -32,14 +76,17 @@ class Relay:
         ends = {writer, back}
         self._through |= ends
         try:
-            await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+            await asyncio.gather(self._copy(reader, back, flows), self._copy(there, writer, flows))
         finally:
             self._through -= ends
 
     @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while octets := await reader.read(65536):
+                await flows.wait()
                 writer.write(octets)
                 await writer.drain()
         writer.close()
@@ -54,5 +101,5 @@ async def relaying(port: int) -> AsyncIterator[Relay]:
     try:
         yield relay
     finally:
-        relay.cut()
         server.close()
+        await relay.end()

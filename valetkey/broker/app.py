@@ -126,7 +126,7 @@ class Broker:
         await policies.load()
         cedar = CedarFiles(config.policies, config.compiled_places(), metrics=metrics)
         await cedar.load()
-        database = await Database.open(config.database)
+        database = await Database.open(config.database, config.postgres)
         try:
             base = _foundation(config, database, sealer, policies, cedar, metrics, clock)
             # First of all: what is read from now on may be newer, never older.

@@ -26,6 +26,7 @@ from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.roles import Role, RoleRule
+from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.directory.settings import DirectorySettings
 from valetkey.broker.feed_settings import FeedSettings
 from valetkey.broker.incident_settings import IncidentSettings
@@ -249,6 +250,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     bind: str = "127.0.0.1:7080"
     tls: TlsSettings | Literal["terminated"] | None = None
     database: str = "sqlite+aiosqlite:////var/lib/valetkey/broker.db"
+    postgres: PostgresSettings = msgspec.field(default_factory=PostgresSettings)
     token_ttl: Duration = duration(120)
     keys: KeySettings = msgspec.field(default_factory=KeySettings)
     mtls: MtlsSettings | None = None

@@ -43,7 +43,9 @@ def reseal(config: Path, new_key: Path, old_key: Path | None, dry_run: bool) -> 
         old, new = Sealer.from_file(old_file), Sealer.from_file(new_key)
         if old_file.read_bytes() == new_key.read_bytes():
             _fail("reseal.same_key: old and new master key are the same")
-        tables = asyncio.run(seal_anew(loaded.database, old, new, dry_run=dry_run))
+        tables = asyncio.run(
+            seal_anew(loaded.database, old, new, dry_run=dry_run, limits=loaded.postgres)
+        )
     except ConfigError as error:
         _fail(str(error))
     for table in tables:

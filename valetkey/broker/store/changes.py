@@ -19,9 +19,8 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
 from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,6 +36,8 @@ SWEEP: Final = 0.5
 # How long what was applied last counts as all that there is, seconds: some sweeps, as one may wait
 # for a database that is busy, and much less than anything lives that a revocation could end.
 CURRENT_FOR: Final = 5.0
+# How long a look may take, seconds: one that hangs is left for another while that is still in time.
+_READ_WITHIN: Final = CURRENT_FOR / 2
 # How long a change stays to be read: much longer than any replica can be cut off and live on.
 KEPT: Final = 86_400.0
 _CHANNEL: Final = "valetkey_changes"
@@ -105,7 +106,7 @@ class Changes:
                     .limit(_BATCH)
                 )
                 began = time.monotonic()
-                async with self._database.read() as connection:
+                async with self._database.read(within=_READ_WITHIN) as connection:
                     rows = (await connection.execute(query)).all()
                 for seq, topic, key in rows:
                     for handler in self._handlers.get(topic, ()):
@@ -142,6 +143,7 @@ class Changes:
         finally:
             if listener is not None:
                 listener.cancel()
+                await asyncio.wait([listener])
 
     async def sweep(self) -> None:
         """Forget changes that nobody can be behind of any more."""
@@ -151,28 +153,14 @@ class Changes:
 
     async def _listen(self) -> None:
         """Hold a connection that PostgreSQL nudges us through; get another when it is lost."""
-        url = self._database.engine.url
         while True:
-            lost = asyncio.Event()
             try:
-                connection = await asyncpg.connect(
-                    host=url.host,
-                    port=url.port,
-                    user=url.username,
-                    password=url.password,
-                    database=url.database,
-                    **url.query,
-                )
-                try:
-                    connection.add_termination_listener(lambda _connection: lost.set())  # noqa: B023
-                    await connection.add_listener(_CHANNEL, self._nudge)
-                    self._nudged.set()  # what happened before we listened
-                    await lost.wait()
-                finally:
-                    await connection.close(timeout=1)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                self._log.warning("changes_unheard", error_type=type(error).__name__)
+                await self._database.hear(_CHANNEL, self._nudge)
+            except StoreError as error:
+                self._log.warning("changes_unheard", reason=error.reason)
+            except Exception as error:  # noqa: BLE001 - without it, each change takes half a second
+                self._log.error("changes_unheard", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(SWEEP)
 
-    def _nudge(self, *_args: Any) -> None:
+    def _nudge(self) -> None:
         self._nudged.set()

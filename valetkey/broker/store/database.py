@@ -2,7 +2,8 @@
 
 Both take the same schema and the same statements; what differs is said here. A write is one
 transaction that begins as one (SQLite: IMMEDIATE), so that what it reads first is still so when
-it writes.
+it writes. Nobody waits for a database that does not answer for longer than settings say
+(`store.postgres`; SQLite: for a lock, 5 s).
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from valetkey.broker.database_settings import PostgresSettings
+from valetkey.broker.store import postgres
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, ValetkeyError
 
@@ -32,6 +34,9 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _SQLITE: Final = "sqlite+aiosqlite"
 READ: Final = "valetkey_read"
 _POSTGRES: Final = "postgresql+asyncpg"
+# How long a probe waits for the database, seconds: those who probe wait for little longer.
+ANSWERS_WITHIN: Final = 2.0
+_FAILED: Final = (SQLAlchemyError, *postgres.LOST)
 # Any number that is ours: who holds it migrates, the others wait (PostgreSQL §13.3.5).
 _MIGRATION_LOCK: Final = 0x76616C65
 # Who holds this one writes to what is in one order for all replicas.
@@ -41,39 +46,52 @@ _ORDER_LOCK: Final = 0x76616C66
 class StoreError(ValetkeyError):
     """The database did not take a write: nothing that depends on it may be answered with yes."""
 
-    def __init__(self, error: SQLAlchemyError | OSError) -> None:
+    def __init__(self, error: Exception) -> None:
         # The database's own message may quote the row; its type says enough.
-        super().__init__(codes.SERVICE_UNAVAILABLE, f"database: {type(error).__name__}")
+        named: BaseException = error
+        if type(error) is DBAPIError and error.orig is not None:
+            named = error.orig.__cause__ or error.orig  # a lock timeout, say: the driver's word
+        super().__init__(codes.SERVICE_UNAVAILABLE, f"database: {type(named).__name__}")
         self.error = error
 
 
 class Database:
     """One pool of connections, with the schema at its newest. Made by `open`, ended by `close`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, ears: AsyncEngine | None) -> None:
         self.engine = engine
+        self._ears = ears
+        self._answering: asyncio.Task[bool] | None = None
         self.postgres = engine.dialect.name == "postgresql"
         # What is to be called after the commit, by the connection that a write is under way on.
         self._after_commit: dict[int, list[Callable[[], None]]] = {}
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, limits: PostgresSettings | None = None) -> Self:
         """Connect and migrate. Raises `ConfigError`."""
+        limits = PostgresSettings() if limits is None else limits
         try:
             parsed = make_url(url)
         except ArgumentError as error:
             raise ConfigError("database is not an SQLAlchemy URL") from error
         try:
             # Alembic reads its scripts from files and runs once: a thread and a loop of its own.
-            await asyncio.to_thread(_migrate, parsed)
-            return cls(await asyncio.to_thread(make_engine, parsed))
-        except (SQLAlchemyError, CommandError, OSError, asyncpg.PostgresError) as error:
+            await asyncio.to_thread(_migrate, parsed, limits)
+            return cls(*await asyncio.to_thread(_engines, parsed, limits))
+        except (*_FAILED, CommandError, TypeError, ValueError) as error:
+            # The last two: the URL's query says something that the driver does not understand.
             raise ConfigError(
                 f"database {parsed.database}: can't be opened or migrated ({type(error).__name__})"
             ) from error
 
     async def close(self) -> None:
+        if self._answering is not None:
+            if self.postgres:  # SQLite's driver can't be left in the middle of a statement
+                self._answering.cancel()
+            await asyncio.wait([self._answering])
         await self.engine.dispose()
+        if self._ears is not None:
+            await self._ears.dispose()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -86,7 +104,7 @@ class Database:
                     yield connection
                 finally:
                     del self._after_commit[id(connection)]
-        except (SQLAlchemyError, OSError) as error:
+        except _FAILED as error:
             raise StoreError(error) from error
         for call in calls:
             call()
@@ -110,13 +128,32 @@ class Database:
         self._after_commit[id(connection)].append(call)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read with. Raises `StoreError`."""
+    async def read(self, *, within: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A connection to read with. Raises `StoreError`.
+
+        ``within``: all of it takes at most so many seconds, for what must not wait even as long as
+        settings let others. (SQLite's driver can't be left in the middle of a statement.)
+        """
         try:
-            async with self.engine.connect() as connection:
+            async with (
+                asyncio.timeout(within if self.postgres else None),
+                self.engine.connect() as connection,
+            ):
                 await connection.execution_options(**{READ: True})
                 yield connection
-        except (SQLAlchemyError, OSError) as error:
+        except _FAILED as error:
+            raise StoreError(error) from error
+
+    async def hear(self, channel: str, call: Callable[[], None]) -> None:
+        """Have ``call`` called at what is told on a channel of PostgreSQL, until that is lost.
+
+        Raises `StoreError`.
+        """
+        if self._ears is None:
+            raise ValueError("SQLite tells nothing")
+        try:
+            await postgres.hear(self._ears, channel, call)
+        except _FAILED as error:
             raise StoreError(error) from error
 
     async def take_turn(self, connection: AsyncConnection) -> None:
@@ -130,11 +167,21 @@ class Database:
             await connection.execute(lock, {"lock": _ORDER_LOCK})
 
     async def answers(self) -> bool:
-        """Whether the database is there now."""
+        """Whether the database is there now; it is not if that takes `ANSWERS_WITHIN` seconds.
+
+        Who comes meanwhile is told the same: probes of a database that hangs do not pile up.
+        """
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answers(), name="database answers")
+        asked = self._answering
+        await asyncio.wait([asked], timeout=ANSWERS_WITHIN)
+        return asked.done() and not asked.cancelled() and asked.result()
+
+    async def _answers(self) -> bool:
         try:
-            async with self.engine.connect() as connection:
+            async with self.read(within=ANSWERS_WITHIN) as connection:
                 await connection.execute(text("SELECT 1"))
-        except (SQLAlchemyError, OSError):
+        except StoreError:
             return False
         return True
 
@@ -158,9 +205,17 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def make_engine(url: URL) -> AsyncEngine:
+def _engines(url: URL, limits: PostgresSettings) -> tuple[AsyncEngine, AsyncEngine | None]:
+    """What requests are answered from, and what is only listened to."""
+    if url.drivername == _POSTGRES:
+        return postgres.pooled(url, limits), postgres.listening(url, limits)
+    return make_engine(url, limits), None
+
+
+def make_engine(url: URL, limits: PostgresSettings) -> AsyncEngine:
+    """An engine for what may take long: without an end for a statement. Raises `ConfigError`."""
     if url.drivername == _POSTGRES and url.database:
-        return create_async_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
+        return postgres.unlimited(url, limits)
     if url.drivername != _SQLITE or not url.database or url.database == ":memory:":
         # In memory, a restart would bring revoked tokens back to life.
         raise ConfigError(f"database must be {_SQLITE}:///FILE or {_POSTGRES}://…/NAME")
@@ -170,11 +225,11 @@ def make_engine(url: URL) -> AsyncEngine:
     return engine
 
 
-def _migrate(url: URL) -> None:
+def _migrate(url: URL, limits: PostgresSettings) -> None:
     if url.drivername == _SQLITE:
         _migrate_file(url)
         return
-    engine = make_engine(url)
+    engine = make_engine(url, limits)
 
     async def work() -> None:
         try:

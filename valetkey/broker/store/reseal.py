@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.store.database import MIGRATIONS, READ, make_engine
 from valetkey.broker.store.deferrals import deferral_kid
 from valetkey.broker.store.schema import DEFERRALS, FEED_STREAMS, SIGNING_KEYS
@@ -66,7 +67,14 @@ class ResealRefused(ConfigError):  # noqa: N818 - reads as what it is
         self.code = code
 
 
-async def reseal(url: str, old: Sealer, new: Sealer, *, dry_run: bool) -> list[Resealed]:
+async def reseal(
+    url: str,
+    old: Sealer,
+    new: Sealer,
+    *,
+    dry_run: bool,
+    limits: PostgresSettings,
+) -> list[Resealed]:
     """Seal all that is sealed in the database ``url`` under ``new``; ``dry_run``: see that it goes.
 
     Values that ``new`` opens stay as they are, so that it may be repeated. Raises `ConfigError`;
@@ -76,7 +84,7 @@ async def reseal(url: str, old: Sealer, new: Sealer, *, dry_run: bool) -> list[R
         parsed = make_url(url)
     except ArgumentError as error:
         raise ConfigError("database is not an SQLAlchemy URL") from error
-    engine = make_engine(parsed)
+    engine = make_engine(parsed, limits)
     there = engine.dialect.name != "sqlite" or Path(parsed.database or "").is_file()  # noqa: ASYNC240 - before there is anything to wait for
     if not there:
         await engine.dispose()  # to open it would make it
