@@ -6,10 +6,11 @@ import sys
 
 import click
 
+from valetkey.cli.group import Commands
 from valetkey.cli.remote import Remote, broker_options
 
 
-@click.group()
+@click.group(cls=Commands)
 def admin() -> None:
     """Who you are to a broker, and what its administrators did."""
 

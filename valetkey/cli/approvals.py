@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from valetkey.cli.group import Commands
 from valetkey.cli.remote import Remote, broker_options
 from valetkey.contracts.plain_text import plain
 
@@ -17,7 +18,7 @@ _PATH: Final = "/v1/approvals"
 _STATES: Final = ("pending", "approved", "denied", "expired", "used", "ended", "revoked")
 
 
-@click.group()
+@click.group(cls=Commands)
 def approvals() -> None:
     """What waits for a person to say yes, and saying it."""
 

@@ -11,7 +11,9 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from valetkey.cli.remote import Document, Remote, broker_options, fail
+from valetkey.cli.fail import fail
+from valetkey.cli.group import Commands
+from valetkey.cli.remote import Document, Remote, broker_options
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.settings import Duration, convert, parse_yaml
 
@@ -27,7 +29,7 @@ _LINES: Final = (
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Commands)
 def grants() -> None:
     """Who may have what, until when; giving it, and taking it back."""
 
@@ -114,10 +116,12 @@ def _read(file: Path) -> Document:
     """One grant as plain data; the broker says what is wrong with it."""
     try:
         document = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        fail(str(error), status=2)
+    except ConfigError as error:
+        fail(str(error))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: can't be read: {error}")
     if not isinstance(document, dict) or "grants" in document:
-        fail(f"{file}: write one grant, as an element of the grants file's list", status=2)
+        fail(f"{file}: write one grant, as an element of the grants file's list")
     return {name: _plain(value) for name, value in document.items()}
 
 
@@ -128,7 +132,9 @@ def _plain(value: Any) -> Any:
 
 def _after(lasts: str) -> str:
     try:
-        seconds = convert(Duration, lasts)
+        until = datetime.now(UTC) + timedelta(seconds=convert(Duration, lasts))
     except msgspec.ValidationError:
-        fail(f"--for {lasts}: a duration with a unit is meant, such as 30m or 2h", status=2)
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+        fail(f"--for {lasts}: a duration with a unit is meant, such as 30m or 2h")
+    except OverflowError:
+        fail(f"--for {lasts}: beyond any calendar")
+    return until.isoformat(timespec="seconds")

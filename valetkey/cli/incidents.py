@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
-from valetkey.cli.remote import Document, Remote, broker_options, fail
+from valetkey.cli.fail import fail
+from valetkey.cli.group import Commands
+from valetkey.cli.remote import Document, Remote, broker_options
 
 _PATH: Final = "/v1/incidents"
 _STDIN: Final = "-"
@@ -37,7 +40,7 @@ _SHOWN: Final = (
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 def incidents() -> None:
     """Something leaked: stop it everywhere, and see how far that is."""
 
@@ -71,7 +74,7 @@ def open_(
     body: dict[str, Any] = {"reason": reason, "evidence": evidence}
     body |= {name: value for name, value in named.items() if value is not None}
     if (subject is None) != (issuer is None):
-        fail("--subject and --issuer come together", status=2)
+        fail("--subject and --issuer come together")
     if subject is not None:
         body["subject"] = {"issuer": issuer, "subject": subject}
     if token_from is not None:
@@ -94,7 +97,7 @@ def list_(remote: Remote, state: str, limit: int) -> None:
 @click.argument("incident")
 def show(remote: Remote, incident: str) -> None:
     """Show how far an incident is: sidecars, attestation, rotations."""
-    _show(remote, remote.get(f"{_PATH}/{incident}"))
+    _show(remote, remote.get(f"{_PATH}/{quote(incident, safe='')}"))
 
 
 @incidents.command()
@@ -104,7 +107,12 @@ def show(remote: Remote, incident: str) -> None:
 @click.option("--force", is_flag=True, help="Although its subject has not attested itself since.")
 def close(remote: Remote, incident: str, reason: str, force: bool) -> None:
     """Close an incident whose subject has attested itself since."""
-    _show(remote, remote.post(f"{_PATH}/{incident}/close", {"reason": reason, "force": force}))
+    _show(
+        remote,
+        remote.post(
+            f"{_PATH}/{quote(incident, safe='')}/close", {"reason": reason, "force": force}
+        ),
+    )
 
 
 def _token(path: Path) -> str:
@@ -115,10 +123,10 @@ def _token(path: Path) -> str:
             with path.open(encoding="utf-8") as file:
                 text = file.read(_MAX_TOKEN + 1)
     except (OSError, UnicodeDecodeError):
-        fail("--token-from: can't be read as text", status=2)
+        fail("--token-from: can't be read as text")
     token = text.strip()
     if not token or len(text) > _MAX_TOKEN:
-        fail("--token-from: empty, or longer than any token", status=2)
+        fail("--token-from: empty, or longer than any token")
     return token
 
 

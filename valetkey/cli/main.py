@@ -4,7 +4,7 @@ Every import that costs time stands inside the command that needs it: ``valetkey
 nothing of the broker, the collector or SQL.
 
 Exit status: 0 done and good, 1 done and not good (a record that does not hold, a demo step that
-failed), 2 could not be done (usage, settings, files).
+failed, a broker that said no), 2 could not be done (usage, settings, files, nobody there).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from valetkey.cli.approvals import approvals
 from valetkey.cli.audit.commands import audit
 from valetkey.cli.check import PROGRAMS, check_file
 from valetkey.cli.doctor.command import doctor
+from valetkey.cli.fail import fail
 from valetkey.cli.grants import grants
+from valetkey.cli.group import Commands
 from valetkey.cli.incidents import incidents
 from valetkey.cli.policy import policy
 from valetkey.cli.reseal import reseal
@@ -33,7 +35,12 @@ from valetkey.contracts.errors import ConfigError
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done and good, 1 done and not good (or a broker said no), 2 could not "
+    "be done (usage, settings, files, nobody there).",
+)
 @click.version_option(__version__, prog_name="valetkey")
 def main() -> None:
     """Valetkey: every outbound call leaves with a credential that fits it and nothing else."""
@@ -86,9 +93,3 @@ def check(program: str, file: Path) -> None:
 def demo(keep: bool) -> None:
     """Run the whole story on this machine: broker, collector, sidecar, agent, target."""
     sys.exit(importlib.import_module("valetkey.cli.demo.main").run(keep=keep))
-
-
-def fail(message: str) -> None:
-    """One line on stderr, exit status 2."""
-    click.echo(f"valetkey: {message}", err=True)
-    sys.exit(2)

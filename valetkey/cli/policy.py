@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from valetkey.cli.fail import fail
+from valetkey.cli.group import Commands
 from valetkey.cli.policy_explain import explain
 from valetkey.contracts import settings
 from valetkey.contracts.errors import ConfigError
@@ -22,7 +24,7 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANY: Final = click.Path(exists=True, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Commands)
 def policy() -> None:
     """Check and try Cedar policies, and see why a decision is what it is."""
 
@@ -53,7 +55,7 @@ def check(files: tuple[Path, ...], config: Path | None) -> None:
     except PoliciesInvalid as error:
         _tell(error.mistakes)
     except ConfigError as error:
-        _fail(error)
+        fail(str(error))
     click.echo(f"ok: {count} {'policy' if count == 1 else 'policies'}")
 
 
@@ -73,7 +75,7 @@ def test(file: Path, verbose: bool) -> None:
     except PoliciesInvalid as error:
         _tell(error.mistakes)
     except ConfigError as error:
-        _fail(error)
+        fail(str(error))
     results = run_cases(policies, cases.cases)
     wrong = [result for result in results if result.wrong]
     for result in results:
@@ -105,8 +107,3 @@ def _tell(mistakes: Iterable[Mistake]) -> NoReturn:
     for mistake in mistakes:
         click.echo(str(mistake), err=True)
     sys.exit(1)
-
-
-def _fail(error: ConfigError) -> NoReturn:
-    click.echo(f"valetkey: {error}", err=True)
-    sys.exit(2)

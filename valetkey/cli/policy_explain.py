@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from valetkey.cli.remote import Document, Remote, fail, optional_broker_options
+from valetkey.cli.fail import fail
+from valetkey.cli.remote import Document, Remote, optional_broker_options
 from valetkey.contracts import codes, settings
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.plain_text import plain
@@ -74,9 +75,9 @@ def explain(
         loaded = settings.load(BrokerSettings, config, program="broker", environ={})
         explanation = _explained(document, question, loaded, grants, policies, now)
     except ConfigError as error:
-        fail(str(error), status=2)
+        fail(str(error))
     except ValueError as error:
-        fail(f"--at {at}: {error}", status=2)
+        fail(f"--at {at}: {error}")
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(explanation), indent=2))
         return

@@ -46,6 +46,13 @@ the broker's token endpoint answers with the OAuth `error` and the code beside i
 is in the record and in the log, never in the answer.
 
 """
+_COMMANDS_ABOUT: Final = """
+## Of commands
+
+A command that did nothing, and says so with one of these, ends with exit status 2. What
+[`valetkey doctor`](doctor.md) finds has codes of its own.
+
+"""
 _CONFIGURATION_ABOUT: Final = """
 One YAML file per program. An unknown key, a duplicate key, a value of another type or an unknown
 `VALETKEY_*` variable stops the start with file, line and key path; `valetkey check PROGRAM FILE`
@@ -158,7 +165,14 @@ def _codes_page() -> str:
     header = (
         "| Code | Status | OAuth `error` | Retry after | What it says |\n|---|---|---|---|---|\n"
     )
-    return f"# Decision codes\n\n{_NOTE}{_CODES_ABOUT}{_codes_table(_long_row, header)}"
+    of_commands = "".join(
+        f'| <a id="{code.name}"></a>`{code.name}` | {code.help} |\n'
+        for code in codes.command_codes()
+    )
+    return (
+        f"# Decision codes\n\n{_NOTE}{_CODES_ABOUT}{_codes_table(_long_row, header)}"
+        f"{_COMMANDS_ABOUT}| Code | What it says |\n|---|---|\n{of_commands}"
+    )
 
 
 def _codes_table(row: Callable[[Code], str], header: str) -> str:

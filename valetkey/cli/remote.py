@@ -17,11 +17,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
-from valetkey.cli.service import Service, ServiceError
+from valetkey.cli.fail import fail
+from valetkey.cli.service import Service, ServiceError, checked_token
 from valetkey.contracts.plain_text import plain
 from valetkey.contracts.secret import Secret
 
@@ -62,6 +63,8 @@ class Remote:
         while True:
             room = _MAX_PAGE if limit is None else min(_MAX_PAGE, limit - len(items))
             page = self.get(path, limit=room, **asked, **({"after": after} if after else {}))
+            if not isinstance(page.get("items"), list):
+                fail("what answers there is no broker: it gives no items")
             items += page["items"]
             after = page.get("next", "")
             if not after or (limit is not None and len(items) >= limit):
@@ -154,7 +157,7 @@ def _opened(options: dict[str, Any], *, as_json: bool) -> Iterator[Any]:
     try:
         service = Service("broker", broker, token_file or _token_variable(), ca_file)
     except ServiceError as error:
-        fail(str(error), status=2)
+        fail(str(error))
     try:
         yield Remote(service, as_json=as_json)
     finally:
@@ -163,16 +166,10 @@ def _opened(options: dict[str, Any], *, as_json: bool) -> Iterator[Any]:
 
 def _token_variable() -> Secret:
     """CI jobs have their token in a variable; a file of it would outlive the job."""
-    token = os.environ.get(_TOKEN, "").strip()
+    token = os.environ.get(_TOKEN, "")
     if not token:
         raise ServiceError(f"give --token-file, or the token in {_TOKEN}")
-    return Secret(token)
-
-
-def fail(message: str, *, status: int) -> NoReturn:
-    """One line on stderr, without characters that a terminal would obey."""
-    click.echo(f"valetkey: {plain(message)}", err=True)
-    sys.exit(status)
+    return checked_token(token, _TOKEN)
 
 
 def _text(value: Any) -> str:

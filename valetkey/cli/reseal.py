@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 
-from valetkey.contracts import settings
+from valetkey.cli.fail import fail
+from valetkey.contracts import codes, settings
 from valetkey.contracts.errors import ConfigError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -34,6 +34,7 @@ def reseal(config: Path, new_key: Path, old_key: Path | None, dry_run: bool) -> 
     database changes: incidents, revocations, grants and the record of administrators stay.
     """
     from valetkey.broker.settings import BrokerSettings
+    from valetkey.broker.store.reseal import ResealRefused
     from valetkey.broker.store.reseal import reseal as seal_anew
     from valetkey.broker.store.sealing import Sealer
 
@@ -42,18 +43,13 @@ def reseal(config: Path, new_key: Path, old_key: Path | None, dry_run: bool) -> 
         old_file = old_key or loaded.master_key_file
         old, new = Sealer.from_file(old_file), Sealer.from_file(new_key)
         if old_file.read_bytes() == new_key.read_bytes():
-            _fail("reseal.same_key: old and new master key are the same")
+            raise ResealRefused(codes.RESEAL_SAME_KEY, f"{old_file} and {new_key} hold one key")
         tables = asyncio.run(
             seal_anew(loaded.database, old, new, dry_run=dry_run, limits=loaded.postgres)
         )
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     for table in tables:
         there = f", {table.already} were under the new key already" if table.already else ""
         click.echo(f"{table.table}: {table.changed} {'to seal' if dry_run else 'sealed'}{there}")
     click.echo("nothing was changed (dry run)" if dry_run else f"ok: {new_key} is the master key")
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"valetkey: {message}", err=True)
-    sys.exit(2)

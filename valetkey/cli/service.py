@@ -49,14 +49,17 @@ class Service:
             parts, port = urlsplit(url), urlsplit(url).port
         except ValueError as error:
             raise ServiceError(f"{url} is not the URL of a {name}: {error}") from error
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+        odd = parts.query or parts.fragment or "@" in parts.netloc
+        # What goes on the request line has to be fit for it.
+        fit = parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
+        if parts.scheme not in {"http", "https"} or not parts.hostname or odd or not fit:
             raise ServiceError(f"{url} is not the URL of a {name}")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             raise ServiceError(f"{url}: plain HTTP is for loopback only")
         self._name = name
         self._url = url
         self._base = parts.path.rstrip("/")
-        self._token = token if isinstance(token, Secret) else Secret(_read_token(token))
+        self._token = token if isinstance(token, Secret) else _read_token(token)
         if parts.scheme == "https":
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
                 parts.hostname, port, timeout=_TIMEOUT, context=_context(ca_file)
@@ -107,14 +110,20 @@ class Service:
         return ServiceError(f"{self._url} answered {status} {said}".rstrip(), problem.code)
 
 
-def _read_token(file: Path) -> str:
+def checked_token(text: str, place: object) -> Secret:
+    """What is in a file or a variable, as a token. Raises `ServiceError`."""
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ServiceError(f"{place} holds no token")
+    return Secret(token)
+
+
+def _read_token(file: Path) -> Secret:
     try:
-        token = file.read_text(encoding="ascii").strip()
+        text = file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceError(f"{file}: can't be read as a token: {error}") from error
-    if not token or any(char.isspace() for char in token):
-        raise ServiceError(f"{file} holds no token")
-    return token
+    return checked_token(text, file)
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:

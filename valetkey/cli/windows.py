@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import click
 
+from valetkey.cli.group import Commands
 from valetkey.cli.remote import Remote, broker_options
 
 _PATH: Final = "/v1/windows"
@@ -17,7 +18,7 @@ _LINES: Final = (
 )  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands)
 def windows() -> None:
     """Deployment windows: open and close them (CI jobs), look at them (operators).
 

@@ -4,6 +4,9 @@ Every denial and every failure that a caller can see has one dotted code. A code
 status, the OAuth ``error`` (RFC 6749 §5.2 and its extensions) where a token endpoint would say
 it, and one line of help that is safe to show to anyone: it names what to do, never a secret.
 ``docs/reference/codes.md`` and the README's table are generated from this module.
+
+What a command says for why it did nothing has a code as well, a `CommandCode`: nobody is refused a
+call by it, so it has no HTTP status.
 """
 
 from __future__ import annotations
@@ -710,6 +713,62 @@ AUDIT_CONFLICT: Final = _code(
 def by_name(name: str) -> Code | None:
     """The code of that dotted name, or ``None`` where none is defined."""
     return _ALL.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandCode:
+    """Why a command did nothing (exit status 2). ``help`` is what it says, for whoever runs it."""
+
+    name: str
+    help: str
+
+    @property
+    def family(self) -> str:
+        """The part before the dot: the command."""
+        return self.name.partition(".")[0]
+
+
+_OF_COMMANDS: dict[str, CommandCode] = {}
+
+
+def _command_code(name: str, help_: str) -> CommandCode:
+    code = CommandCode(name, help_)
+    assert name not in _OF_COMMANDS, name
+    _OF_COMMANDS[name] = code
+    return code
+
+
+# --- reseal: `valetkey reseal` changed nothing --------------------------------------------------
+RESEAL_SAME_KEY: Final = _command_code(
+    "reseal.same_key", "The old and the new master key are the same: make a new one."
+)
+RESEAL_NO_DATABASE: Final = _command_code(
+    "reseal.no_database", "There is no such database file; the command makes none."
+)
+RESEAL_IN_USE: Final = _command_code(
+    "reseal.in_use", "The database is in use: stop every broker, and end what else has it open."
+)
+RESEAL_OTHER_VERSION: Final = _command_code(
+    "reseal.other_version",
+    "Another version ran last on the database: use that one, or start this one's broker first.",
+)
+RESEAL_WRONG_KEY: Final = _command_code(
+    "reseal.wrong_key",
+    "A value opens under neither key: give the right old key, or the database was changed.",
+)
+RESEAL_DATABASE: Final = _command_code(
+    "reseal.database", "The database can't be used; the kind of its error is named."
+)
+
+
+def command_codes() -> tuple[CommandCode, ...]:
+    """Every code of a command, in the order of definition."""
+    return tuple(_OF_COMMANDS.values())
+
+
+def by_command_name(name: str) -> CommandCode | None:
+    """The command's code with this dotted name, if it is one of ours."""
+    return _OF_COMMANDS.get(name)
 
 
 def all_codes() -> tuple[Code, ...]:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from valetkey.contracts import codes
-from valetkey.contracts.codes import Code
+from valetkey.contracts.codes import Code, CommandCode
 
 # RFC 6749 §5.2, RFC 6750 §3.1, RFC 8693 §2.2.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8, RFC
 # 8628 §3.5, OpenID Connect Core §3.1.2.6.
@@ -76,3 +76,15 @@ def test_a_name_is_defined_once() -> None:
     assert len(names) == len(set(names))
     with pytest.raises(AssertionError, match=r"route\.no_match"):
         codes._code("route.no_match", 403, "Again.")
+
+
+COMMANDS = pytest.mark.parametrize("code", codes.command_codes(), ids=lambda code: code.name)
+
+
+@COMMANDS
+def test_a_command_s_code_is_fit_to_be_shown_and_no_decision_s(code: CommandCode) -> None:
+    assert re.fullmatch(r"[a-z]+\.[a-z_]+", code.name)
+    assert code.help[0].isupper()
+    assert code.help.endswith(".")
+    assert codes.by_name(code.name) is None
+    assert codes.by_command_name(code.name) is code

@@ -112,12 +112,19 @@ def test_each_finding_that_is_named_exists(page: Path) -> None:
 def test_each_code_that_is_named_exists(page: Path) -> None:
     if page.name == "events.md":  # its dotted names are members of an event
         return
-    families = {code.family for code in codes.all_codes()}
+    families = {code.family for code in (*codes.all_codes(), *codes.command_codes())}
     keys = {name for _, _, kind in PROGRAMS for name in kind.__struct_fields__}
     for text in re.findall(r"`([a-z]+\.[a-z_]+)`", page.read_text()):
         family = text.partition(".")[0]
         if family in families - keys and not NO_SETTING.match(text):
-            assert codes.by_name(text) is not None, text
+            assert codes.by_name(text) or codes.by_command_name(text), text
+
+
+def test_the_reference_has_the_codes_of_commands() -> None:
+    page = (ROOT / "docs/reference/codes.md").read_text().partition("## Of commands")[2]
+    assert re.findall(r"^\| <a id=\S+</a>`([a-z_.]+)` \|", page, re.MULTILINE) == [
+        code.name for code in codes.command_codes()
+    ]
 
 
 def test_each_metric_of_broker_and_collector_is_documented_and_none_else() -> None:

@@ -30,6 +30,8 @@ from valetkey.broker.store.database import MIGRATIONS, READ, make_engine
 from valetkey.broker.store.deferrals import deferral_kid
 from valetkey.broker.store.schema import DEFERRALS, FEED_STREAMS, SIGNING_KEYS
 from valetkey.broker.store.sealing import SealBroken, Sealer
+from valetkey.contracts import codes
+from valetkey.contracts.codes import CommandCode
 from valetkey.contracts.errors import ConfigError
 
 _PAGE: Final = 500
@@ -60,10 +62,10 @@ class Resealed(NamedTuple):
 
 
 class ResealRefused(ConfigError):  # noqa: N818 - reads as what it is
-    """Nothing was changed. ``code`` names why, as ``reseal.in_use`` does."""
+    """Nothing was changed. ``code`` says why, the message about what."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}; nothing was changed")
+    def __init__(self, code: CommandCode, message: str) -> None:
+        super().__init__(f"{code.name}: {message}; nothing was changed")
         self.code = code
 
 
@@ -88,7 +90,7 @@ async def reseal(
     there = engine.dialect.name != "sqlite" or Path(parsed.database or "").is_file()  # noqa: ASYNC240 - before there is anything to wait for
     if not there:
         await engine.dispose()  # to open it would make it
-        raise ResealRefused("reseal.no_database", f"{parsed.database}: there is no such file")
+        raise ResealRefused(codes.RESEAL_NO_DATABASE, f"{parsed.database}: there is no such file")
     try:
         async with engine.connect() as connection:
             if dry_run:
@@ -102,7 +104,7 @@ async def reseal(
             return found
     except OperationalError as error:
         if "locked" in str(error.orig):
-            raise ResealRefused("reseal.in_use", _IN_USE) from error
+            raise ResealRefused(codes.RESEAL_IN_USE, _IN_USE) from error
         raise _unavailable(error, parsed.database) from error
     except (SQLAlchemyError, OSError, asyncpg.PostgresError) as error:
         raise _unavailable(error, parsed.database) from error
@@ -145,7 +147,7 @@ async def _nobody_else(connection: AsyncConnection) -> None:
         "AND usesysid IS NOT NULL AND pid <> pg_backend_pid()"
     )
     if sessions := (await connection.execute(others)).scalar_one():
-        raise ResealRefused("reseal.in_use", f"{_IN_USE} (other sessions: {sessions})")
+        raise ResealRefused(codes.RESEAL_IN_USE, f"{_IN_USE} (other sessions: {sessions})")
 
 
 def _check_revision(connection: Connection) -> None:
@@ -156,7 +158,7 @@ def _check_revision(connection: Connection) -> None:
     there = MigrationContext.configure(connection).get_current_revision()
     if there != newest:
         raise ResealRefused(
-            "reseal.other_version",
+            codes.RESEAL_OTHER_VERSION,
             f"the database is at revision {there or 'none'}, this program at {newest}: use the "
             "version whose broker ran last",
         )
@@ -188,7 +190,7 @@ async def _table(
                 already += 1
             else:
                 raise ResealRefused(
-                    "reseal.wrong_key",
+                    codes.RESEAL_WRONG_KEY,
                     f"{sealed.table.name} {kid} opens under neither key: another old key, or the "
                     "database was changed",
                 )
@@ -208,4 +210,4 @@ def _open(sealer: Sealer, value: bytes, kid: str) -> bytes | None:
 def _unavailable(error: Exception, name: str | None) -> ResealRefused:
     # The database's own message may quote a row; its type says enough.
     kind = type(error).__name__
-    return ResealRefused("reseal.database", f"database {name} can't be used ({kind})")
+    return ResealRefused(codes.RESEAL_DATABASE, f"database {name} can't be used ({kind})")

@@ -13,6 +13,7 @@ import click
 
 from valetkey.cli.audit.options import Moment, token_id
 from valetkey.cli.fail import fail
+from valetkey.cli.group import Commands
 
 if TYPE_CHECKING:
     from valetkey.cli.audit.record import Record, Tailed
@@ -30,7 +31,7 @@ _FILTERS: Final = (
 )  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands)
 def audit() -> None:
     """Read and verify the record."""
 
@@ -98,10 +99,11 @@ def tail(
         filters["jti"] = token_id(token_from)
     wanted = {name: value for name in _FILTERS if (value := filters[name])}
     wanted.setdefault("type", TYPE_DECISION)
+    dated = everything or not wanted.keys().isdisjoint(("since", "until"))
     show = (
         view.json_printer(click.echo)
         if as_json
-        else view.table_printer(view.make_console(), fixed=follow or everything)
+        else view.table_printer(view.make_console(), fixed=follow or everything, dated=dated)
     )
     _check_where(db, collector, token_file, ca_file, spool)
     with _told(), contextlib.closing(_tailed(db, collector, token_file, ca_file, spool)) as record:

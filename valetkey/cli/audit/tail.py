@@ -41,18 +41,19 @@ _COLUMNS: Final = (
 Printer = Callable[[Iterable[Found]], None]
 
 
-def table_printer(console: Console, *, fixed: bool) -> Printer:
+def table_printer(console: Console, *, fixed: bool, dated: bool = False) -> Printer:
     """Prints rows under a header that is printed once.
 
-    ``fixed`` columns line up with rows that are yet to come; others fit what is there.
+    ``fixed`` columns line up with rows that are yet to come; others fit what is there. ``dated``
+    shows the day with the time.
     """
     pending_header = True
 
     def show(found: Iterable[Found]) -> None:
         nonlocal pending_header
-        table = _table(header=pending_header, fixed=fixed)
+        table = _table(header=pending_header, fixed=fixed, dated=dated)
         for event in found:
-            table.add_row(*_row(event))
+            table.add_row(*_row(event, dated=dated))
         if table.row_count or pending_header:
             console.print(table)
             pending_header = False
@@ -123,15 +124,16 @@ def make_console(*, terminal_width: int | None = None) -> Console:
     return console
 
 
-def _table(*, header: bool, fixed: bool) -> Table:
+def _table(*, header: bool, fixed: bool, dated: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=header)
-    for name, width in _COLUMNS:
+    widths = dict(_COLUMNS) | ({"time": 23} if dated else {})
+    for name, width in widths.items():
         justify: Literal["left", "right"] = "right" if name in {"status", "ms"} else "left"
         table.add_column(name, width=width if fixed else None, justify=justify, overflow="fold")
     return table
 
 
-def _row(found: Found) -> list[Text]:
+def _row(found: Found, *, dated: bool) -> list[Text]:
     event = _object(_decoded(found.raw))
     data = _object(event.get("data"))
     unmapped = _object(data.get("unmapped"))
@@ -140,7 +142,7 @@ def _row(found: Found) -> list[Text]:
     is_call = kind in {events.TYPE_DECISION, events.TYPE_OUTCOME}
     answer = data if kind == events.TYPE_OUTCOME else outcome
     return [
-        _cell(_text(event, "time")[11:23]),
+        _cell(_text(event, "time")[0 if dated else 11 : 23].replace("T", " ")),
         _cell(_who(found, data)),
         _cell(_call(data) if is_call else _text(event, "type")),
         _cell(_where(data)),

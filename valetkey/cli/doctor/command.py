@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from valetkey.cli.fail import fail
 from valetkey.contracts.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def doctor(
         for url in plan.urls:
             where.host_of(url)
     except ConfigError as error:
-        click.echo(f"valetkey: {error}", err=True)
-        sys.exit(2)
+        fail(str(error))
     report = examine.examine(plan, os.environ, dt.datetime.now(dt.UTC))
     if as_json:
         click.echo(json.dumps(show.as_json(report), indent=2, ensure_ascii=False))

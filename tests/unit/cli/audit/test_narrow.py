@@ -88,8 +88,14 @@ def test_what_is_found(audit, record, options, found):
 def test_as_a_table(audit, record):
     rows = audit("tail", *record, "--jti", "tok-3").stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["time", "23:59:59.999"]
-    rows = audit("tail", *record, "--all").stdout
-    assert len(re.findall("^[0-9:.]{12} ", rows, re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize("options", [("--all",), ("--since", "2026-10-01T00:00:00Z")])
+def test_where_times_may_be_of_several_days_the_day_is_shown(audit, record, options):
+    rows = audit("tail", *record, *options).stdout
+    days = re.findall(r"^(2026-\d\d-\d\d) [0-9:.]{12} ", rows, re.MULTILINE)
+    assert days[:3] == ["2026-11-01", "2026-11-01", "2026-10-31"]
+    assert len(days) == 5
 
 
 def test_that_there_are_more_is_said(audit, record):
