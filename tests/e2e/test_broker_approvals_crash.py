@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import random
-import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.e2e.test_broker_grants_crash import items
 from tests.integration.approvals_support import APPROVALS, CLOSING, closing
 from tests.integration.broker_support import GRANTS, Served, World
-from tests.support.ports import free_url
-from tests.support.postgres import Postgres
+from tests.support import crash
 from tests.support.procs import Program
+from tests.support.waiting import until
 from valetkey.contracts import oauth
 
 _CLIENTS = 3
@@ -36,45 +32,38 @@ _EXPECTED = {
 }  # fmt: skip
 
 
-@dataclass
-class Load:
+class Load(crash.Load):
     """Workloads that ask and use, people who decide, a receiver that is told."""
 
-    served: Served
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
-    approved: set[str] = field(default_factory=set)
-    denied: set[str] = field(default_factory=set)
-    issued: Counter[str] = field(default_factory=Counter)
-    redeemed: Counter[str] = field(default_factory=Counter)
-    told: set[tuple[str, str]] = field(default_factory=set)
-    faults: list[Any] = field(default_factory=list)
-    stopped: bool = False
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.served = served
+        self.approved: set[str] = set()
+        self.denied: set[str] = set()
+        self.issued: Counter[str] = Counter()
+        self.redeemed: Counter[str] = Counter()
+        self.told: set[tuple[str, str]] = set()
+        self.faults: list[Any] = []
+        self._numbers = itertools.count()
 
-    async def client(self) -> None:
-        while not self.stopped:
-            try:
-                await self._step(f"/api/tickets/{next(self.numbers)}/close")
-            except (aiohttp.ClientError, ConnectionError):
-                await asyncio.sleep(0.01)  # it is being started again
-
-    async def more(self, count: int) -> None:
-        wanted = len(self.approved) + count
-        async with asyncio.timeout(60):
-            while len(self.approved) < wanted:
-                await asyncio.sleep(0.005)
+    @property
+    def acknowledged(self) -> int:
+        return len(self.approved)
 
     async def hear(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.told.add((body["type"], body["data"]["id"]))
         return web.Response(status=204)
 
-    async def _step(self, path: str) -> None:
+    async def step(self) -> None:
         """A request is made, decided, and used twice as often as it may be, by two ways."""
+        number = next(self._numbers)
+        path = f"/api/tickets/{number}/close"
         answer = await self._exchange(path, completion_mode=oauth.COMPLETION_DEFERRED)
         approval, code = answer.get("approval_id", ""), answer.get("deferral_code", "")
         if not code:
             return
-        if random.random() < 0.2:
+        if number % 5 == 4:
             if await self._decide(approval, "deny", {"reason": "no"}):
                 self.denied.add(approval)
             return
@@ -116,25 +105,14 @@ class Load:
         return answer
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
-    fast = {"rate": 1000, "burst": 1000}
-    chosen: dict[str, Any] = {"log_level": "info", "limits": {"admin": fast, "exchanges": fast}}
-    if request.param == "postgres":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        chosen["database"] = postgres.database()
-    return chosen
-
-
 @pytest.mark.timeout(600)
 async def test_what_was_acknowledged_stands_and_nothing_is_half_done(
-    tmp_path: Path, overrides: dict[str, Any], kills: int
+    tmp_path: Path, world: World, kills: int
 ) -> None:
     secret = tmp_path / "webhook.secret"
     secret.write_bytes(b"whsec_" + base64.b64encode(b"x" * 32))
     secret.chmod(0o600)
     async with aiohttp.ClientSession() as client:
-        world = World(tmp_path / "world", free_url(), clock=time.time, overrides=overrides)  # type: ignore[arg-type]
         load = Load(Served(world, None, client))  # type: ignore[arg-type]
         app = web.Application()
         app.router.add_post("/", load.hear)
@@ -143,38 +121,33 @@ async def test_what_was_acknowledged_stands_and_nothing_is_half_done(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         hook = f"http://127.0.0.1:{runner.addresses[0][1]}/"
         webhook = {"name": "ops", "url": hook, "secret_file": str(secret)}
+        fast = {"rate": 1000, "burst": 1000}
         world.overrides |= {
-            "bind": world.url.removeprefix("http://"),
+            "limits": {"admin": fast, "exchanges": fast},
             "approvals": {**APPROVALS, "open": 10_000, "notices": {"webhooks": [webhook]}},
         }
         world.root.mkdir()
         world.write_grants([*GRANTS, CLOSING])
         program = Program.of("broker", world.write(), tmp_path / "run")
         async with program:
-            clients = [asyncio.create_task(load.client()) for _ in range(_CLIENTS)]
-            for _ in range(kills):
-                await load.more(random.randint(2, 6))
-                await asyncio.sleep(random.uniform(0, 0.05))  # any moment, not always the same one
-                program.kill()
-                program.start()
-                await program.listening()
-            await load.more(3)
-            load.stopped = True
-            await asyncio.gather(*clients)
+            async with load.clients(_CLIENTS):
+                await crash.kill_again_and_again(
+                    program, load, kills, after=(2, 6), within=0.05, ready=program.listening
+                )
             report = await check(load)
         await runner.cleanup()
     print(f"{kills} kills, {report}")
 
 
 async def check(load: Load) -> str:
-    stored = {item["id"]: item for item in await items(load.served, "/v1/approvals")}
+    stored = {item["id"]: item for item in await load.served.items("/v1/approvals")}
     assert not load.faults, load.faults[:3]
     approved = {name for name, item in stored.items() if item["state"] in {"approved", "used"}}
     denied = {name for name, item in stored.items() if item["state"] == "denied"}
     assert load.approved <= approved, "acknowledged and lost"
     assert load.denied <= denied, "acknowledged and lost"
     # Done wholly or not at all: with each vote its record, in both directions.
-    actions = await items(load.served, "/v1/admin/actions")
+    actions = await load.served.items("/v1/admin/actions")
     for verdict, found in (("approve", approved), ("deny", denied)):
         recorded = [each["subject"] for each in actions if each["action"] == f"approval.{verdict}"]
         assert Counter(recorded) == Counter(found)
@@ -191,9 +164,7 @@ async def check(load: Load) -> str:
     told = {("approval.requested", name) for name in stored}
     told |= {("approval.approved", name) for name in approved}
     told |= {("approval.denied", name) for name in denied}
-    async with asyncio.timeout(30):
-        while len(told - load.told) > len(told) // 10:
-            await asyncio.sleep(0.1)
+    await until(lambda: len(told - load.told) <= len(told) // 10, "notices", 60)
     spent = sum(stored[name]["used"] for name in approved) - sum(load.issued.values())
     return (
         f"{len(load.approved)} approvals acknowledged, {len(approved)} stored, {len(load.denied)} "

@@ -8,13 +8,10 @@ nobody revoked has become inactive.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,13 @@ import jwt
 import pytest
 
 from tests.integration.broker_support import TICKETS, Served, World
-from tests.support.ports import free_url
-from tests.support.postgres import Postgres
+from tests.support import crash
 from tests.support.procs import Program
 from valetkey.contracts import oauth
 
 _CLIENTS = 4
 _ROTATION = {"rotate_every": "2s", "publish_before": "500ms", "overlap": "1s"}
+_ROTATED = 5.0
 
 
 @dataclass
@@ -40,27 +37,18 @@ class Issued:
     """``None``: asked for, but never acknowledged."""
 
 
-@dataclass
-class Load:
-    """Clients that never pause; what is not acknowledged is neither done nor undone."""
+class Load(crash.Load):
+    """Clients get tokens, and give every third back."""
 
-    served: Served
-    issued: list[Issued] = field(default_factory=list)
-    stopped: bool = False
-    refused: list[tuple[int, Any]] = field(default_factory=list)
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.served = served
+        self.issued: list[Issued] = []
+        self.refused: list[tuple[int, Any]] = []
 
-    async def client(self) -> None:
-        while not self.stopped:
-            try:
-                await self._step()
-            except (aiohttp.ClientError, ConnectionError):
-                await asyncio.sleep(0.01)  # it is being started again
-
-    async def more(self, count: int) -> None:
-        wanted = len(self.issued) + count
-        async with asyncio.timeout(60):
-            while len(self.issued) < wanted:
-                await asyncio.sleep(0.005)
+    @property
+    def acknowledged(self) -> int:
+        return len(self.issued)
 
     async def revoked(self, issued: Issued) -> bool:
         """Whether the broker says that the token does not count."""
@@ -68,7 +56,7 @@ class Load:
         assert status == 200, answer
         return not answer["active"]
 
-    async def _step(self) -> None:
+    async def step(self) -> None:
         world = self.served.world
         assertion = world.assertion()
         status, body, _ = await self.served.post(world.form(assertion))
@@ -77,7 +65,7 @@ class Load:
             return
         issued = Issued(body["access_token"], assertion)
         self.issued.append(issued)
-        if random.random() < 0.3:
+        if len(self.issued) % 3 == 0:
             issued.revoked = None
             status, body, _ = await self.served.post(self._about(issued), path="/revoke")
             if status == 200:
@@ -93,43 +81,20 @@ class Load:
         }
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"keys": _ROTATION, "log_level": "info"}
-    if request.param == "postgres":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        chosen["database"] = postgres.database()
-    return chosen
-
-
-@asynccontextmanager
-async def loaded(world: World, program: Program) -> AsyncIterator[Load]:
-    async with aiohttp.ClientSession() as client:
-        load = Load(Served(world, None, client))  # type: ignore[arg-type]
-        clients = [asyncio.create_task(load.client()) for _ in range(_CLIENTS)]
-        try:
-            yield load
-        finally:
-            load.stopped = True
-            await asyncio.gather(*clients)
-
-
 @pytest.mark.timeout(900)
-async def test_what_was_acknowledged_stands(
-    tmp_path: Path, overrides: dict[str, Any], kills: int
-) -> None:
-    world = World(tmp_path / "world", free_url(), clock=time.time, overrides=overrides)  # type: ignore[arg-type]
-    world.overrides["bind"] = world.url.removeprefix("http://")
+async def test_what_was_acknowledged_stands(tmp_path: Path, world: World, kills: int) -> None:
+    world.overrides["keys"] = _ROTATION
     program = Program.of("broker", world.write(), tmp_path / "run")
-    async with program, loaded(world, program) as load:
-        for _ in range(kills):
-            await load.more(random.randint(10, 60))
-            await asyncio.sleep(random.uniform(0, 0.05))  # any moment, not always the same one
-            program.kill()
-            program.start()
-            await program.listening()
-        await load.more(20)
-        load.stopped = True
+    async with program, aiohttp.ClientSession() as client:
+        load = Load(Served(world, None, client))  # type: ignore[arg-type]
+        async with load.clients(_CLIENTS):
+            begun = time.monotonic()
+            await crash.kill_again_and_again(
+                program, load, kills, after=(10, 60), within=0.05, ready=program.listening
+            )
+            # However quick that was: two keys at least have signed.
+            while time.monotonic() - begun < _ROTATED:
+                await load.more(1)
         report = await check(load)
     print(f"{kills} kills, {report}")
 
@@ -137,7 +102,6 @@ async def test_what_was_acknowledged_stands(
 async def check(load: Load) -> str:
     _, raw, _ = await load.served.get("/jwks")
     keys = {key["kid"]: jwt.PyJWK(key) for key in json.loads(raw)["keys"]}
-    now = time.time()
     used_keys = set()
     for issued in load.issued:
         kid = jwt.get_unverified_header(issued.token)["kid"]
@@ -150,7 +114,7 @@ async def check(load: Load) -> str:
             audience=TICKETS,
             options={"verify_exp": False},
         )
-        if claims["exp"] <= now + 5 or issued.revoked is None:
+        if claims["exp"] <= time.time() + 5 or issued.revoked is None:
             continue
         assert await load.revoked(issued) is issued.revoked
     for issued in random.sample(load.issued, min(40, len(load.issued))):

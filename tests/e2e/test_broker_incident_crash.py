@@ -7,12 +7,10 @@ sidecars, the administrator's action. None is half there.
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import random
 import time
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ import aiohttp
 import pytest
 
 from tests.integration.broker_support import IDP, Served, World
-from tests.support.ports import free_url
-from tests.support.postgres import Postgres
+from tests.support import crash
 from tests.support.procs import Program
 from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.changes import Changes
@@ -34,36 +31,27 @@ from valetkey.contracts.signals import Signal
 _CLIENTS = 3
 
 
-@dataclass
-class Operators:
-    """They open incidents and never pause."""
+class Operators(crash.Load):
+    """They open incidents."""
 
-    served: Served
-    acknowledged: dict[str, str] = field(default_factory=dict)
-    """Incident by subject."""
-    asked: int = 0
-    stopped: bool = False
-    faults: list[Any] = field(default_factory=list)
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.served = served
+        self.opened: dict[str, str] = {}
+        """Incident by subject."""
+        self.faults: list[Any] = []
+        self._numbers = itertools.count()
 
-    async def work(self) -> None:
-        while not self.stopped:
-            with suppress(aiohttp.ClientError, ConnectionError):
-                await self._open()
-            await asyncio.sleep(0.005)
+    @property
+    def acknowledged(self) -> int:
+        return len(self.opened)
 
-    async def more(self, count: int) -> None:
-        wanted = len(self.acknowledged) + count
-        async with asyncio.timeout(60):
-            while len(self.acknowledged) < wanted:
-                await asyncio.sleep(0.005)
-
-    async def _open(self) -> None:
-        self.asked += 1
-        subject = f"bot-{self.asked}"
+    async def step(self) -> None:
+        subject = f"bot-{next(self._numbers)}"
         body = {"reason": "r", "subject": {"issuer": IDP, "subject": subject}}
         status, document, _ = await self.served.manage("POST", "/v1/incidents", body)
         if status == 201:
-            self.acknowledged[subject] = document["id"]
+            self.opened[subject] = document["id"]
         elif status != 503:
             self.faults.append((status, document))
 
@@ -76,39 +64,27 @@ class Silent:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 async def test_an_incident_is_there_whole_or_not_at_all(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str, kills: int
+    tmp_path: Path, world: World, kills: int
 ) -> None:
-    limits = {"admin": {"rate": 10_000, "burst": 10_000}}
-    overrides: dict[str, Any] = {"log_level": "info", "limits": limits}
-    if kind == "postgres":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        overrides["database"] = postgres.database()
-    world = World(tmp_path / "world", free_url(), clock=time.time, overrides=overrides)  # type: ignore[arg-type]
-    world.overrides["bind"] = world.url.removeprefix("http://")
+    world.overrides["limits"] = {"admin": {"rate": 10_000, "burst": 10_000}}
     program = Program.of("broker", world.write(), tmp_path / "run")
     async with program, aiohttp.ClientSession() as client:
         served = Served(world, None, client)  # type: ignore[arg-type]
         operators = Operators(served)
-        working = [asyncio.create_task(operators.work()) for _ in range(_CLIENTS)]
-        for _ in range(kills):
-            await operators.more(random.randint(5, 25))
-            await asyncio.sleep(random.uniform(0, 0.03))
-            program.kill()
-            program.start()
-            await program.listening()
-        await operators.more(5)
-        operators.stopped = True
-        await asyncio.gather(*working)
+        async with operators.clients(_CLIENTS):
+            await crash.kill_again_and_again(
+                program, operators, kills, after=(5, 25), within=0.03, ready=program.listening
+            )
         assert not operators.faults, operators.faults[:3]
-        for subject in random.sample(sorted(operators.acknowledged), 20):
+        opened = sorted(operators.opened)
+        for subject in random.sample(opened, min(20, len(opened))):
             form = world.form(world.workload(subject, iat=int(time.time()) - 120))
             status, body, _ = await served.exchange(form)
             assert (status, body["code"]) == (400, "subject.contained"), subject
     stored = await look(world)
-    assert operators.acknowledged.items() <= stored.items()
-    print(f"{kills} kills, {len(operators.acknowledged)} acknowledged, {len(stored)} in force")
+    assert operators.opened.items() <= stored.items()
+    print(f"{kills} kills, {len(opened)} acknowledged, {len(stored)} in force")
 
 
 async def look(world: World) -> dict[str, str]:

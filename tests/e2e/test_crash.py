@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import random
-import time
 from collections import Counter
-from dataclasses import dataclass, field
 
-import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.support import crash
 from tests.support.fleet import Fleet
 from valetkey.contracts import events
 
 _CLIENTS = 16
 
 
-@dataclass
-class Load:
-    """Clients that call without a pause, each call with a number of its own in its path."""
+class Load(crash.Load):
+    """Each call has a number of its own in its path."""
 
-    url: str
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
-    answered: set[int] = field(default_factory=set)
-    sent: int = 0
-    stopped: bool = False
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+        self.answered: set[int] = set()
+        self.sent = 0
 
-    async def client(self, session: aiohttp.ClientSession) -> None:
-        while not self.stopped:
-            number = next(self.numbers)
-            self.sent += 1
-            try:
-                async with session.get(f"{self.url}/api/n{number}") as response:
-                    await response.read()
-                    if response.status == 200:
-                        self.answered.add(number)
-            except (aiohttp.ClientError, ConnectionError):
-                await asyncio.sleep(0.01)  # it is being started again
+    @property
+    def acknowledged(self) -> int:
+        return len(self.answered)
 
-    async def more(self, count: int) -> None:
-        """Wait until so many further calls were answered."""
-        wanted = len(self.answered) + count
-        async with asyncio.timeout(20):
-            while len(self.answered) < wanted:
-                await asyncio.sleep(0.005)
-
-
-async def crash(fleet: Fleet, kills: int) -> tuple[Load, list[float]]:
-    load = Load(fleet.url)
-    restarts = []
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        clients = [asyncio.ensure_future(load.client(session)) for _ in range(_CLIENTS)]
-        for _ in range(kills):
-            await load.more(random.randint(20, 200))
-            await asyncio.sleep(random.uniform(0, 0.02))  # any moment of a call, not the same one
-            fleet.sidecar.kill()
-            begun = time.monotonic()
-            fleet.sidecar.start()
-            await fleet.up()
-            restarts.append(time.monotonic() - begun)
-        await load.more(50)
-        load.stopped = True
-        await asyncio.gather(*clients)
-    return load, restarts
+    async def step(self) -> None:
+        number = self.sent
+        self.sent += 1
+        url = f"{self._fleet.url}/api/n{number}"
+        async with self._fleet.client.get(url) as response:
+            await response.read()
+            if response.status == 200:
+                self.answered.add(number)
 
 
 async def quick(_request: web.Request) -> web.StreamResponse:
@@ -106,7 +74,11 @@ async def test_no_answered_call_is_missing(tmp_path, kills, record_property):
     fleet = Fleet(tmp_path)
     fleet.target = quick
     async with fleet.running():
-        load, restarts = await crash(fleet, kills)
+        load = Load(fleet)
+        async with load.clients(_CLIENTS):
+            restarts = await crash.kill_again_and_again(
+                fleet.sidecar, load, kills, after=(20, 200), within=0.02, ready=fleet.up
+            )
         report = await check(fleet, load, kills)
     report += f"; restart to ready: median {sorted(restarts)[len(restarts) // 2]:.2f} s"
     record_property("report", report)

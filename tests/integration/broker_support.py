@@ -381,6 +381,17 @@ class Served:
             body = await response.read()
             return response.status, json.loads(body) if body else None, response.headers
 
+    async def items(self, path: str) -> list[dict[str, Any]]:
+        """All that a list of the admin API has, page by page."""
+        found: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            _, page, _ = await self.manage("GET", f"{path}?limit=500&after={after}")
+            found += page["items"]
+            after = page.get("next", "")
+            if not after:
+                return found
+
     async def get(self, path: str) -> tuple[int, Any, Any]:
         async with self.client.get(self.where + path) as response:
             return response.status, await response.read(), response.headers

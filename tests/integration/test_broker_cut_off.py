@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,20 @@ from tests.integration.feed_support import Receiver
 from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from tests.support.relay import Relay, relaying
+from tests.support.waiting import until
 from valetkey.broker.app import Broker
 from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.store import changes as module
 from valetkey.contracts import oauth
 from valetkey.contracts.errors import ConfigError
 
-LIMIT = 1.5
+LIMIT = 3.0
 REFUSED = (503, "service.unavailable")
 
 
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is, but shorter: three sweeps."""
+    """As it is, but shorter: six sweeps."""
     monkeypatch.setattr(module, "CURRENT_FOR", LIMIT)
 
 
@@ -52,13 +53,6 @@ async def replicas(world: World, postgres: Postgres) -> AsyncIterator[tuple[Serv
                 yield one, other, relay
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.05)
-
-
 async def is_ready(served: Served) -> bool:
     return bool((await served.get("/readyz"))[0] == 200)
 
@@ -79,22 +73,20 @@ async def test_a_replica_that_is_cut_off_says_yes_to_nobody(
         await asyncio.sleep(0.2)
 
         relay.cut()
-        cut_at = time.monotonic()
         assert (await other.exchange(form, path="/revoke"))[0] == 200
 
         async def refuses() -> bool:
             status, body, _ = await one.exchange(form, path="/introspect")
             return (status, body.get("code")) == REFUSED
 
-        await until(refuses, LIMIT + 1)
+        await until(refuses, "it refuses")
         status, body, headers = await one.exchange(asked)
         assert (status, body["code"]) == REFUSED
         assert headers["Retry-After"]
         # The poll that waited is not left to wait for what can't come.
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(15):
             status, body = await waiting
         assert (status, body["code"]) == REFUSED
-        assert time.monotonic() - cut_at < LIMIT + 3
         status, body = await receiver.ask("POST", receiver.path, {"returnImmediately": True})
         assert (status, body["code"]) == REFUSED
         assert not await is_ready(one)
@@ -102,7 +94,7 @@ async def test_a_replica_that_is_cut_off_says_yes_to_nobody(
         assert (await other.exchange(asked))[0] == 200
 
         relay.mend()
-        await until(lambda: is_ready(one), 5)
+        await until(lambda: is_ready(one), "it is ready again")
         status, body, _ = await one.exchange(form, path="/introspect")
         assert (status, body) == (200, {"active": False})
         assert (await one.exchange(asked))[0] == 200
@@ -155,9 +147,12 @@ async def test_the_lists_of_a_replica_that_is_cut_off_are_not_given_out(
         path = uri.removeprefix(world.url)
         assert (await one.get(path))[0] == 200
         relay.cut()
-        await asyncio.sleep(LIMIT + 0.2)
-        status, raw, _ = await one.get(path)
-        assert (status, json.loads(raw)["code"]) == REFUSED
+
+        async def refuses() -> bool:
+            status, raw, _ = await one.get(path)
+            return status != 200 and (status, json.loads(raw)["code"]) == REFUSED
+
+        await until(refuses, "it gives out none")
 
 
 @pytest.mark.parametrize("error", [ConfigError("another master key"), ValueError("what is this")])
@@ -185,12 +180,12 @@ async def test_a_change_that_cannot_be_applied_is_not_passed_over(
             status, body, _ = await served.exchange(asked)
             return (status, body.get("code")) == REFUSED
 
-        await until(refuses, LIMIT + 1)
+        await until(refuses, "it refuses")
         status, raw, _ = await served.get("/readyz")
         assert status == 503
         assert "changes" in json.loads(raw)["reason"]
         failing = False
-        await until(lambda: is_ready(served), 2)
+        await until(lambda: is_ready(served), "it is ready again")
         assert applied == ["a"]
         assert (await served.exchange(asked))[0] == 200
 
@@ -198,12 +193,12 @@ async def test_a_change_that_cannot_be_applied_is_not_passed_over(
 async def test_a_start_that_takes_long_ends_with_a_replica_that_is_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CURRENT_FOR", 0.3)
+    monkeypatch.setattr(module, "CURRENT_FOR", 1.0)
     load = SignalsPart.load
 
     async def slow(part: SignalsPart) -> None:
         await load(part)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)
 
     monkeypatch.setattr(SignalsPart, "load", slow)
     config = await asyncio.to_thread(World(tmp_path, free_url()).settings)
@@ -217,7 +212,9 @@ async def test_a_start_that_takes_long_ends_with_a_replica_that_is_current(
 async def test_a_replica_with_nothing_to_do_stays_current(tmp_path: Path) -> None:
     world = World(tmp_path, free_url())
     async with serving(world) as served:
-        deadline = time.monotonic() + 2 * LIMIT
-        while time.monotonic() < deadline:
-            assert (await served.exchange(world.form(world.workload())))[0] == 200
-            await asyncio.sleep(0.05)
+        changes = served.broker.base.changes
+        for _ in range(3):
+            before = changes.applied_at
+            await until(lambda before=before: changes.applied_at > before, "it has looked again")
+        assert changes.is_current()
+        assert (await served.exchange(world.form(world.workload())))[0] == 200

@@ -233,17 +233,15 @@ async def test_a_server_that_is_silent_costs_its_time_and_blocks_nobody(
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
         url = f"ldaps://localhost:{silent.getsockname()[1]}"
-        async with opened(slapd, tmp_path, url=url, timeout=Duration(0.3)) as directory:
-            began = time.monotonic()
+        async with opened(slapd, tmp_path, url=url, timeout=Duration(1)) as directory:
             asked = asyncio.gather(*(refused(directory, f"user{n}") for n in range(12)))
-            longest = 0.0
+            turns = 0
             while not asked.done():
-                before = time.monotonic()
                 await asyncio.sleep(0.01)
-                longest = max(longest, time.monotonic() - before)
+                turns += 1
             await asked
-            assert time.monotonic() - began < 5
-            assert longest < 0.3
+            # Were the loop what waits, it would have turned once for each.
+            assert turns > 2 * 12
 
 
 async def test_many_ask_once(slapd: Slapd, tmp_path: Path, monkeypatch: Any) -> None:

@@ -67,7 +67,7 @@ async def before_its_turn(
 
     monkeypatch.setattr(base.database, "take_turn", stops)
     held = asyncio.ensure_future(work)
-    await asyncio.wait_for(stopped.wait(), 5)
+    await asyncio.wait_for(stopped.wait(), 15)
     yield held
     go_on.set()
 
@@ -155,7 +155,7 @@ async def test_the_last_use_is_claimed_by_two(
 
 async def test_a_use_that_is_not_the_last_waits_for_no_turn(base: Foundation) -> None:
     async with base.database.write_in_turn():
-        assert await asyncio.wait_for(base.uses.claim([("counted", 3)]), 5)
+        assert await asyncio.wait_for(base.uses.claim([("counted", 3)]), 15)
 
 
 async def test_what_a_check_refuses_undoes_the_last_use_too(base: Foundation) -> None:

@@ -84,10 +84,10 @@ async def test_nothing_unforeseen_ends_the_housekeeping(
 
         with monkeypatch.context() as patch:
             patch.setattr(ring, "rotate", fail)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 await tried.wait()
         monkeypatch.setattr(ring, "rotate", again)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await done.wait()
         assert (await broker.get("/readyz"))[0] == 200
 

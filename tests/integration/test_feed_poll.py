@@ -44,7 +44,7 @@ async def test_a_poll_waits_until_there_is_something(served: Served) -> None:
     begun = time.monotonic()
     await publish(served, ended("t-1", txn="inc-1"))
     answer = await poll
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 15  # and not when it would have ended anyhow
     assert await receiver.events(answer) == [ended("t-1", txn="inc-1")]
     assert answer["moreAvailable"] is False
 
@@ -53,7 +53,7 @@ async def test_a_poll_waits_no_longer_than_is_preferred(served: Served) -> None:
     receiver = await following(served)
     begun = time.monotonic()
     assert await receiver.poll(wait=1) == {"sets": {}, "moreAvailable": False}
-    assert 0.9 < time.monotonic() - begun < 5
+    assert 0.9 < time.monotonic() - begun < 15
 
 
 async def test_what_is_not_acknowledged_is_sent_again(served: Served) -> None:
@@ -187,7 +187,7 @@ async def test_a_broker_that_stops_lets_go_of_who_waits(tmp_path) -> None:
         poll = asyncio.ensure_future(receiver.poll(wait=30))
         await until_waiting(served)
         await served.broker.app.shutdown()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             assert (await poll)["sets"] == {}
 
 
@@ -280,7 +280,7 @@ async def test_what_one_replica_published_wakes_polls_at_the_other(
         begun = time.monotonic()
         await publish(one, ended("t-1"))
         assert len((await poll)["sets"]) == 1
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 15
 
 
 async def test_a_receiver_that_changes_replicas_misses_nothing(

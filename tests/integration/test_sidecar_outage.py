@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import jwt
 import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, token_of
 
 
 @pytest.fixture
@@ -33,17 +34,19 @@ async def test_broker_down_cached_works_until_it_expires_then_503(fleet):
     fleet.broker_changes = {"token_ttl": "3s"}
     async with fleet.running(collector=False):
         assert (await fleet.call("/api/1"))[0] == 200
-        begun = time.monotonic()
         fleet.broker.kill()
         status, headers = await expect(fleet, "broker.unavailable", method="POST")  # a new key
         assert status == 503
         assert int(headers["Retry-After"]) > 0
-        served = 0.0
-        while (await fleet.call("/api/1"))[0] == 200:
-            served = time.monotonic() - begun
-            assert served < 3.2
-            await asyncio.sleep(0.02)
-        assert served > 2.0  # 3 s less a tenth
+
+        async def ended():
+            return (await fleet.call("/api/1"))[0] != 200
+
+        await fleet.until(ended, "the end of what is cached")
+        token = token_of(fleet.received[-1])
+        claims = jwt.decode(token, options={"verify_signature": False})
+        # 3 s less a tenth, from when it came; `iat` is the second in which it was issued.
+        assert time.time() >= claims["iat"] + 2.7
         status, headers = await expect(fleet, "broker.unavailable")
         assert status == 503
         assert (await fleet.readyz())[0] == 200  # other routes may still have their credentials
@@ -68,7 +71,7 @@ async def test_broker_down_does_not_bring_back_what_the_policy_refused(fleet):
 
 async def test_refreshed_ahead_nobody_waits_for_the_broker(fleet):
     """The credential is renewed at 80 %: calls go on with old and new, without a pause."""
-    fleet.broker_changes = {"token_ttl": "2s"}
+    fleet.broker_changes = {"token_ttl": "4s"}
     async with fleet.running(collector=False):
         assert (await fleet.call("/api/1"))[0] == 200
         misses = await fleet.metric("valetkey_cache_misses_total")
@@ -126,11 +129,11 @@ async def test_started_without_a_token_it_waits_for_one(fleet):
 
 
 async def test_durable_waits_for_the_commit_before_a_byte_goes_upstream(fleet):
-    """With an interval of 400 ms, calls on a durable route one after the other show it each.
+    """With an interval of two seconds, calls on a durable route one after the other show it.
 
     The order itself is shown in tests/unit/proxy/audit/test_durable.py.
     """
-    fleet.sidecar_changes["spool"] = {"dir": str(fleet.spool), "commit_every": "400ms"}
+    fleet.sidecar_changes["spool"] = {"dir": str(fleet.spool), "commit_every": "2s"}
     arrived = []
     answer = fleet.target
 
@@ -141,13 +144,11 @@ async def test_durable_waits_for_the_commit_before_a_byte_goes_upstream(fleet):
     fleet.target = target
     async with fleet.running(collector=False):
         assert (await fleet.call("/api/1", "POST"))[0] == 200  # the same scopes, not durable
-        took = []
-        for method in ("POST", "POST", "DELETE", "DELETE", "DELETE"):
-            begun = time.monotonic()
+        for method in ("POST", "POST", "DELETE", "DELETE"):
             assert (await fleet.call("/api/1", method))[0] == 200
-            took.append(arrived[-1] - begun)
-        # The first durable call may come in the middle of an interval.
-        assert max(took[:2]) < 0.3 < min(took[3:]), took
+        # Between two commits there is an interval, however late a busy machine is with a call.
+        assert arrived[-1] - arrived[-2] > 1, arrived
+        assert arrived[2] - arrived[1] < 1.5, arrived
 
 
 async def test_calls_of_a_killed_workload_end(fleet):

@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.support.fleet import Fleet
 from tests.support.streaming import Source, outcome, stream
 
-SHORT = {"first_byte": "300ms", "stall": "300ms"}
+SHORT = {"first_byte": "700ms", "stall": "700ms"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -25,9 +25,9 @@ async def running(tmp_path_factory):
     fleet = Fleet(tmp_path_factory.mktemp("events"))
     fleet.sidecar_changes["timeouts"] = SHORT
     fleet.routes += [
-        fleet.route("poll", methods=["GET"], path="/poll/{id}", timeouts={"first_byte": "5s"}),
-        fleet.route("slow", methods=["GET"], path="/slow/{id}", timeouts={"stall": "5s"}),
-        fleet.route("feed", methods=["GET"], path="/feed/{id}", timeouts={"stream": "800ms"}),
+        fleet.route("poll", methods=["GET"], path="/poll/{id}", timeouts={"first_byte": "15s"}),
+        fleet.route("slow", methods=["GET"], path="/slow/{id}", timeouts={"stall": "15s"}),
+        fleet.route("feed", methods=["GET"], path="/feed/{id}", timeouts={"stream": "2500ms"}),
     ]
     async with fleet.running(collector=False):
         yield fleet
@@ -49,7 +49,7 @@ async def test_each_event_gets_through_at_once(running, source):
             for number in range(5):
                 event = b"id: %d\ndata: %b\n\n" % (number, b"x" * size)
                 source.send(path, event)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(15):
                     assert await response.content.readexactly(len(event)) == event
                 total += len(event)
         assert await running.metric("valetkey_streams", kind="event_stream") == 1
@@ -65,13 +65,13 @@ async def test_an_event_stream_may_be_silent_longer_than_other_answers(running, 
     path = "/feed/silent"
     async with stream(running, path) as response:
         for _ in range(2):
-            await asyncio.sleep(0.6)  # the silence is what is tested: twice `stall`
+            await asyncio.sleep(1.4)  # the silence is what is tested: twice `stall`
+            begun = time.monotonic()
             source.send(path, b"data: 1\n\n")
             assert await response.content.readexactly(9) == b"data: 1\n\n"
-        begun = time.monotonic()
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.content.read()
-        assert time.monotonic() - begun > 0.7
+        assert time.monotonic() - begun >= 2.5
     ended = await outcome(running, path)
     assert (ended["outcome"], ended["code"]) == ("cut", "stream.idle")
 
@@ -98,7 +98,7 @@ async def test_a_route_has_time_limits_of_its_own(running):
         if request.path.startswith("/slow"):
             await response.prepare(request)
             await response.write(b"a")
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.5)
         if not response.prepared:
             await response.prepare(request)
         await response.write(b"b")
@@ -135,7 +135,7 @@ def fleet(tmp_path):
 
 
 async def test_streams_and_waiting_calls_get_the_time_to_drain_and_are_then_cut(fleet):
-    fleet.sidecar_changes["timeouts"] = {"drain": "1s"}
+    fleet.sidecar_changes["timeouts"] = {"drain": "3s"}
     waiting = asyncio.Event()
 
     async def target(_request):
@@ -146,7 +146,7 @@ async def test_streams_and_waiting_calls_get_the_time_to_drain_and_are_then_cut(
     source = Source(fleet)
     async with fleet.running(collector=False):
         call = asyncio.ensure_future(fleet.call("/api/waits"))
-        await asyncio.wait_for(waiting.wait(), 5)
+        await asyncio.wait_for(waiting.wait(), 15)
         async with stream(fleet, "/api/streams") as response:
             source.send("/api/streams", b"data: 1\n\n")
             assert await response.content.readexactly(9)
@@ -161,7 +161,7 @@ async def test_streams_and_waiting_calls_get_the_time_to_drain_and_are_then_cut(
             assert await response.content.readexactly(9) == b"data: 2\n\n"
             with pytest.raises(aiohttp.ClientPayloadError):
                 await response.content.read()
-            assert time.monotonic() - begun > 0.9
+            assert time.monotonic() - begun >= 3
         status, problem = await call
         assert (status, problem["code"]) == (503, "proxy.draining")
         assert await fleet.sidecar.ended() == 0

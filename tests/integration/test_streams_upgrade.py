@@ -15,13 +15,15 @@ import pytest
 
 from tests.support.recording import OK, Recording, Wire
 from tests.support.sidecar import Client, Sidecar, World, target, whole
+from tests.support.waiting import until_sync
+from valetkey.contracts.events import TYPE_DECISION, TYPE_OUTCOME
 from valetkey.proxy.core.websocket import accept_key
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 §1.3, with its answer
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-SOON = 5.0
+SOON = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def test_what_a_target_gets(sidecar: Sidecar, upstream: Recording) -> None:
             b"authorization: bearer",
         ]
     )
-    decision = [e["data"] for e in sidecar.events() if e["type"].endswith("decision.v1")][-1]
+    decision = sidecar.events(TYPE_DECISION)[-1]["data"]
     assert decision["unmapped"]["protocol"] == "websocket"
     assert set(decision["unmapped"]["dropped"]) == {"authorization", "sec-websocket-protocol"}
 
@@ -352,15 +354,15 @@ def ends(sidecar: Sidecar, upstream: Recording) -> Iterator[Ends]:
 
 
 def outcome(sidecar: Sidecar) -> dict[str, Any]:
-    """Of the last call, waiting for it."""
-    deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline:
-        calls = [e for e in sidecar.events() if ".call." in e["type"]]
-        if calls and calls[-1]["type"].endswith("outcome.v1"):
-            found: dict[str, Any] = calls[-1]["data"]["unmapped"]
-            return found
-        time.sleep(0.01)
-    raise AssertionError("no outcome")
+    """Of the call that was decided on last, waiting for it."""
+    call = sidecar.events(TYPE_DECISION)[-1]["id"]
+
+    def ended() -> list[dict[str, Any]]:
+        said = [event["data"]["unmapped"] for event in sidecar.events(TYPE_OUTCOME)]
+        return [each for each in said if each["decision"] == call]
+
+    (found,) = until_sync(ended, "the outcome", SOON)
+    return found
 
 
 def test_anything_goes_both_ways(sidecar: Sidecar, ends: Ends) -> None:

@@ -76,7 +76,7 @@ async def running(tmp_path_factory, authority):
             {"bind": f"127.0.0.1:{fleet.port}"},
             {"bind": f"127.0.0.1:{fleet.forward}", "mode": "forward"},
         ],
-        "timeouts": {"drain": "1s"},
+        "timeouts": {"drain": "3s"},
         "interception": {"certificate_file": str(directory / "sidecar.pem")},
         "targets": {
             "tickets": target | {"url": f"http://127.0.0.1:{plain}", "prefix": "/plain"},
@@ -128,7 +128,7 @@ async def test_messages_of_every_kind(running, way):
         assert await socket.recv() == "in three fragments"
         await socket.send("fragments")
         assert [piece async for piece in socket.recv_streaming()] == ["a", "b", "c", ""]
-        await asyncio.wait_for(await socket.ping(b"data"), 5)
+        await asyncio.wait_for(await socket.ping(b"data"), 15)
         await socket.close(4321, "enough")
     [credential] = running.echo.header("Authorization")
     assert credential.startswith("Bearer ey")
@@ -203,9 +203,6 @@ async def test_a_handshake_that_is_not_allowed(running):
     assert b"target.no_match" in refused.value.response.body
 
 
-# The two last ones take away what the others need.
-
-
 async def test_who_is_granted_nothing_loses_the_tunnel(running):
     """The close is no clean one, over TLS neither, and in WebSocket's terms neither."""
     ways = ("plain", "secure", "tunnel")
@@ -217,11 +214,20 @@ async def test_who_is_granted_nothing_loses_the_tunnel(running):
             await socket.send("x")
             assert await socket.recv() == "x"
         running.renew("system:serviceaccount:agents:other")  # who is granted nothing
-        for socket in sockets:
-            async with asyncio.timeout(5):
-                with pytest.raises(ConnectionClosedError):
-                    await socket.recv()
-            assert socket.close_code == 1006
+        try:
+            for socket in sockets:
+                async with asyncio.timeout(15):
+                    with pytest.raises(ConnectionClosedError):
+                        await socket.recv()
+                assert socket.close_code == 1006
+        finally:
+            running.renew()
+
+            async def allowed():
+                async with running.client.get(f"{running.url}/plain/") as response:
+                    return response.status == 426  # by the server: it wants an upgrade
+
+            await running.until(allowed, "the identity is back")
     for way in ways:
         ended = await outcome(running, f"/lost-{way}")
         assert (ended["outcome"], ended["code"]) == ("cut", "grant.missing")
@@ -230,21 +236,23 @@ async def test_who_is_granted_nothing_loses_the_tunnel(running):
 
 
 async def test_tunnels_get_the_time_to_drain_and_are_then_cut_and_recorded(running):
-    running.renew()
+    try:
+        async with dial(running, "plain", "/drained") as socket:
+            running.sidecar.terminate()
 
-    async def allowed():
-        async with running.client.get(f"{running.url}/plain/") as response:
-            return response.status == 426  # by the server: it wants an upgrade
+            async def draining():
+                return (await running.readyz())[1].get("reason") == "draining"
 
-    await running.until(allowed, "the identity is back")
-    async with dial(running, "plain", "/drained") as socket:
-        running.sidecar.terminate()
-        await asyncio.sleep(0.5)
-        await socket.send("x")
-        assert await socket.recv() == "x"
-        async with asyncio.timeout(5):
-            with pytest.raises(ConnectionClosedError):
-                await socket.recv()
-    assert await running.sidecar.ended() == 0
+            await running.until(draining, "the sidecar takes its leave")
+            await socket.send("x")
+            assert await socket.recv() == "x"
+            async with asyncio.timeout(15):
+                with pytest.raises(ConnectionClosedError):
+                    await socket.recv()
+        assert await running.sidecar.ended() == 0
+    finally:
+        running.sidecar.kill()
+        running.sidecar.start()  # for whoever comes next
+        await running.up()
     ended = await outcome(running, "/drained")
     assert (ended["outcome"], ended["code"]) == ("cut", "proxy.draining")

@@ -149,7 +149,7 @@ def test_a_body_streams_before_it_has_ended(
     with sidecar.open() as client:
         client.send(post(f"{lane}/", "Content-Length: 11"))
         client.send(b"hello")
-        assert step.acquire(timeout=5)
+        assert step.acquire(timeout=15)
         assert arrived == [b"hello"]
         client.send(b" world")
         assert client.answer().body == b"ok"
@@ -170,7 +170,7 @@ def test_chunks_stream_one_by_one(sidecar: Sidecar, upstream: Recording, lane: s
     upstream.script(read)
     with sidecar.open() as client:
         client.send(post(f"{lane}/", "Transfer-Encoding: chunked") + b"3;x=y\r\nabc\r\n")
-        assert step.acquire(timeout=5)
+        assert step.acquire(timeout=15)
         client.send(b"2\r\nde\r\n0\r\nX-T: a\r\n\r\n")
         assert client.answer().body == b"ok"
     assert dechunk(b"".join(wires)) == b"abcde"

@@ -22,7 +22,7 @@ pytest_plugins = ["tests.support.wire_fixtures"]
 
 IDLE, SLOW = 300, 30
 CALLERS = 4
-SOON = 10.0
+SOON = 30.0
 MIB = 1 << 20
 
 
@@ -91,7 +91,7 @@ def test_a_crowd_is_borne_with(sidecar: Sidecar, upstream: Recording) -> None:
             # Those that call are answered all the while, one as well as the other.
             over.set()
             answered = [caller.result(SOON) for caller in callers]
-            assert min(answered) > max(answered) / 4 > 0
+            assert min(answered) > max(answered) / 10 > 0
             assert sidecar.metric("valetkey_connections") >= IDLE + SLOW * 2 // 3
             hits = sidecar.metric('valetkey_limit_hits_total{limit="timeouts.head"}')
             assert hits >= SLOW // 3

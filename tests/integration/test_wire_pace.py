@@ -13,11 +13,13 @@ import pytest
 
 from tests.support.recording import OK, Ended, Recording, Wire
 from tests.support.sidecar import Client, Sidecar, World, target, whole
+from valetkey.contracts.events import TYPE_OUTCOME
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
-# The sweep looks at deadlines four times a second.
-STALL, SOON = 0.3, 4.0
+# The sweep looks at deadlines four times a second. A machine that is busy may keep a test from its
+# turn for a good part of a second: what moves does so ten times before it would count as stalled.
+STALL, SOON = 1.0, 12.0
 KIB = 1 << 10
 
 
@@ -56,7 +58,7 @@ def sidecar(
             {"bind": f"unix:{wire_world.directory}/pace.sock"},
         ],
         limits={"body_rate": "1KiB"},
-        timeouts={"stall": f"{STALL}s", "idle": "500ms", "first_byte": "1200ms"},
+        timeouts={"stall": f"{STALL}s", "idle": "1s", "first_byte": "3s"},
     )
     yield made
     assert made.defects() == []
@@ -130,12 +132,12 @@ def test_one_that_stalls_is_told_apart(sidecar: Sidecar, upstream: Recording) ->
 
 
 @pytest.mark.parametrize(
-    ("path", "piece"), [("/usual/a", b"x" * 150), ("/any/a", b"x")], ids=["fast enough", "no rate"]
+    ("path", "piece"), [("/usual/a", b"x" * 300), ("/any/a", b"x")], ids=["fast enough", "no rate"]
 )
 def test_a_request_body_that_is_slow_goes_through(
     path: str, piece: bytes, sidecar: Sidecar, upstream: Recording
 ) -> None:
-    pieces = 10
+    pieces = 15
     with sidecar.open() as client:
         client.send(head(path, f"Content-Length: {pieces * len(piece)}"))
         for _ in range(pieces):
@@ -150,7 +152,7 @@ def test_a_pause_is_made_good_by_what_comes_after_it(sidecar: Sidecar, upstream:
     with sidecar.open() as client:
         client.send(head("/usual/a", "Content-Length: 4096"))
         for _ in range(4):
-            time.sleep(STALL * 0.7)
+            time.sleep(STALL * 0.5)
             client.send(b"x" * 1024)
         assert client.answer().body == b"ok"
 
@@ -169,7 +171,7 @@ def test_once_the_answer_has_begun_a_request_body_takes_its_time(
     with sidecar.open() as client:
         client.send(head("/usual/a", "Transfer-Encoding: chunked"))
         client.until(b"ok\r\n")
-        for _ in range(10):
+        for _ in range(15):
             time.sleep(0.1)
             client.send(b"1\r\nx\r\n")
         client.send(b"0\r\n\r\n")
@@ -196,18 +198,16 @@ def test_an_answer_of_known_length_that_trickles_is_cut(
     before = hits(sidecar, "limits.body_rate")
     over = answering(upstream, b"Content-Length: 1000", b"x", 100)
     with sidecar.open() as client:
-        begun = time.monotonic()
         client.send(head("/usual/a", method="GET"))
         assert client.broken()
-        assert time.monotonic() - begun < SOON
     assert over.wait(SOON)
     assert hits(sidecar, "limits.body_rate") == before + 1
-    assert sidecar.events()[-1]["data"]["unmapped"]["code"] == "target.timeout"
+    assert sidecar.events(TYPE_OUTCOME)[-1]["data"]["unmapped"]["code"] == "target.timeout"
 
 
 SLOW_ANSWERS = [
-    ("fast enough", "/usual/a", b"Content-Length: 1500", b"x" * 150),
-    ("no rate", "/any/a", b"Content-Length: 10", b"x"),
+    ("fast enough", "/usual/a", b"Content-Length: 4500", b"x" * 300),
+    ("no rate", "/any/a", b"Content-Length: 15", b"x"),
     ("chunks: it may be a stream", "/usual/a", b"Transfer-Encoding: chunked", b"1\r\nx\r\n"),
 ]
 
@@ -218,11 +218,11 @@ SLOW_ANSWERS = [
 def test_an_answer_that_is_slow_goes_through(
     name: str, path: str, framing: bytes, piece: bytes, sidecar: Sidecar, upstream: Recording
 ) -> None:
-    answering(upstream, framing, piece, 10)
+    answering(upstream, framing, piece, 15)
     with sidecar.open() as client:
         client.send(head(path, method="GET"))
         client.until(b"\r\n\r\n")
-        assert client.exactly(10 * len(piece)) == piece * 10
+        assert client.exactly(15 * len(piece)) == piece * 15
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_a_reader_that_is_slow_is_not_cut_off(
     over = upstream.script(endless)
     with small(sidecar, kind, wire_world.directory) as client:
         client.send(head("/usual/a", method="GET"))
-        assert sip(client.sock, STALL * 6) > 100 * KIB
+        assert sip(client.sock, STALL * 2.5) > 100 * KIB
     assert over.wait(SOON)
 
 
@@ -299,7 +299,7 @@ def test_the_end_of_an_answer_is_not_taken_from_a_slow_reader(
     with small(sidecar, "tcp", wire_world.directory) as client:
         client.send(head("/usual/a", method="GET"))
         time.sleep(0.1)
-        got = sip(client.sock, 1.5)
+        got = sip(client.sock, 2.5)
         while got < size:
             got += len(client.sock.recv(64 * KIB))
         assert client.ended(SOON)  # and now it is idle
@@ -326,7 +326,7 @@ def test_a_target_that_reads_slowly_is_waited_for(sidecar: Sidecar, thimble: Rec
 
     def slowly(wire: Wire) -> None:
         wire.until(b"\r\n\r\n")
-        got = len(wire._buffer) + sip(wire.sock, STALL * 6)
+        got = len(wire._buffer) + sip(wire.sock, STALL * 2.5)
         wire._buffer = b""
         while got < size:
             got += len(wire.sock.recv(64 * KIB))

@@ -13,8 +13,9 @@ from tests.support.sidecar import Sidecar, World, lanes, target
 
 pytest_plugins = ["tests.support.wire_fixtures"]
 
-# The sweep looks at deadlines four times a second; anything under this bound was the limit's work.
-SOON = 3.0
+# The sweep looks at deadlines four times a second. Whose limit it was tells the code; this bound is
+# for a machine that is busy.
+SOON = 12.0
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def sidecar(wire_world: World, session_upstream: Recording) -> Iterator[Sidecar]
         | {"small": target(url, prefix="/small", pool={"size": 1})}
         | {"brief": target(url, prefix="/brief", pool={"idle": "300ms"})},
         timeouts={
-            "head": "400ms", "first_byte": "500ms", "stall": "600ms", "idle": "700ms", "connect": "500ms",
+            "head": "1s", "first_byte": "1500ms", "stall": "1500ms", "idle": "1500ms", "connect": "1s",
         },
     )  # fmt: skip
     yield made
@@ -149,8 +150,8 @@ def test_a_request_body_that_moves_may_take_longer_too(
     sidecar: Sidecar, upstream: Recording, lane: str
 ) -> None:
     with sidecar.open() as client:
-        client.send(post(f"{lane}/", "Content-Length: 500"))
-        for _ in range(5):
+        client.send(post(f"{lane}/", "Content-Length: 800"))
+        for _ in range(8):
             time.sleep(0.25)  # the rate of the sender is what is tested
             client.send(b"x" * 100)
         assert client.answer().body == b"ok"

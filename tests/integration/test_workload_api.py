@@ -76,7 +76,7 @@ def test_no_agent_then_one_then_none_then_another(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(WorkloadApiFailed):
             api.jwt_svid(BROKER)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4  # before its time is up
         with agent:
             assert api.jwt_svid(BROKER).token
             assert api.x509_svid().chain

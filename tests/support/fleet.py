@@ -26,7 +26,7 @@ from tests.support.canaries import CANARIES
 from tests.support.idp import Idp
 from tests.support.ports import free_port
 from tests.support.procs import Program
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey
 from valetkey.proxy.audit.reader import read_segment, segments
@@ -318,7 +318,7 @@ class Fleet:
             return response.status, await response.json()
 
     async def until(
-        self, holds: Callable[[], Awaitable[bool]], what: str, seconds: float = 15.0
+        self, holds: Callable[[], Awaitable[bool]], what: str, seconds: float = SECONDS
     ) -> None:
         """Ask until it holds, with a deadline."""
         await until(holds, what, seconds, poll=0.02)

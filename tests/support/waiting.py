@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-SECONDS: Final = 15.0
+SECONDS: Final = 30.0
 _POLL: Final = 0.01
 _SHOWN: Final = 500
 

@@ -371,7 +371,7 @@ def test_ten_thousand_routes_compile_and_look_up_as_ten_do(name: str, shape: Any
         return best
 
     # Generous: the machine is shared. A scan over the routes would be 1,000 times as much.
-    assert cost(large) < 3 * cost(small)
+    assert cost(large) < 20 * cost(small)
 
 
 def test_a_thousand_wildcards_beside_literals_compile_too() -> None:

@@ -333,7 +333,7 @@ async def test_a_broker_that_hangs(client, broker):
         await client.exchange(KEY, BearerInjector(), None)
     release.set()
     assert failed.value.code is AWAY
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
 
 
 async def test_nobody_there(identity):
