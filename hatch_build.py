@@ -18,11 +18,13 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MODULES: Final = (
+    "valetkey/proxy/accounts.py",
     "valetkey/proxy/audit/recorder.py",
     "valetkey/proxy/audit/segment.py",
     "valetkey/proxy/audit/spool.py",
     "valetkey/proxy/core/authority.py",
     "valetkey/proxy/core/bounds.py",
+    "valetkey/proxy/core/compilation.py",
     "valetkey/proxy/core/credential.py",
     "valetkey/proxy/core/decision.py",
     "valetkey/proxy/core/entry.py",
@@ -42,11 +44,13 @@ MODULES: Final = (
     "valetkey/proxy/credentials/cache.py",
     "valetkey/proxy/credentials/dpop.py",
     "valetkey/proxy/credentials/header.py",
+    "valetkey/proxy/credentials/supply.py",
     "valetkey/proxy/histogram.py",
     "valetkey/proxy/http1/answer.py",
     "valetkey/proxy/http1/call.py",
     "valetkey/proxy/http1/chunked.py",
     "valetkey/proxy/http1/head.py",
+    "valetkey/proxy/http1/head_reader.py",
     "valetkey/proxy/http1/inbound.py",
     "valetkey/proxy/http1/memo.py",
     "valetkey/proxy/http1/outbound.py",
@@ -60,9 +64,12 @@ MODULES: Final = (
     "valetkey/proxy/http1/upgrade.py",
     "valetkey/proxy/identity/file.py",
     "valetkey/proxy/pep.py",
+    "valetkey/proxy/revocation.py",
     "valetkey/proxy/streams.py",
     "valetkey/proxy/tunnels.py",
     "valetkey/proxy/tally.py",
+    "valetkey/proxy/upkeep.py",
+    "valetkey/proxy/ways.py",
 )
 
 

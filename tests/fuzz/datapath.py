@@ -36,7 +36,7 @@ from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.credentials.injector import Injector
-from valetkey.proxy.http1.head import HeadReader
+from valetkey.proxy.http1.head_reader import HeadReader
 from valetkey.proxy.http1.inbound import WorkloadConnection
 from valetkey.proxy.http1.outbound import Place, TargetConnection
 from valetkey.proxy.intercept.connect import ConnectTunnels
@@ -394,8 +394,8 @@ class DataPath:
         (directory / "proxy.yaml").write_text(json.dumps(settings))
         self._sidecar = Sidecar(SettingsFile(directory / "proxy.yaml"), self.loop)
         pep = self._pep = self._sidecar.pep
-        pep._exchange = Exchanges()
-        for way in pep._ways.values():
+        pep.supply._exchange = Exchanges()
+        for way in pep.ways.by_target.values():
             way.pool._dialler = Dials(self)
         self._tunnels = ConnectTunnels(pep, None)
         tail = SegmentTail.open(self._sidecar.spool.current_path)
@@ -412,7 +412,7 @@ class DataPath:
         assert principal is not None, self._sidecar.identity.problem
         for route in pep.snapshot.routes:
             key = principal.key(route, pep.snapshot.policy_digest)
-            injector = pep._ways[route.target].injector
+            injector = pep.ways.by_target[route.target].injector
             self._sidecar.cache._entries[key] = _credential(key, injector, TOKEN)
 
     def _close(self) -> None:
@@ -431,7 +431,7 @@ class DataPath:
 
     def _offer_connections(self) -> None:
         """Idle connections to each target that carried no call yet: none has to be opened."""
-        for way in self._pep._ways.values():
+        for way in self._pep.ways.by_target.values():
             pool = way.pool
             for used in [connection for connection in pool._idle if connection.used]:
                 used.close()

@@ -18,10 +18,10 @@ from valetkey.contracts.settings import parse
 from valetkey.proxy.audit.reader import SegmentTail
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.spool import Spool
+from valetkey.proxy.core.compilation import compile_snapshot
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.entry import Entry
 from valetkey.proxy.core.eviction import Ended
-from valetkey.proxy.core.snapshot import compile_snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.held import HeldCalls
 from valetkey.proxy.http1.dial import Dialler
@@ -33,6 +33,7 @@ from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.limits import Capacity, LimitHits
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
+from valetkey.proxy.revocation import Revocation
 from valetkey.proxy.settings import ProxySettings
 
 CANARY = "canary-7f3b9c1e5d2a"
@@ -142,7 +143,7 @@ class Stand:
         self.checked = events.ChainHead(self.spool.boot, 0, events.GENESIS)
 
     def revoke(self, ended: Ended) -> None:
-        self.pep.revoke(ended)
+        Revocation(self.cache, self.held, self.pep).revoke(ended)
 
     def credential(self, number: int = 0, **fields: str) -> None:
         """What the broker answered for that route."""
@@ -168,7 +169,7 @@ class Stand:
 
     def target(self) -> TargetConnection:
         """An idle connection to the target."""
-        pool = self.pep._ways[self.snapshot.targets["tickets"]].pool
+        pool = self.pep.ways.by_target[self.snapshot.targets["tickets"]].pool
         connection = TargetConnection(pool)
         connection.connection_made(Wire())
         connection.place = Place.IDLE

@@ -14,7 +14,7 @@ PROGRAMS: Final = ("proxy", "broker", "collector")
 def check_file(program: str, file: Path, *, environ: Mapping[str, str]) -> None:
     """Load the file as the program would. Raises `ConfigError` with file, line and key."""
     if program == "proxy":
-        from valetkey.proxy.core.snapshot import compile_snapshot
+        from valetkey.proxy.core.compilation import compile_snapshot
         from valetkey.proxy.settings import ProxySettings
 
         loaded = settings.load(ProxySettings, file, program=program, environ=environ)

@@ -28,11 +28,13 @@ from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
 from valetkey.contracts.logs import Log
 from valetkey.contracts.memory import close_memory, keep_freed_memory
+from valetkey.proxy import upkeep
 from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.shipper import Shipper
 from valetkey.proxy.audit.spool import Spool
-from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
+from valetkey.proxy.core.compilation import compile_snapshot
+from valetkey.proxy.core.snapshot import Snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
 from valetkey.proxy.credentials.held import HeldCalls
@@ -48,6 +50,7 @@ from valetkey.proxy.intercept.listeners import Listener
 from valetkey.proxy.limits import Capacity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
+from valetkey.proxy.revocation import Revocation
 from valetkey.proxy.settings_file import SettingsFile
 
 if TYPE_CHECKING:
@@ -122,8 +125,9 @@ class Sidecar:
             Dialler(self._resolver, capacity),
             capacity,
         )
+        self._revocation = Revocation(self.cache, self._held, self.pep)
         self._revalidation = Revalidation(
-            self.cache, self._exchange, self.pep, current.broker.revalidate
+            self.cache, self._exchange, self._revocation, current.broker.revalidate
         )
         self._feed = self._make_feed(instance)
         self._shipper = self._make_shipper()
@@ -158,7 +162,7 @@ class Sidecar:
         return FeedReceiver(
             FeedClient(issuer, self.identity, ca_file=broker.ca_file, timeout=broker.timeout),
             self.identity,
-            self.pep,
+            self._revocation,
             self.cache,
             self._exchange,
             self.metrics,
@@ -193,7 +197,7 @@ class Sidecar:
             await listener.open()
         await self._admin.start()
         work = [identity.watch() for identity in self._identities]
-        work += [self.pep.sweep(), self._watch(), self._beat(), self._revalidation.run()]
+        work += [upkeep.sweep(self.pep), self._watch(), self._beat(), self._revalidation.run()]
         if self._feed is not None:
             work.append(self._feed.run())
         if self._shipper is not None:
@@ -208,7 +212,7 @@ class Sidecar:
         drain = self.settings.timeouts.drain
         for listener in self._listeners:
             listener.close()
-        await self.pep.drain(drain)
+        await upkeep.drain(self.pep, drain)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

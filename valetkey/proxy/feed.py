@@ -73,7 +73,7 @@ class Transmitter(Protocol):
 
 
 class Enforcement(Protocol):
-    """What is in force; see `EnforcementPoint`."""
+    """What is in force; see `Revocation`."""
 
     streams: Streams
 

@@ -1,6 +1,6 @@
 """The sidecar's settings file, as types. What each key means stands beside it.
 
-`valetkey.proxy.core.snapshot.compile_snapshot` turns a loaded `ProxySettings` into the immutable
+`valetkey.proxy.core.compilation.compile_snapshot` turns a loaded `ProxySettings` into the immutable
 snapshot that decisions are made on; everything that needs more than one key to judge is refused
 there.
 """

@@ -208,7 +208,7 @@ class Streams:
             self._check_single(call, watch, now)
             return
         watch.doubted = watch.doubted or not _same_but_for_digest(verdict.key, held.key)
-        fetch = self._pep.fetch(verdict)
+        fetch = self._pep.supply.fetch(verdict)
         if not verdict.route.per_request:
             cached = self._cache.get(verdict.key, now)
             if cached is held:
@@ -242,7 +242,7 @@ class Streams:
         deny: Deny | None = None
         try:
             async with self._turn:
-                if not await self._pep.is_active(watch.credential):
+                if not await self._pep.supply.is_active(watch.credential):
                     deny = Deny(
                         codes.SUBJECT_REVOKED, "the broker no longer stands by the credential"
                     )

@@ -116,9 +116,9 @@ class Tunnels:
 
     def refused(self, call: Call, target: Target, code: Code, reason: str) -> None:
         """The tunnel was there, and what came through it is not what it is for."""
-        self._pep.record_denial(call, Deny(code, reason, target))
+        self._pep.accounts.denied(call, Deny(code, reason, target))
         call.ended = time.monotonic()
-        self._pep.record_outcome(call, "denied", code, 0.0)
+        self._pep.accounts.outcome(call, "denied", code)
 
     def opaque(
         self,
@@ -135,7 +135,7 @@ class Tunnels:
             call.ended = time.monotonic()
             call.sent, call.received = relay.sent, relay.received
             call.status = 200
-            self._pep.record_outcome(call, relay.outcome, relay.code, 0.0)
+            self._pep.accounts.outcome(call, relay.outcome, relay.code)
             self._metrics.requests.add(None, "allowed", call.status)
             self._pep.closed_one()
 

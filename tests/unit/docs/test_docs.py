@@ -26,7 +26,7 @@ from valetkey.contracts import codes, events, settings
 from valetkey.contracts.codes import Code
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.oauth import HttpCallDetails
-from valetkey.proxy.core.snapshot import compile_snapshot
+from valetkey.proxy.core.compilation import compile_snapshot
 from valetkey.proxy.settings import ProxySettings, WorkloadSettings
 
 ROOT = Path(__file__).parents[3]

@@ -19,9 +19,10 @@ from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.decision import NeedsCredential, Principal, RequestFacts, decide
 from valetkey.proxy.core.eviction import EVERYTHING, Ended
 from valetkey.proxy.credentials.cache import CredentialCache
+from valetkey.proxy.credentials.held import HeldCalls
 from valetkey.proxy.http1.phase import Phase
 from valetkey.proxy.metrics import Metrics
-from valetkey.proxy.pep import EnforcementPoint
+from valetkey.proxy.revocation import Revocation
 from valetkey.proxy.streams import Streams
 
 LIFE = 100.0  # of a credential; it is refreshed after 80
@@ -66,6 +67,7 @@ class Stand:
         self.life = LIFE
         self._numbers = itertools.count()
         self._tasks = set()
+        self.supply = self
         self.streams = Streams(self, self.identity, self.cache, self.metrics)
 
     # what an enforcement point offers
@@ -570,8 +572,7 @@ async def test_a_limit_on_lives_is_one_on_calls_under_way(stand, single_use, see
         stand.answer = DOWN
     else:
         stand.held = asyncio.Event()
-    stand._cache = stand.cache
-    EnforcementPoint.limit_lives(stand, 10)
+    Revocation(stand.cache, HeldCalls(1), stand).limit_lives(10)
     assert credential.expires_at == credential.minted_at + 10
     await stand.sweep()
     assert call.code is None
@@ -588,7 +589,6 @@ async def test_a_limit_that_has_passed_already_cuts_at_once(stand):
     calls[0].permit.credential.single_use = True
     stand.answer = DOWN
     stand.clock.now += 20
-    stand._cache = stand.cache
-    EnforcementPoint.limit_lives(stand, 10)
+    Revocation(stand.cache, HeldCalls(1), stand).limit_lives(10)
     await stand.sweep()
     assert [call.code for call in calls] == ["stream.expired", "broker.unavailable"]

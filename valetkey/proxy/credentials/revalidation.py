@@ -29,7 +29,7 @@ class StreamCredentials(Protocol):
 
 
 class Enforcement(Protocol):
-    """What is in force; see `EnforcementPoint`."""
+    """What is in force; see `Revocation`."""
 
     @property
     def streams(self) -> StreamCredentials: ...

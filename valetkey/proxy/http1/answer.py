@@ -294,7 +294,7 @@ class Answer:
         if not done and not call.holds(answer.held):
             return
         if answer.hidden:
-            call.pep.hid_tools(answer.hidden)
+            call.pep.accounts.hid_tools(answer.hidden)
             answer.hidden = 0
         if call.phase == Phase.HOLDING:
             if answer.waits and not out and not done:

@@ -27,11 +27,12 @@ from valetkey.proxy.http1.unsent import unsent
 
 if TYPE_CHECKING:
     from valetkey.proxy.core.decision import NeedsCredential, NeedsMessage, Permit
+    from valetkey.proxy.credentials.supply import Waiting
     from valetkey.proxy.http1.head import RequestHead, ResponseHead
     from valetkey.proxy.http1.inbound import WorkloadConnection
     from valetkey.proxy.http1.relay import Relay
     from valetkey.proxy.http1.upgrade import Upgrade
-    from valetkey.proxy.pep import EnforcementPoint, Waiting
+    from valetkey.proxy.pep import EnforcementPoint
     from valetkey.proxy.streams import Watch
 
 # A body that came whole, in one piece with its head or right behind it, is kept up to this size
@@ -353,7 +354,7 @@ class Call:
         assert permit is not None
         self.kind = kind
         self.patience = permit.route.stream
-        self.pep.stream_opened(kind)
+        self.pep.accounts.stream_opened(kind)
 
     def cookies(self, head: ResponseHead) -> bytes:
         """Cookies that the target sets: the workload's if its own go there, else nobody's."""
@@ -362,13 +363,13 @@ class Call:
         if permit.target.headers.passes_sessions:
             return head.cookies
         self.sessions = True
-        self.pep.session_dropped(self)
+        self.pep.accounts.session_dropped(self)
         return b""
 
     def echoed(self, where: str) -> None:
         """The target sent the credential back, and it was overwritten."""
         if not self.scrubbed:
-            self.pep.echoed(self)
+            self.pep.accounts.echoed(self)
         if where not in self.scrubbed:
             self.scrubbed += f",{where}" if self.scrubbed else where
 

@@ -292,7 +292,7 @@ class WorkloadConnection:
         """Answer what is no request, and say goodbye: nobody knows where the next one begins."""
         self._buffer = b""
         self.close_after = True
-        self.pep.refused_head(self, error)
+        self.pep.accounts.refused_head(self, error)
         self.send_problem(error.code, "")
         self._say_goodbye()
 

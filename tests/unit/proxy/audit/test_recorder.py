@@ -264,7 +264,7 @@ def test_the_longest_outcome_fits_into_its_room(stand, who):
     call.succession = Succession(call.permit.credential)
     for attempts in range(1, MOST_ATTEMPTS + 1):
         call.succession.note(stand.cached(), attempts)
-    stand.pep.stream_opened(call.kind)
+    stand.pep.accounts.stream_opened(call.kind)
     target.connection_lost(None)
     stand.turn.run()
     connection.connection_lost(None)

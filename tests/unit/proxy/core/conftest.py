@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from valetkey.contracts import settings
-from valetkey.proxy.core.snapshot import Snapshot, compile_snapshot
+from valetkey.proxy.core.compilation import compile_snapshot
+from valetkey.proxy.core.snapshot import Snapshot
 from valetkey.proxy.settings import ProxySettings
 
 THUMBPRINT = "thumbprint-of-the-process"

@@ -15,7 +15,8 @@ from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError, TargetError
 from valetkey.proxy.core.headers import HeaderPolicy
 from valetkey.proxy.core.scrub import needles_of
-from valetkey.proxy.http1.head import HeadReader, RequestHead, ResponseHead
+from valetkey.proxy.http1.head import RequestHead, ResponseHead
+from valetkey.proxy.http1.head_reader import HeadReader
 
 MAX_SIZE, MAX_FIELDS = 4096, 20
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valetkey.contracts.errors import CallerError, TargetError
-from valetkey.proxy.http1.head import HeadReader
+from valetkey.proxy.http1.head_reader import HeadReader
 from valetkey.proxy.http1.upgrade import Upgrade
 
 HEADS = HeadReader(max_size=65536, max_fields=100, subject_header="X-User")
