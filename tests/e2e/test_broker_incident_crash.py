@@ -62,6 +62,9 @@ class Silent:
     async def publish(self, connection: Any, signal: Signal) -> str:
         raise AssertionError(signal)
 
+    async def publish_all(self, connection: Any, signals: Any) -> None:
+        raise AssertionError(signals)
+
 
 @pytest.mark.timeout(600)
 async def test_an_incident_is_there_whole_or_not_at_all(

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from sqlalchemy import delete, func, insert, select, text
@@ -90,8 +90,18 @@ class Changes:
 
     async def publish(self, connection: AsyncConnection, topic: str, key: str) -> None:
         """Announce a change from inside the transaction that makes it."""
+        await self.publish_all(connection, topic, [key])
+
+    async def publish_all(
+        self, connection: AsyncConnection, topic: str, keys: Sequence[str]
+    ) -> None:
+        """Announce changes of one topic, in this order."""
+        if not keys:
+            return
         await self._database.take_turn(connection)
-        await connection.execute(insert(CHANGES).values(topic=topic, key=key, at=time.time()))
+        now = time.time()
+        rows = [{"topic": topic, "key": key, "at": now} for key in keys]
+        await connection.execute(insert(CHANGES), rows)
         if self._database.postgres:
             await connection.execute(text(f"NOTIFY {_CHANNEL}"))
 

@@ -9,7 +9,7 @@ it writes. Nobody waits for a database that does not answer for longer than sett
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -41,6 +41,8 @@ _FAILED: Final = (SQLAlchemyError, *postgres.LOST)
 _MIGRATION_LOCK: Final = 0x76616C65
 # Who holds this one writes to what is in one order for all replicas.
 _ORDER_LOCK: Final = 0x76616C66
+# Parameters of one statement: SQLite takes 32,766, PostgreSQL's protocol 65,535.
+_PART: Final = 10_000
 
 
 class StoreError(ValetkeyError):
@@ -203,6 +205,12 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # seen; the cancellation is what goes on
         raise
+
+
+def in_parts(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So many at once as one statement takes as parameters."""
+    for begin in range(0, len(values), _PART):
+        yield values[begin : begin + _PART]
 
 
 def _engines(url: URL, limits: PostgresSettings) -> tuple[AsyncEngine, AsyncEngine | None]:

@@ -32,16 +32,14 @@ from valetkey.broker.core.grants.narrowing import (
     end_of,
     what_decides,
 )
-from valetkey.broker.store.database import Database
+from valetkey.broker.store.database import Database, in_parts
 from valetkey.broker.store.revocations import Revocations
-from valetkey.broker.store.schema import FILE_GRANTS, GRANTS
+from valetkey.broker.store.schema import FILE_GRANTS, GRANTS, WINDOWS
 from valetkey.broker.store.windows import KEPT, WindowStore
 from valetkey.contracts import settings
 
 # Who closes the windows of a grant that left the file.
 _ACTOR: Final = "system:grants_file"
-# Rows of four parameters: SQLite takes 32,766 parameters, PostgreSQL's protocol 65,535.
-_ROWS: Final = 5000
 
 
 class FileGrants:
@@ -87,9 +85,7 @@ class FileGrants:
             new = [name for name in changed if name not in standing]
             for name in await self._used_before(connection, new, known):
                 ends[name] = End(REUSED, at, closes=True)
-            told = [
-                name for name, end in sorted(ends.items()) if await self._end(connection, name, end)
-            ]
+            told = await self._end(connection, ends)
             await self._put(connection, {name: texts[name] for name in changed}, at=at)
             await self._let_go(connection, [name for name in standing if name not in file], at=at)
         return told
@@ -107,9 +103,7 @@ class FileGrants:
                 if row.id in file and (gone or row.document != texts[row.id]):
                     end = end_of(file[row.id], None if gone else _read(row), at=at)
                     ends |= {row.id: end} if end is not None else {}
-            return [
-                name for name, end in sorted(ends.items()) if await self._end(connection, name, end)
-            ]
+            return await self._end(connection, ends)
 
     async def sweep(self) -> None:
         """Forget grants that left the file longer than `KEPT` ago. Raises `StoreError`."""
@@ -123,18 +117,20 @@ class FileGrants:
         """Which of these ids a grant had that left the file, or one that was made by API."""
         found = [name for name in new if name in known]
         others = [name for name in new if name not in known]
-        for begin in range(0, len(others), _ROWS):
-            some = others[begin : begin + _ROWS]
+        for some in in_parts(others):
             made = await connection.execute(select(GRANTS.c.id).where(GRANTS.c.id.in_(some)))
             found += made.scalars()
         return found
 
-    async def _end(self, connection: AsyncConnection, name: str, end: End) -> bool:
-        if end.closes:
-            await self._windows.close_all(connection, name, _ACTOR, end.reason, now=self._clock())
-        return await self._revocations.end_before(
-            connection, "grant", name, at=end.at, reason=end.reason
-        )
+    async def _end(self, connection: AsyncConnection, ends: Mapping[str, End]) -> list[str]:
+        """Gives the ids, in order, of what was told to end."""
+        query = select(WINDOWS.c.grant_id).where(WINDOWS.c.closed_at.is_(None)).distinct()
+        for name in (await connection.execute(query)).scalars().all() if ends else ():
+            end = ends.get(name)
+            if end is not None and end.closes:
+                now = self._clock()
+                await self._windows.close_all(connection, name, _ACTOR, end.reason, now=now)
+        return sorted(await self._revocations.end_before(connection, "grant", ends))
 
     async def _put(
         self, connection: AsyncConnection, texts: Mapping[str, str], *, at: float
@@ -143,23 +139,23 @@ class FileGrants:
             {"id": name, "document": text, "recorded_at": at, "gone_at": None}
             for name, text in texts.items()
         ]
-        for begin in range(0, len(rows), _ROWS):
-            change = self._database.insert(FILE_GRANTS).values(rows[begin : begin + _ROWS])
-            new = change.excluded
-            change = change.on_conflict_do_update(
-                index_elements=[FILE_GRANTS.c.id],
-                set_={
-                    "document": new.document,
-                    "recorded_at": new.recorded_at,
-                    "gone_at": new.gone_at,
-                },
-            )
-            await connection.execute(change)
+        change = self._database.insert(FILE_GRANTS)
+        new = change.excluded
+        change = change.on_conflict_do_update(
+            index_elements=[FILE_GRANTS.c.id],
+            set_={
+                "document": new.document,
+                "recorded_at": new.recorded_at,
+                "gone_at": new.gone_at,
+            },
+        )
+        if rows:
+            await connection.execute(change, rows)
 
     async def _let_go(self, connection: AsyncConnection, names: list[str], *, at: float) -> None:
-        for begin in range(0, len(names), _ROWS):
-            some = FILE_GRANTS.c.id.in_(names[begin : begin + _ROWS])
-            await connection.execute(update(FILE_GRANTS).where(some).values(gone_at=at))
+        for some in in_parts(names):
+            of_these = update(FILE_GRANTS).where(FILE_GRANTS.c.id.in_(some))
+            await connection.execute(of_these.values(gone_at=at))
 
 
 def _end_of(row: Row[Any], after: GrantSettings | None, *, at: float) -> End | None:

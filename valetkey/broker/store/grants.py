@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.grants import GrantSettings
 from valetkey.broker.core.grants.form import document_of
-from valetkey.broker.core.grants.narrowing import REUSED
+from valetkey.broker.core.grants.narrowing import REUSED, End
 from valetkey.broker.core.grants.state import State
 from valetkey.broker.store.admin_actions import Actor, AdminActions
 from valetkey.broker.store.changes import Changes
-from valetkey.broker.store.database import Database
+from valetkey.broker.store.database import Database, in_parts
 from valetkey.broker.store.revocations import Revocations
 from valetkey.broker.store.schema import FILE_GRANTS, GRANT_USES, GRANTS, WINDOWS
 from valetkey.broker.store.signals import Signals
@@ -119,9 +119,8 @@ class GrantStore:
             created = bool((await connection.execute(new)).rowcount)
             if created:
                 if (await connection.execute(of_file)).first() is not None:
-                    await self._revocations.end_before(
-                        connection, "grant", written.id, at=now, reason=REUSED
-                    )
+                    end = End(REUSED, now, closes=False)
+                    await self._revocations.end_before(connection, "grant", {written.id: end})
                 await self._actions.record(
                     connection,
                     actor=actor,
@@ -179,8 +178,8 @@ class GrantStore:
         wanted = list(among)
         found: set[str] = set()
         async with self._database.read() as connection:
-            for begin in range(0, len(wanted), _BATCH):
-                query = select(GRANTS.c.id).where(GRANTS.c.id.in_(wanted[begin : begin + _BATCH]))
+            for some in in_parts(wanted):
+                query = select(GRANTS.c.id).where(GRANTS.c.id.in_(some))
                 found |= set((await connection.execute(query)).scalars())
         return found
 
@@ -217,8 +216,7 @@ class GrantStore:
         old = or_(GRANTS.c.ended_at < before, GRANTS.c.not_after < before, GRANTS.c.id.in_(used_up))
         async with self._database.write() as connection:
             gone = list((await connection.execute(select(GRANTS.c.id).where(old))).scalars())
-            for begin in range(0, len(gone), _BATCH):
-                ids = gone[begin : begin + _BATCH]
+            for ids in in_parts(gone):
                 # An id may have gone on to a grant of the file, whose uses and windows these are.
                 of_file = FILE_GRANTS.c.id.in_(ids) & FILE_GRANTS.c.gone_at.is_(None)
                 taken = set(
@@ -228,10 +226,6 @@ class GrantStore:
                 await connection.execute(delete(GRANTS).where(GRANTS.c.id.in_(ids)))
                 for column in (GRANT_USES.c.grant_id, WINDOWS.c.grant_id):
                     await connection.execute(delete(column.table).where(column.in_(done)))
-
-
-# Parameters of one statement: SQLite takes 32,766, PostgreSQL's protocol 65,535.
-_BATCH: Final = 10_000
 
 
 def _query() -> Select[Any]:

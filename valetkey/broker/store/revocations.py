@@ -21,15 +21,15 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from sqlalchemy import ColumnElement, case, delete, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, case, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.store.changes import Changes
-from valetkey.broker.store.database import Database
+from valetkey.broker.store.database import Database, in_parts
 from valetkey.broker.store.schema import REVOCATIONS
 from valetkey.contracts import es256
 from valetkey.contracts.jose import MAX_TIME, b64url
@@ -47,6 +47,9 @@ _SIGNALS: Final[dict[Kind, SignalKind]] = {
     "target": "target",
     "key": "key",
 }
+# The key of a change after which all is read again, and of how many it does not take that.
+_EVERYTHING: Final = ""
+_SINGLY: Final = 50
 _INDEXED: Final = frozenset({"grant", "hash"})
 # The longest life of a token (`settings.MAX_TTL`).
 LONGEST_LIFE: Final = 3600.0
@@ -58,6 +61,16 @@ class Publisher(Protocol):
     """Tells sidecars what has ended."""
 
     async def publish(self, connection: AsyncConnection, signal: Signal) -> str: ...
+    async def publish_all(self, connection: AsyncConnection, signals: Sequence[Signal]) -> None: ...
+
+
+class UpTo(Protocol):
+    """Up to which time of issue (seconds since the epoch) tokens are refused, and why."""
+
+    @property
+    def at(self) -> float: ...
+    @property
+    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class Revocations:
         return len(self._endings)
 
     async def load(self) -> None:
-        """Read what an earlier run revoked. Called before the first request."""
+        """Read what was revoked, by an earlier run before the first request."""
         columns = REVOCATIONS.c
         query = select(columns.kind, columns.value, columns.expires_at, columns.issued_before)
         async with self._database.read() as connection:
@@ -201,28 +214,21 @@ class Revocations:
             await self._signals.publish(connection, signal)
 
     async def end_before(
-        self, connection: AsyncConnection, kind: Kind, value: str, *, at: float, reason: str
-    ) -> bool:
-        """Refuse the tokens that were issued up to ``at``; new ones may be had.
+        self, connection: AsyncConnection, kind: Kind, ends: Mapping[str, UpTo]
+    ) -> list[str]:
+        """Refuse the tokens that were issued up to a time; new ones may be had. ``ends`` by value.
 
         Within a transaction of the caller's, as `end`. Where that much is refused already, or more
-        (new ones too, by an incident), it stays so and nobody is told again: ``False``. A token
-        says its time in whole seconds: those of the second that ``at`` is in are refused.
+        (new ones too, by an incident), it stays so and nobody is told again; gives the values of
+        the others. A token says its time in whole seconds: those of the second that ``at`` is in
+        are refused.
         """
-        until = at + LONGEST_LIFE
-        self.anticipate(kind, value, at=at)
-        columns = REVOCATIONS.c
-        query = select(columns.issued_before).where(
-            columns.kind == kind,
-            columns.value == value,
-            columns.expires_at >= until,
-            or_(columns.issued_before.is_(None), columns.issued_before >= at),
-        )
-        if (await connection.execute(query)).first() is not None:
-            return False
-        change = self._database.insert(REVOCATIONS).values(
-            kind=kind, value=value, revoked_at=self._clock(), expires_at=until, issued_before=at
-        )
+        for value, end in ends.items():
+            self.anticipate(kind, value, at=end.at)
+        known = await self._stored(connection, kind, list(ends))
+        told = [value for value, end in ends.items() if not _refuses_all(known.get(value), end)]
+        columns, now = REVOCATIONS.c, self._clock()
+        change = self._database.insert(REVOCATIONS)
         new = change.excluded
         change = change.on_conflict_do_update(
             index_elements=[columns.kind, columns.value],
@@ -232,13 +238,42 @@ class Revocations:
                 "issued_before": _later(columns.issued_before, new.issued_before),
             },
         )
-        await connection.execute(change)
-        await self._changes.publish(connection, _TOPIC, f"{kind}:{value}")
-        told = _SIGNALS.get(kind)
-        if told is not None:
-            signal = Signal(kind=told, value=value, at=at, reason=reason)
-            await self._signals.publish(connection, signal)
-        return True
+        rows = [
+            {
+                "kind": kind,
+                "value": value,
+                "revoked_at": now,
+                "expires_at": ends[value].at + LONGEST_LIFE,
+                "issued_before": ends[value].at,
+            }
+            for value in told
+        ]
+        if not rows:
+            return []
+        await connection.execute(change, rows)
+        # Each change is read by itself: of many, it takes less to read everything again.
+        keys = [f"{kind}:{value}" for value in told] if len(told) <= _SINGLY else [_EVERYTHING]
+        await self._changes.publish_all(connection, _TOPIC, keys)
+        signal_kind = _SIGNALS.get(kind)
+        if signal_kind is not None:
+            signals = [
+                Signal(kind=signal_kind, value=value, at=ends[value].at, reason=ends[value].reason)
+                for value in told
+            ]
+            await self._signals.publish_all(connection, signals)
+        return told
+
+    async def _stored(
+        self, connection: AsyncConnection, kind: Kind, values: list[str]
+    ) -> dict[str, Ending]:
+        columns = REVOCATIONS.c
+        query = select(columns.value, columns.expires_at, columns.issued_before)
+        found: dict[str, Ending] = {}
+        for some in in_parts(values):
+            of_these = query.where(columns.kind == kind, columns.value.in_(some))
+            for value, until, issued_before in await connection.execute(of_these):
+                found[value] = Ending(until, issued_before)
+        return found
 
     def anticipate(self, kind: Kind, value: str, *, at: float) -> None:
         """Have `end_before` count at this replica before it is written. Asks nobody."""
@@ -317,6 +352,9 @@ class Revocations:
 
     async def _changed(self, key: str) -> None:
         """A replica (or this one) changed something: what is stored is what counts."""
+        if key == _EVERYTHING:
+            await self.load()
+            return
         kind, _, value = key.partition(":")
         columns = REVOCATIONS.c
         query = select(columns.expires_at, columns.issued_before).where(
@@ -345,6 +383,15 @@ class Revocations:
             for (kind, value), ending in self._endings.items()
             if kind == "grant" and ending.issued_before is None
         )
+
+
+def _refuses_all(known: Ending | None, end: UpTo) -> bool:
+    """Whether what is stored refuses these tokens already, for as long as one of them can live."""
+    return (
+        known is not None
+        and known.until >= end.at + LONGEST_LIFE
+        and (known.issued_before is None or known.issued_before >= end.at)
+    )
 
 
 def _later(stored: ColumnElement[float], new: ColumnElement[float]) -> ColumnElement[float]:

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -79,21 +79,34 @@ class Signals:
 
     async def publish(self, connection: AsyncConnection, signal: Signal) -> str:
         """Tell every stream. From inside the transaction that makes it true; gives its ``jti``."""
-        return await self._append(connection, signal, "")
+        (jti,) = await self._append(connection, [signal], "")
+        return jti
+
+    async def publish_all(self, connection: AsyncConnection, signals: Sequence[Signal]) -> None:
+        """Tell every stream of all of these, in this order."""
+        await self._append(connection, signals, "")
 
     async def publish_to(
         self, connection: AsyncConnection, event: Verification | StreamUpdated
     ) -> str:
         """Tell one stream of itself."""
-        return await self._append(connection, event, event.stream)
-
-    async def _append(self, connection: AsyncConnection, event: Event, stream: str) -> str:
-        jti = self._random_id()
-        # First of all: it takes the lock that makes the order of numbers that of the commits.
-        await self._changes.publish(connection, _TOPIC, jti)
-        row = {**_columns(event), "jti": jti, "stream": stream, "published_at": self._clock()}
-        await connection.execute(insert(SIGNALS).values(row))
+        (jti,) = await self._append(connection, [event], event.stream)
         return jti
+
+    async def _append(
+        self, connection: AsyncConnection, events: Sequence[Event], stream: str
+    ) -> list[str]:
+        jtis = [self._random_id() for _ in events]
+        # First of all: it takes the lock that makes the order of numbers that of the commits.
+        await self._changes.publish_all(connection, _TOPIC, jtis)
+        now = self._clock()
+        rows = [
+            {**_columns(event), "jti": jti, "stream": stream, "published_at": now}
+            for event, jti in zip(events, jtis, strict=True)
+        ]
+        if rows:
+            await connection.execute(insert(SIGNALS), rows)
+        return jtis
 
     async def head(self) -> int:
         """The number of the newest signal; 0 before the first."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.integration.broker_support import Clock
+from valetkey.broker.core.grants.narrowing import End
 from valetkey.broker.settings import MAX_TTL
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
@@ -29,6 +33,10 @@ class Heard:
         assert connection.in_transaction()
         self.signals.append(signal)
         return "jti"
+
+    async def publish_all(self, connection: AsyncConnection, signals: Sequence[Signal]) -> None:
+        for signal in signals:
+            await self.publish(connection, signal)
 
 
 async def rows(database: Database) -> int:
@@ -267,7 +275,8 @@ async def test_what_was_not_written_is_tried_again(
 
 async def end_before(revocations: Revocations, database: Database, at: float) -> bool:
     async with database.write_in_turn() as connection:
-        return await revocations.end_before(connection, "grant", "g", at=at, reason="r")
+        ends = {"g": End("r", at, closes=False)}
+        return await revocations.end_before(connection, "grant", ends) == ["g"]
 
 
 async def test_what_was_issued_before_is_refused_and_new_ones_are_not(
@@ -363,6 +372,27 @@ async def test_it_counts_before_it_is_written(database: Database, changes: Chang
     with pytest.raises(StoreError):
         await end_before(revocations, database, 1000)
     assert revocations.refuses("grant", "g", issued_at=1000)
+
+
+@pytest.mark.parametrize("count", [50, 51, 15_000])
+async def test_many_at_once_are_heard_at_another_replica(
+    database: Database, changes: Changes, count: int
+) -> None:
+    """Of very many, no replica reads each by itself."""
+    heard = Heard()
+    revocations = Revocations(database, changes, heard, clock=Clock(1000))
+    others = Changes(database)
+    await others.load()
+    other = Revocations(database, others, heard, clock=Clock(1000))
+    ends = {f"g{number}": End("r", 1000, closes=False) for number in range(count)}
+    async with database.write_in_turn() as connection:
+        await revocations.end(connection, "grant", "g7", until=FOREVER)
+        told = await revocations.end_before(connection, "grant", ends)
+    assert (len(told), "g7" in told) == (count - 1, False)
+    assert len(heard.signals) == count
+    await asyncio.wait_for(others.catch_up(), 60)
+    assert all(other.refuses("grant", value, issued_at=1000) for value in ends)
+    assert [value for value in ends if other.blocks("grant", value)] == ["g7"]
 
 
 def test_the_longest_life_is_that_of_the_settings() -> None:
