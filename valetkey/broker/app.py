@@ -52,6 +52,7 @@ from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.keys import SigningKeyStore
 from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.risks import Risks
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.store.signals import Signals
@@ -135,6 +136,7 @@ class Broker:
             await base.revocations.load()
             await base.epochs.load()
             await base.incidents.load()
+            await base.risks.load()
             broker = cls(base)
             for part in broker.parts:
                 await part.load()
@@ -236,12 +238,14 @@ def _foundation(
     revocations = Revocations(database, changes, signals, clock=clock)
     epochs = Epochs(database, changes, signals)
     incidents = Incidents(database, changes, clock=clock)
+    risks = Risks(database, changes, clock=clock)
     standings = Standings(
         changes,
         revocations,
         epochs,
         SeenKeys(database, clock=clock),
         incidents,
+        risks,
         policies,
         clock=clock,
         skew=config.incidents.skew,
@@ -296,6 +300,7 @@ def _foundation(
         revocations=revocations,
         epochs=epochs,
         incidents=incidents,
+        risks=risks,
         rotators=rotators,
         response=response,
         standings=standings,

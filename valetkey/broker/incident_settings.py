@@ -14,6 +14,7 @@ from valetkey.contracts.settings import Duration, Settings, duration
 
 # Clocks that are further apart can tell nothing from what came before.
 _MAX_SKEW: Final = 30.0
+_LONGEST_RISK: Final = 30 * 86_400.0
 
 SubjectFormat = Literal["opaque", "email", "account", "phone_number", "did", "uri"]
 _ALL: Final[tuple[EventName, ...]] = get_args(EventName)
@@ -52,6 +53,8 @@ class TransmitterSettings(Settings, frozen=True, kw_only=True):
     the broker's own identifier among them lets it name tokens of the broker's (``jwt_id``).
     ``identifiers`` says of other formats (RFC 9493) which issuer's ``sub`` they are.
     ``opens`` are the events that open an incident; others are acknowledged and logged.
+    ``risk`` is for how long what it says of a subject's risk (``risk-level-change``) counts in
+    policies (at most 30 days); left out, it does not.
     """
 
     issuer: str
@@ -65,6 +68,7 @@ class TransmitterSettings(Settings, frozen=True, kw_only=True):
     subjects: tuple[str, ...] = ()
     identifiers: dict[SubjectFormat, str] = msgspec.field(default_factory=dict)
     opens: tuple[EventName, ...] = _ALL
+    risk: Duration | None = None
 
     def __post_init__(self) -> None:
         if not self.issuer or not self.audience:
@@ -79,8 +83,10 @@ class TransmitterSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("give one of push and poll")
         if not self.subjects and not self.identifiers:
             raise ValueError("subjects and identifiers are empty: it could speak of nobody")
-        if not self.opens:
-            raise ValueError("opens is empty: nothing it says would matter")
+        if not self.opens and self.risk is None:
+            raise ValueError("opens is empty and risk left out: nothing it says would matter")
+        if self.risk is not None and not 0 < self.risk <= _LONGEST_RISK:
+            raise ValueError("risk is at most 30d, and not 0")
 
 
 class GithubSettings(Settings, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from valetkey.broker.store.database import Database
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.revocations import Revocations
+from valetkey.broker.store.risks import Risks
 from valetkey.broker.store.sealing import Sealer
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.store.uses import GrantUses
@@ -62,6 +63,7 @@ class Foundation:
     revocations: Revocations
     epochs: Epochs
     incidents: Incidents
+    risks: Risks
     rotators: tuple[Rotates, ...]
     response: Response
     standings: Standings

@@ -14,6 +14,7 @@ from valetkey.broker.core.cedar import Policies, Principal
 from valetkey.broker.core.grants import METHOD, SCOPE_TOKEN, Call
 from valetkey.broker.core.patterns import PathPattern
 from valetkey.broker.core.permission import Asking, Permission, permission
+from valetkey.broker.core.risk import UNRATED, Risk
 from valetkey.contracts.mcp import message_patterns
 from valetkey.contracts.settings import Settings
 from valetkey.contracts.times import from_rfc3339
@@ -67,8 +68,9 @@ class PolicyCase(Settings, frozen=True, kw_only=True):
     """One request and what is expected: the decision, and the ids of the policies that make it.
 
     ``now`` is a time as in ``2027-01-15T08:00:00Z``. Left out, ``calls`` are any on the target, and
-    ``policies`` are not compared. ``approve`` is a permit that needs an approval; of several scopes
-    the decision is a permit only if all are permitted.
+    ``policies`` are not compared. ``risk`` is that of the parties. ``approve`` is a
+    permit that needs an approval; of several scopes the decision is a permit only if all are
+    permitted.
     """
 
     name: str
@@ -79,6 +81,7 @@ class PolicyCase(Settings, frozen=True, kw_only=True):
     scopes: tuple[str, ...]
     user: PartyCase | None = None
     window: bool = False
+    risk: Risk = UNRATED
     calls: tuple[CallCase, ...] = ()
     policies: tuple[str, ...] | None = None
 
@@ -138,6 +141,7 @@ def _run(policies: Policies, case: PolicyCase) -> CaseResult:
         calls=tuple(call for written in case.calls for call in written.compiled()),
         windowed=frozenset(case.scopes) if case.window else frozenset(),
         now=from_rfc3339(case.now),
+        risk=case.risk,
     )
     found = permission(policies, asking)
     outcome: Expected

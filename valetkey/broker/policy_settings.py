@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from typing import Final
 
 from valetkey.broker.core.attributes import ClaimTable, ClaimTables
 from valetkey.broker.core.grants import METHOD, Call
 from valetkey.broker.core.patterns import PathPattern, WorkloadPattern
 from valetkey.contracts.settings import Settings
 
-Risk = Literal["low", "medium", "high", "unrated"]
 ROUTE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 

@@ -25,6 +25,7 @@ from valetkey.broker.core.grants import Target
 from valetkey.broker.core.places import TargetFacts
 from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
+from valetkey.broker.core.risk import Risk
 from valetkey.broker.core.roles import Role, RoleRule
 from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.directory.settings import DirectorySettings
@@ -35,7 +36,6 @@ from valetkey.broker.policy_settings import (
     ROUTE_NAME,
     AgentSettings,
     ClaimTablesSettings,
-    Risk,
     RouteSettings,
     check_issuers,
 )
@@ -62,7 +62,8 @@ class TargetSettings(Settings, frozen=True, kw_only=True):
     lie. ``ttl`` replaces ``token_ttl``. ``requires`` lists what a sidecar must be able to enforce
     to get a credential for it at all. ``status_list`` gives its tokens a place in a status list,
     for verifiers that neither introspect nor follow the feed; each then costs a write.
-    ``environment`` and ``risk`` are for policies to read, ``routes`` are calls that they name.
+    ``environment`` and ``risk`` are for policies to read (subjects that are riskier raise it),
+    ``routes`` are calls that they name.
     """
 
     audience: str

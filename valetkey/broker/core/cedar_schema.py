@@ -62,7 +62,8 @@ action call appliesTo {
     scope: String,
     environment: String,   // settings: targets.NAME.environment, or empty
     window: Bool,          // a grant whose deployment window is open gives the scope
-    risk: String,          // settings: targets.NAME.risk: low, medium, high or unrated
+    risk: String,          // low, medium, high or unrated: the highest of targets.NAME.risk in the
+                           // settings and of what is known of the workload and the user
     actor: Party,          // the workload that acts
     user?: Party,          // the user that it acts for
     approved: Bool,        // people have said yes to this very request

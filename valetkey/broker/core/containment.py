@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from valetkey.broker.core.risk import UNRATED, Risk
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 
@@ -57,6 +58,8 @@ class Standing:
     """The subject was revoked and can't attest itself."""
     key_ended: bool
     """The key that it proves possession of was revoked."""
+    risk: Risk = UNRATED
+    """What others say of it, and ``high`` while an incident about it is open: for policies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from valetkey.broker.core.grants import Granted, Policy, Target
 from valetkey.broker.core.permission import Asking, Permission, permission
 from valetkey.broker.core.request import ExchangeRequest
 from valetkey.broker.core.resources import resource_belongs
+from valetkey.broker.core.risk import highest
 from valetkey.broker.core.transactions import Earlier, Transaction, added
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
@@ -358,7 +359,7 @@ def _permission(
     now: float,
 ) -> Permission | Refuse:
     """What the policies permit of what the grants give."""
-    client, user, known = facts.client, facts.user, facts.known
+    client, user, known, incidents = facts.client, facts.user, facts.known, facts.incidents
     asking = Asking(
         target=target.name,
         actor=Principal(
@@ -377,6 +378,7 @@ def _permission(
         windowed=windowed,
         calls=facts.request.calls,
         now=now,
+        risk=highest(*(party.risk for party in (incidents.client, incidents.user) if party)),
     )
     found = permission(policies, asking)
     if isinstance(found, Permission):

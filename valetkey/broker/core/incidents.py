@@ -5,8 +5,9 @@ it; `broker.incidents.response` does that, in one transaction. Invariants:
 
 - An incident about a subject, or about a token and so about whoever had it, contains that subject:
   its epoch is raised, and from then on it has to attest itself anew (`core.containment`).
-- To close an incident changes nothing for the subject. What closing does end is the suspension of
-  a grant or target, and tokens from before it stay refused.
+- To close an incident changes nothing for the subject but that its risk is no longer high for
+  that (`core.containment`). What closing does end is the suspension of a grant or target, and
+  tokens from before it stay refused.
 - One is closed only after its subject was seen to attest itself anew, or by force, by whoever may,
   with a reason.
 """

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 from valetkey.broker.core.cedar import Policies, Principal, Slice, Verdict
 from valetkey.broker.core.cedar_text import ApprovalRule
 from valetkey.broker.core.grants import Call
+from valetkey.broker.core.risk import UNRATED, Risk, highest
 from valetkey.contracts.mcp import METHOD_TOOLS_CALL, MessagePattern
 
 # Distinct questions for one request, of about 0.1 ms each. Requests have one to ten.
@@ -48,6 +49,8 @@ class Asking:
     calls: tuple[Call, ...]
     now: float
     windowed: frozenset[str] = frozenset()
+    risk: Risk = UNRATED
+    """The highest of the parties'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _shared(slice_: Slice, asking: Asking) -> dict[str, Any]:
     if "environment" in reads:
         context["environment"] = slice_.target.environment
     if "risk" in reads:
-        context["risk"] = slice_.target.risk
+        context["risk"] = highest(slice_.target.risk, asking.risk)
     if "actor" in reads:
         context["actor"] = _party(asking.actor)
     if "user" in reads and asking.user is not None:

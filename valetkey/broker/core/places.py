@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from valetkey.broker.core.grants import Call
+from valetkey.broker.core.risk import UNRATED, Risk
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,5 +15,5 @@ class TargetFacts:
 
     name: str
     environment: str = ""
-    risk: str = "unrated"
+    risk: Risk = UNRATED
     routes: Mapping[str, Call] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard
 
 from valetkey.broker.core.incidents import Party
+from valetkey.broker.core.risk import Risk
 from valetkey.contracts.jose import is_time
 
 EventName = Literal[
@@ -53,6 +54,10 @@ _MEMBERS: Final[Mapping[str, str]] = {
     "did": "url",
     "uri": "uri",
 }
+_LEVELS: Final[Mapping[str, Risk]] = {"LOW": "low", "MEDIUM": "medium", "HIGH": "high"}
+PRINCIPALS: Final = ("USER", "DEVICE", "SESSION")
+# One for all others, so that what is kept of a subject is bounded.
+_OTHER: Final = "OTHER"
 _MAX_ALIASES: Final = 16
 _MAX_IDENTIFIER: Final = 1024
 _MAX_TEXT: Final = 200
@@ -66,6 +71,8 @@ class Mouth:
     identifiers: Mapping[str, str]
     opens: frozenset[EventName]
     own_issuer: str
+    rates: bool = False
+    """What it says of a subject's risk is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +90,24 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
+class Rating:
+    """How risky a subject has become, as what is meant of it (`PRINCIPALS`).
+
+    ``seen_at`` is in seconds since the epoch.
+    """
+
+    party: Party
+    level: Risk
+    principal: str
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """What a SET says. ``passed_over`` says why the rest of it opens nothing."""
+    """What a SET says. ``passed_over`` says why the rest of it does nothing."""
 
     sightings: tuple[Sighting, ...]
+    ratings: tuple[Rating, ...]
     passed_over: tuple[str, ...]
     verified: bool
     """It was sent to see whether the stream works (SSF 1.0 §8.1.4)."""
@@ -102,6 +123,7 @@ def read(claims: Mapping[str, Any], mouth: Mouth) -> Reading:
     if not isinstance(events, dict) or not events:
         raise EventInvalid("events is no object, or empty")
     sightings: list[Sighting] = []
+    ratings: list[Rating] = []
     passed_over: list[str] = []
     for uri, body in events.items():
         if not isinstance(body, dict):
@@ -109,21 +131,36 @@ def read(claims: Mapping[str, Any], mouth: Mouth) -> Reading:
         if uri in {VERIFICATION, STREAM_UPDATED}:
             continue
         name = _NAMES.get(uri)
-        if name is None or name not in mouth.opens:
-            passed_over.append("an event that opens nothing")
-            continue
-        if not _is_serious(name, body):
-            passed_over.append(f"{name}: nothing that ends access")
-            continue
         # SSF 1.0 §3.1: events of before had their subject inside.
         subjects = list(_subjects(claims.get("sub_id", body.get("subject")), mouth))
+        rated: list[Rating] = []
+        if mouth.rates and name == "risk-level-change":
+            rated = list(_ratings(claims, body, [party for party, _ in subjects if party]))
+            ratings += rated
+        if name is None or name not in mouth.opens or not _is_serious(name, body):
+            if not rated:
+                passed_over.append(f"{name or 'an unknown event'}: nothing that ends access")
+            continue
         if not subjects:
             passed_over.append(f"{name}: of nobody that this transmitter may speak of")
         for party, jti in subjects:
             sightings.append(
                 Sighting(name, party, jti, _seen_at(claims, body), _reason(name, body))
             )
-    return Reading(tuple(sightings), tuple(passed_over), VERIFICATION in events)
+    return Reading(tuple(sightings), tuple(ratings), tuple(passed_over), VERIFICATION in events)
+
+
+def _ratings(
+    claims: Mapping[str, Any], body: Mapping[str, Any], parties: Iterable[Party]
+) -> Iterable[Rating]:
+    """CAEP 1.0 §3.8.1. A device or session of a user is rated beside the user."""
+    level = _LEVELS.get(str(body.get("current_level")))
+    principal = str(body.get("principal", PRINCIPALS[0]))
+    if principal not in PRINCIPALS:
+        principal = _OTHER
+    if level is not None:
+        for party in parties:
+            yield Rating(party, level, principal, _seen_at(claims, body))
 
 
 def _is_serious(name: EventName, body: Mapping[str, Any]) -> bool:

@@ -13,14 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from valetkey.broker.core.incidents import Exposure, Incident
-from valetkey.broker.core.security_events import EventInvalid, Mouth, Sighting, read
+from valetkey.broker.core.security_events import EventInvalid, Mouth, Rating, Sighting, read
 from valetkey.broker.incident_settings import TransmitterSettings
 from valetkey.broker.incidents.response import Report, Response
 from valetkey.broker.settings import MAX_TTL
 from valetkey.broker.store.assertions import UsedAssertions
+from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.epochs import Epochs
+from valetkey.broker.store.risks import Risks
 from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes, jose
 from valetkey.contracts.errors import ValetkeyError
@@ -52,6 +56,7 @@ class Transmitter:
             identifiers={str(form): issuer for form, issuer in settings.identifiers.items()},
             opens=frozenset(settings.opens),
             own_issuer=own_issuer,
+            rates=settings.risk is not None,
         )
         self._algorithms = frozenset(settings.algorithms)
         self._keys = KeySource(settings.issuer, self._read, self._parse)
@@ -114,9 +119,13 @@ class Intake:
         seen: UsedAssertions,
         response: Response,
         epochs: Epochs,
+        risks: Risks,
+        changes: Changes,
         *,
         clock: Clock,
     ) -> None:
+        self._risks = risks
+        self._changes = changes
         self._database = database
         self._seen = seen
         self._response = response
@@ -153,8 +162,48 @@ class Intake:
                     continue
                 report = _report(transmitter, sighting, now)
                 opened.append(await self._response.open_within(connection, report))
+            for rating in reading.ratings:
+                await self._rate(connection, transmitter, rating, now)
+        if reading.ratings:
+            await self._changes.catch_up()
         for incident, new in opened:
             await self._response.opened(incident, new=new)
+
+    async def _rate(
+        self, connection: AsyncConnection, transmitter: Transmitter, rating: Rating, now: float
+    ) -> None:
+        """Keep it. What was issued before a subject's risk rose is decided on again."""
+        longest = transmitter.settings.risk
+        assert longest is not None  # else its events are read without ratings
+        party, level = rating.party, rating.level
+        # What is said to have happened later than now would count longer than it may.
+        at = min(rating.seen_at, now)
+        rose = await self._risks.rate(
+            connection,
+            party,
+            level,
+            source=transmitter.name,
+            principal=rating.principal,
+            at=at,
+            until=at + longest,
+        )
+        # A first word that there is little to fear ends nobody's tokens.
+        if rose and level != "low":
+            await self._epochs.bump(
+                connection,
+                party.issuer,
+                party.subject,
+                at=now,
+                reason=f"risk: {level}, says {transmitter.name}",
+                attest=False,
+            )
+            self._log.warning(
+                "risk_raised",
+                key=transmitter.name,
+                subject=party.subject,
+                issuer=party.issuer,
+                reason=f"{rating.principal}: {level}",
+            )
 
     def _is_known(self, sighting: Sighting) -> bool:
         """Whether the subject was contained after it happened; clocks differ by so much."""

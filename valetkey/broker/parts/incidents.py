@@ -62,7 +62,13 @@ class IncidentsPart(Part):
             longest_life=longest_ttl(targets),
         )
         intake = Intake(
-            base.database, base.assertions, base.response, base.epochs, clock=base.clock
+            base.database,
+            base.assertions,
+            base.response,
+            base.epochs,
+            base.risks,
+            base.changes,
+            clock=base.clock,
         )
         transmitters = [
             Transmitter(name, settings, own_issuer=config.issuer)
@@ -89,6 +95,7 @@ class IncidentsPart(Part):
             await self._github_keys.load()
 
     async def sweep(self) -> None:
+        await self._base.risks.sweep()
         if self._github_keys is not None:
             await self._github_keys.reload()
 

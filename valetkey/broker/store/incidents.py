@@ -3,8 +3,8 @@
 Invariants:
 
 - While an incident is open there is no second one about the same thing: a unique key says so.
-- Who waits to see a subject attest itself knows it in memory, so that exchanges of all others ask
-  nobody.
+- Who waits to see a subject attest itself, or whom open ones are about, is known in memory, so that
+  exchanges ask nobody.
 - A rotation is asked for in the transaction that opens the incident. Who carries it out holds it
   for `CLAIMED` seconds; after that, another one tries.
 """
@@ -53,14 +53,15 @@ class Incidents:
         self._changes = changes
         self._clock = clock
         self._awaited: dict[tuple[str, str], set[str]] = {}
+        self._open: dict[tuple[str, str], set[str]] = {}
         changes.subscribe(_TOPIC, self._changed)
 
     async def load(self) -> None:
-        """Read which subjects are awaited. Called before the first request."""
+        """Read whom open ones are about. Called before the first request."""
         async with self._database.read() as connection:
             found = await _all(connection, _select().where(INCIDENTS.c.closed_at.is_(None)))
         for incident in found:
-            self._await(incident)
+            self._note(incident)
 
     def on_change(self, handler: Handler) -> None:
         """Have ``handler`` called with an incident's id when a replica changed it."""
@@ -162,6 +163,10 @@ class Incidents:
         """Whether an open incident waits to see this subject attest itself."""
         return (issuer, subject) in self._awaited
 
+    def is_open(self, issuer: str, subject: str) -> bool:
+        """Whether an incident about this subject is open, attested or not."""
+        return (issuer, subject) in self._open
+
     async def attested(self, issuer: str, subject: str, *, epoch: int) -> None:
         """The subject attested itself under this epoch. Raises `StoreError`."""
         columns = INCIDENTS.c
@@ -182,20 +187,11 @@ class Incidents:
     async def _changed(self, id_: str) -> None:
         incident = await self.get(id_)
         if incident is not None:
-            self._await(incident)
+            self._note(incident)
 
-    def _await(self, incident: Incident) -> None:
-        party = incident.party
-        if party is None:
-            return
-        key = (party.issuer, party.subject)
-        waiting = self._awaited.setdefault(key, set())
-        if incident.awaits_attestation:
-            waiting.add(incident.id)
-        else:
-            waiting.discard(incident.id)
-        if not waiting:
-            del self._awaited[key]
+    def _note(self, incident: Incident) -> None:
+        _keep(self._open, incident, holds=incident.closed_at is None)
+        _keep(self._awaited, incident, holds=incident.awaits_attestation)
 
     # --- rotations ----------------------------------------------------------------------------
 
@@ -264,6 +260,20 @@ class Incidents:
         query = query.where(columns.incident.in_(incidents)).order_by(columns.rotator)
         async with self._database.read() as connection:
             return [Rotation(*row) for row in await connection.execute(query)]
+
+
+def _keep(of: dict[tuple[str, str], set[str]], incident: Incident, *, holds: bool) -> None:
+    party = incident.party
+    if party is None:
+        return
+    key = (party.issuer, party.subject)
+    ids = of.setdefault(key, set())
+    if holds:
+        ids.add(incident.id)
+    else:
+        ids.discard(incident.id)
+    if not ids:
+        del of[key]
 
 
 def _select() -> Select[Any]:

@@ -97,6 +97,20 @@ SEEN_KEYS: Final = Table(
     Index(None, "last_seen"),
 )
 
+# What each transmitter (`source`) says of the risk of a subject, as the principal that it means.
+SUBJECT_RISKS: Final = Table(
+    "subject_risks",
+    METADATA,
+    Column("issuer", String(512), primary_key=True),
+    Column("subject", String(1024), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("principal", String(16), primary_key=True),
+    Column("level", String(8), nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index(None, "expires_at"),
+)
+
 # What administrators did, chained: `hash` covers the row and the hash before it.
 ADMIN_ACTIONS: Final = Table(
     "admin_actions",

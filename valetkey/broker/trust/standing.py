@@ -7,12 +7,14 @@ from typing import Any
 
 from valetkey.broker.core.containment import Attestation, IncidentFacts, Standing, counts
 from valetkey.broker.core.exchange import ExchangeFacts, Issue, Party, User
+from valetkey.broker.core.risk import Risk
 from valetkey.broker.issuers.jwt import OwnToken
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.epochs import Epochs
 from valetkey.broker.store.incidents import Incidents
 from valetkey.broker.store.revocations import Revocations, subject_value, token_values
+from valetkey.broker.store.risks import Risks
 from valetkey.broker.store.seen_keys import SeenKeys
 from valetkey.broker.trust.clients import Client
 from valetkey.broker.trust.tokens import Clock
@@ -37,6 +39,7 @@ class Standings:
         epochs: Epochs,
         keys: SeenKeys,
         incidents: Incidents,
+        risks: Risks,
         policies: PolicyFile,
         *,
         clock: Clock,
@@ -47,6 +50,7 @@ class Standings:
         self._epochs = epochs
         self._keys = keys
         self._incidents = incidents
+        self._risks = risks
         self._policies = policies
         self._clock = clock
         self._skew = skew
@@ -151,6 +155,7 @@ class Standings:
                 attestation=Attestation(_time(claims.get("iat")), None),
                 ended=self._revocations.blocks("subject", subject_value(*who)),
                 key_ended=False,
+                risk=self._risk(*who),
             ),
             user=None if user is None else self._of_user(user),
             target_ended=self._revocations.blocks("target", audience),
@@ -186,6 +191,7 @@ class Standings:
             attestation=attestation,
             ended=self._revocations.blocks("subject", subject_value(*who)),
             key_ended=any(self._revocations.blocks("key", key) for key in _keys(client)),
+            risk=self._risk(*who),
         )
 
     def _of_user(self, user: User) -> Standing:
@@ -195,7 +201,13 @@ class Standings:
             attestation=Attestation(_time(user.claims.get("iat")), None),
             ended=self._revocations.blocks("subject", subject_value(*who)),
             key_ended=False,
+            risk=self._risk(*who),
         )
+
+    def _risk(self, issuer: str, subject: str) -> Risk:
+        if self._incidents.is_open(issuer, subject):
+            return "high"
+        return self._risks.of(issuer, subject)
 
 
 def _keys(client: Client) -> list[str]:

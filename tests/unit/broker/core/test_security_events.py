@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,3 +170,55 @@ def test_whatever_a_transmitter_sends_it_speaks_of_its_own_alone(
 def test_what_is_no_event(events: Any) -> None:
     with pytest.raises(EventInvalid):
         read({"iat": 1000, "sub_id": ALICE, "events": events}, MOUTH)
+
+
+RATES = replace(MOUTH, rates=True)
+LEVEL_CHANGE = CAEP + "risk-level-change"
+
+
+@pytest.mark.parametrize(
+    ("mouth", "body", "ratings", "opens"),
+    [
+        (RATES, {"current_level": "LOW", "principal": "USER"}, [("low", "USER")], False),
+        (RATES, {"current_level": "MEDIUM", "principal": "DEVICE"}, [("medium", "DEVICE")], False),
+        (RATES, {"current_level": "HIGH", "principal": "SESSION"}, [("high", "SESSION")], True),
+        (RATES, {"current_level": "MEDIUM", "principal": "ORG_UNIT"}, [("medium", "OTHER")], False),
+        (RATES, {"current_level": "MEDIUM", "principal": ["USER"]}, [("medium", "OTHER")], False),
+        (RATES, {"current_level": "MEDIUM"}, [("medium", "USER")], False),
+        (replace(RATES, opens=frozenset({"session-revoked"})), {"current_level": "HIGH"}, [("high", "USER")], False),
+        (RATES, {"current_level": "high"}, [], False),
+        (RATES, {"current_level": ["HIGH"]}, [], False),
+        (RATES, {"current_level": "CRITICAL"}, [], False),
+        (RATES, {}, [], False),
+        (MOUTH, {"current_level": "HIGH"}, [], True),
+        (MOUTH, {"current_level": "MEDIUM"}, [], False),
+    ],
+)  # fmt: skip
+def test_risk(
+    mouth: Mouth, body: dict[str, Any], ratings: list[tuple[str, str]], opens: bool
+) -> None:
+    reading = read(claims(LEVEL_CHANGE, **body), mouth)
+    assert [(one.level, one.principal) for one in reading.ratings] == ratings
+    assert all((one.party, one.seen_at) == (Party(IDP, "alice"), 1000) for one in reading.ratings)
+    assert bool(reading.sightings) is opens
+    assert bool(reading.passed_over) is not (opens or bool(ratings))
+
+
+def test_whose_risk() -> None:
+    """Of nobody but whom the transmitter may speak of; a device's is its user's."""
+    device = {"format": "complex", "user": ALICE, "device": {"format": "opaque", "id": "d"}}
+    for subject, parties in (
+        (device, [Party(IDP, "alice")]),
+        ({**ALICE, "iss": "https://other"}, []),
+        ({"format": "jwt_id", "iss": OWN, "jti": "j"}, []),
+        ({"format": "complex", "tenant": ALICE}, []),
+    ):
+        reading = read(claims(LEVEL_CHANGE, subject, current_level="MEDIUM"), RATES)
+        assert [one.party for one in reading.ratings] == parties, subject
+
+
+def test_what_is_no_change_of_risk_rates_nobody() -> None:
+    reading = read(claims(CAEP + "session-revoked", current_level="HIGH"), RATES)
+    assert reading.ratings == ()
+    reading = read(claims(RISC + "risk-level-change", current_level="HIGH"), RATES)
+    assert reading.ratings == ()
