@@ -5,41 +5,27 @@ Hypothesis makes the calls to a real broker and keeps its own account of what th
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import math
-import time
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     consumes,
     multiple,
     rule,
-    run_state_machine_as_test,
 )
 
 from tests.integration.broker_support import (
     CI,
     JOB,
-    Clock,
-    Served,
-    World,
     claims_of,
-    serving,
 )
+from tests.integration.sequences_support import Machine, play
 from tests.integration.test_broker_grants_api import is_active, rfc3339, written
-from tests.support.ports import free_url
 
-T = TypeVar("T")
-_FAST = {"rate": 1_000_000, "burst": 1_000_000}
 # A target's tokens live this long at the most.
 _TTL = 120
 
@@ -97,27 +83,10 @@ class Token:
         )
 
 
-@dataclass
-class Lab:
-    """A broker that all sequences share, each with grants of its own."""
-
-    runner: asyncio.Runner
-    broker: Served
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
-
-
-class Sequences(RuleBasedStateMachine):
-    lab: ClassVar[Lab]
+class Sequences(Machine):
     grants = Bundle("grants")
     windows = Bundle("windows")
     tokens = Bundle("tokens")
-
-    @property
-    def now(self) -> float:
-        return self.lab.broker.world.clock()
 
     def manage(self, path: str, body: Any, token: str = "") -> tuple[int, Any]:
         status, answer, _ = self.lab.run(self.lab.broker.manage("POST", path, body, token=token))
@@ -252,27 +221,4 @@ class Sequences(RuleBasedStateMachine):
 
 
 def test_no_sequence_of_calls_outlives_a_window_or_uses_a_grant_too_often(tmp_path: Path) -> None:
-    world = World(tmp_path, free_url(), Clock(float(int(time.time()))))
-    limited = ("admin", "exchanges", "introspections", "revocations")
-    world.overrides["limits"] = dict.fromkeys(limited, _FAST)
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        broker = runner.run(stack.enter_async_context(serving(world)))
-        try:
-
-            class Bound(Sequences):
-                lab = Lab(runner, broker)
-
-            run_state_machine_as_test(  # type: ignore[no-untyped-call]
-                Bound,
-                settings=settings(
-                    max_examples=15,
-                    stateful_step_count=25,
-                    deadline=None,
-                    # A failure is told at once: to make it shorter takes minutes over HTTP.
-                    phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
-        finally:
-            runner.run(stack.aclose())
+    play(Sequences, tmp_path)

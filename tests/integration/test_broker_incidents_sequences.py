@@ -6,31 +6,22 @@ them with each other, at a real broker, and keeps its own account of who must ge
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     multiple,
     rule,
-    run_state_machine_as_test,
 )
 
-from tests.integration.broker_support import IDP, PAYMENTS, Clock, World, serving
+from tests.integration.broker_support import IDP, PAYMENTS
+from tests.integration.sequences_support import Machine, play
 from tests.integration.test_broker_containment import active
-from tests.integration.test_broker_grants_sequences import Lab
-from tests.support.ports import free_url
 from valetkey.contracts.dpop import ProofKey
 
-_FAST = {"rate": 1_000_000, "burst": 1_000_000}
 _SKEW = 1.0
 
 
@@ -55,8 +46,7 @@ class Minted:
     expires: float
 
 
-class Sequences(RuleBasedStateMachine):
-    lab: ClassVar[Lab]
+class Sequences(Machine):
     identities = Bundle("identities")
     keys = Bundle("keys")
     tokens = Bundle("tokens")
@@ -68,14 +58,6 @@ class Sequences(RuleBasedStateMachine):
         self.contained_at: float | None = None
         self.open: str = ""
         self.attested_at: float | None = None
-
-    @property
-    def world(self) -> World:
-        return self.lab.broker.world
-
-    @property
-    def now(self) -> float:
-        return self.world.clock()
 
     def manage(self, path: str, body: Any, role: str) -> tuple[int, Any]:
         token = self.world.admin("ada" if role == "admin" else "olga", role=role)
@@ -154,27 +136,4 @@ class Sequences(RuleBasedStateMachine):
 
 
 def test_no_sequence_of_calls_lets_back_in_what_leaked(tmp_path: Path) -> None:
-    world = World(tmp_path, free_url(), Clock(float(int(time.time()))))
-    limited = ("admin", "exchanges", "introspections", "revocations")
-    world.overrides["limits"] = dict.fromkeys(limited, _FAST)
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        broker = runner.run(stack.enter_async_context(serving(world)))
-        try:
-
-            class Bound(Sequences):
-                lab = Lab(runner, broker, itertools.count())
-
-            run_state_machine_as_test(  # type: ignore[no-untyped-call]
-                Bound,
-                settings=settings(
-                    max_examples=15,
-                    stateful_step_count=25,
-                    deadline=None,
-                    # A failure is told at once: to make it shorter takes minutes over HTTP.
-                    phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
-        finally:
-            runner.run(stack.aclose())
+    play(Sequences, tmp_path)

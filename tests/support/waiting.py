@@ -54,5 +54,14 @@ def until_sync(
     return seen
 
 
+async def turns(count: int = 50) -> None:
+    """Let the loop turn so often: whatever needs no more than that, and waits for nothing, is done.
+
+    To sleep for a moment is not the same: a machine that is busy may take that moment at once.
+    """
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def _message(what: str, seconds: float, seen: object) -> str:
     return f"not within {seconds:g} s: {what} (last seen: {repr(seen)[:_SHOWN]})"

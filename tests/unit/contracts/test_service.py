@@ -66,7 +66,7 @@ class Served:
         return f"http://127.0.0.1:{await self._port}{path}"
 
     async def ended(self) -> None:
-        await asyncio.wait_for(self._task, 5)
+        await asyncio.wait_for(self._task, 15)
 
     async def _ready(self) -> str:
         return self.reason

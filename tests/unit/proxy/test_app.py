@@ -57,7 +57,7 @@ async def test_a_background_task_that_ends_is_noticed(fleet, caplog):
 
     task = asyncio.ensure_future(breaks())
     task.add_done_callback(sidecar._background_ended)
-    await asyncio.wait_for(sidecar.broken.wait(), 5)
+    await asyncio.wait_for(sidecar.broken.wait(), 15)
     (line,) = [record for record in caplog.records if record.getMessage() == "background_failed"]
     assert line.fields["error_type"] == "KeyError"
     cancelled = asyncio.ensure_future(asyncio.Event().wait())

@@ -285,7 +285,7 @@ async def test_a_stream_that_is_gone_begins_anew_with_nothing_cached(stand) -> N
     stand.hold("a")
     stand.transmitter.answers.append(NoStream())
     task = asyncio.ensure_future(stand.receiver.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while stand.transmitter.created < 2:
             await asyncio.sleep(0)
     task.cancel()
@@ -299,7 +299,7 @@ async def following(stand, until) -> None:
     """Follow until something is so."""
     task = asyncio.ensure_future(stand.receiver.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not until():
                 await asyncio.sleep(0)
     finally:

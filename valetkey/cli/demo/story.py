@@ -93,7 +93,7 @@ class Story:
         checks.equal("the stolen token at the API", "never arrived", through())
         checks.equal("scope at the API", "tickets:read", calls[0]["scope"])
         checks.equal("subject at the API", AGENT, calls[0]["sub"])
-        on_record = self._auditor.newest_decision("tickets-read")
+        on_record = self._newest_decision("tickets-read")
         checks.equal("dropped, on record", ["authorization"], on_record["unmapped"].get("dropped"))
 
     def acts_for_a_user(self, checks: Checks) -> None:
@@ -104,7 +104,7 @@ class Story:
         checks.equal("sub at the API", USER, calls[0]["sub"])
         checks.equal("act at the API", AGENT, (calls[0]["act"] or {}).get("sub"))
         checks.equal("the user's own token at the API", "never arrived", through())
-        on_record = self._auditor.newest_decision("tickets-read")["actor"]
+        on_record = self._newest_decision("tickets-read")["actor"]
         who = (on_record["user"]["uid"], on_record["app_uid"])
         checks.equal("user and workload, on record", (USER, AGENT), who)
 
@@ -200,6 +200,12 @@ class Story:
         before = len(self._arrivals.all())
         answer = self._agent.call(method, path, headers)
         return answer, self._arrivals.since(before)
+
+    def _newest_decision(self, route: str) -> dict[str, Any]:
+        """Once all that was written until now is at the collector."""
+        written = int(counter(self._admin, "valetkey_events_written_total"))
+        self._auditor.wait_for(written, within=_DELIVERY)
+        return self._auditor.newest_decision(route)
 
     def _watch_for(self, secret: str) -> Callable[[], str]:
         before = self._arrivals.count_of(secret)

@@ -51,7 +51,7 @@ async def stand(tmp_path, disk):
 
 
 async def until(holds):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not holds():
             await asyncio.sleep(0.001)
 

@@ -429,7 +429,7 @@ async def test_run_survives_failures_and_says_each_once(ship, collector, caplog)
     collector.answer = refusing
     ship.write(5)
     task = asyncio.ensure_future(ship.shipper.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while ship.metrics.ship_failures < 3:
             await asyncio.sleep(0.01)
     collector.answer = collector.take
@@ -447,7 +447,7 @@ async def test_without_identity_nothing_is_sent_and_nothing_deleted(ship, collec
     ship.write(50, size=3000)
     before = await listed(ship)
     task = asyncio.ensure_future(ship.shipper.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not ship.metrics.ship_failures:
             await asyncio.sleep(0.01)
     task.cancel()

@@ -213,7 +213,7 @@ async def test_a_failed_sync_refuses_for_good_and_answers_who_waits(bench, monke
     spool.on_durable(2, later.append)
     assert later == [False]
     assert spool.committed == first
-    await asyncio.wait_for(spool.stop(), 5)  # and it still ends
+    await asyncio.wait_for(spool.stop(), 15)  # and it still ends
 
 
 # --- no room -------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Broker:
 
 
 async def settled(cache):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while cache.in_flight:
             await asyncio.sleep(0)
 
@@ -368,7 +368,7 @@ async def test_denials_are_bounded_too(clock):
 async def test_close_stops_what_is_under_way(cache, clock):
     broker = Broker(clock, held=True)
     caller = asyncio.ensure_future(cache.obtain(KEY, broker))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not broker.asked:
             await asyncio.sleep(0)
     await cache.close()
@@ -396,7 +396,7 @@ def test_the_real_clock_is_monotonic():
 
 async def asked(broker):
     """The exchange is under way."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not broker.asked:
             await asyncio.sleep(0)
 

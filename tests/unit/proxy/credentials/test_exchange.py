@@ -86,7 +86,7 @@ def identity(idp, tmp_path):
 
 @pytest.fixture
 async def client(broker, identity):
-    made = ExchangeClient(broker.url, identity, ProofKey(), ca_file=None, timeout=1.0)
+    made = ExchangeClient(broker.url, identity, ProofKey(), ca_file=None, timeout=10.0)
     yield made
     await made.close()
 
@@ -116,7 +116,7 @@ async def test_the_workloads_own_credential(client, broker, identity):
 
 async def test_who_follows_the_feed_says_so(broker, identity):
     client = ExchangeClient(
-        broker.url, identity, ProofKey(), ca_file=None, timeout=1.0, follows_feed=True
+        broker.url, identity, ProofKey(), ca_file=None, timeout=10.0, follows_feed=True
     )
     await client.exchange(KEY, BearerInjector(), None)
     assert broker.forms[-1]["capabilities"].split() == [
@@ -320,7 +320,8 @@ def _nonce(proof):
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))).get("nonce")
 
 
-async def test_a_broker_that_hangs(client, broker):
+async def test_a_broker_that_hangs(broker, identity):
+    client = ExchangeClient(broker.url, identity, ProofKey(), ca_file=None, timeout=0.3)
     release = asyncio.Event()
 
     async def hang(_form=None):
@@ -333,14 +334,15 @@ async def test_a_broker_that_hangs(client, broker):
         await client.exchange(KEY, BearerInjector(), None)
     release.set()
     assert failed.value.code is AWAY
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 5
+    await client.close()
 
 
 async def test_nobody_there(identity):
     from tests.support.fleet import free_port
 
     client = ExchangeClient(
-        f"http://127.0.0.1:{free_port()}/token", identity, ProofKey(), ca_file=None, timeout=1.0
+        f"http://127.0.0.1:{free_port()}/token", identity, ProofKey(), ca_file=None, timeout=10.0
     )
     with pytest.raises(BrokerError) as failed:
         await client.exchange(KEY, BearerInjector(), None)
@@ -391,7 +393,7 @@ async def test_a_users_token_that_can_not_be_one_is_not_sent(client, broker, idp
 
 async def test_without_identity_nothing_is_asked(broker, tmp_path):
     identity = FileIdentity(tmp_path / "none")
-    client = ExchangeClient(broker.url, identity, ProofKey(), ca_file=None, timeout=1.0)
+    client = ExchangeClient(broker.url, identity, ProofKey(), ca_file=None, timeout=10.0)
     with pytest.raises(BrokerError) as failed:
         await client.exchange(KEY, BearerInjector(), None)
     assert failed.value.code is codes.IDENTITY_UNAVAILABLE
@@ -402,5 +404,5 @@ def test_a_ca_file_that_can_not_be_used(identity, tmp_path):
     with pytest.raises(ConfigError, match=r"broker\.ca_file"):
         ExchangeClient(
             "https://127.0.0.1:1/token", identity, ProofKey(), ca_file=tmp_path / "none",
-            timeout=1.0,
+            timeout=10.0,
         )  # fmt: skip

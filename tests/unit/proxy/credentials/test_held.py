@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.waiting import turns
 from tests.unit.proxy.credentials.test_cache import KEY
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ApprovalError, BrokerError, PolicyError, ValetkeyError
@@ -114,7 +115,7 @@ async def test_hundreds_of_one_request_are_one_question_and_one_of_them_passes(
 ) -> None:
     held = HeldCalls(10)
     broker = Broker(pending("one"), pending("two"), polled=(pending(), credential(), pending()))
-    calls = [asyncio.ensure_future(held.obtain(KEY, broker, hold=0.3)) for _ in range(300)]
+    calls = [asyncio.ensure_future(held.obtain(KEY, broker, hold=1)) for _ in range(300)]
     await asyncio.sleep(0)
     assert broker.calls.count("ask") <= 1
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -178,11 +179,11 @@ async def test_what_arrives_when_nobody_waits_is_there_for_the_next_such_call_on
     broker = Broker(credential(), pending("code"), polled=(pending(),))
     broker.slow = asyncio.Event()
     gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=5))
-    await asyncio.sleep(0.01)
+    await turns()
     gone.cancel()
-    await asyncio.sleep(0.01)
+    await turns()
     broker.slow.set()
-    await asyncio.sleep(0.01)
+    await turns()
     assert (await held.obtain(KEY, broker, hold=0)).claimed
     assert broker.calls == ["ask", "is_good"]
     with refused(codes.APPROVAL_PENDING):
@@ -196,10 +197,10 @@ async def test_what_lay_about_counts_only_while_the_broker_stands_by_it(life: fl
     broker = Broker(credential(life=life), pending("code"), polled=(pending(),))
     broker.slow, broker.good = asyncio.Event(), False
     gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=5))
-    await asyncio.sleep(0.01)
+    await turns()
     gone.cancel()
     broker.slow.set()
-    await asyncio.sleep(0.01)
+    await turns()
     with refused(codes.APPROVAL_PENDING):
         await held.obtain(KEY, broker, hold=0)
     assert broker.calls.count("ask") == 2
@@ -210,10 +211,10 @@ async def left_over(held: HeldCalls, broker: Broker) -> None:
     """Somebody asked and left, and the credential came."""
     broker.slow = asyncio.Event()
     gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=5))
-    await asyncio.sleep(0.01)
+    await turns()
     gone.cancel()
     broker.slow.set()
-    await asyncio.sleep(0.01)
+    await turns()
 
 
 async def test_a_broker_that_can_not_be_asked_does_not_cost_what_was_left_over() -> None:
@@ -234,7 +235,7 @@ async def test_who_leaves_while_it_is_asked_about_leaves_it_over() -> None:
     await left_over(held, broker)
     broker.thinks = asyncio.Event()
     gone = asyncio.ensure_future(held.obtain(KEY, broker, hold=0))
-    await asyncio.sleep(0.01)
+    await turns()
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone

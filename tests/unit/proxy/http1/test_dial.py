@@ -28,7 +28,7 @@ from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.limits import Capacity, LimitHits
 
 LOOPBACK = parse_networks(["127.0.0.0/8", "::1/128"])
-SOON = 5.0
+SOON = 15.0
 Run = Callable[[Awaitable[None]], None]
 
 

@@ -16,7 +16,7 @@ from valetkey.proxy.http1.outbox import Outbox
 from valetkey.proxy.http1.pool import Pool, context_for
 from valetkey.proxy.settings import CredentialSettings, PoolSettings, TargetSettings
 
-SOON = 5.0
+SOON = 15.0
 
 
 def target(size: int = 2, **more: Any) -> Target:

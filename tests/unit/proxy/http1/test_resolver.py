@@ -15,7 +15,7 @@ from valetkey.proxy.http1.resolver import ResolveError, Resolver
 
 V4 = (int(socket.AF_INET), ("192.0.2.7", 0))
 V6 = (int(socket.AF_INET6), ("2001:db8::7", 0, 0, 0))
-SOON = 5.0
+SOON = 15.0
 
 
 def info(place: tuple[int, tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import uvloop
 
 from valetkey.proxy.http1.unsent import bound, unsent
 
-SOON = 5.0
+SOON = 15.0
 LOOPS = pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
 
 

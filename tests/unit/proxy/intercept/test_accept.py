@@ -25,7 +25,7 @@ from valetkey.proxy.intercept.accept import (
 )
 from valetkey.proxy.limits import DESCRIPTORS, LISTENER_CONNECTIONS, LimitHits
 
-SOON = 5.0
+SOON = 15.0
 
 
 class Gate:

@@ -74,14 +74,14 @@ class Stand:
         self.clients: list[socket.socket] = []
 
     def client(self, data: bytes = b"") -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=15)
         self.clients.append(client)
         client.sendall(data)
         return client
 
     async def handed(self) -> str:
         """How the next connection was handed on; its low-water mark is the usual one again."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             kind, sock, self.entry = await self.server.handed.get()
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         self.sock = sock
@@ -92,7 +92,7 @@ class Stand:
         return await asyncio.to_thread(_ended, client)
 
     async def waiting(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while self.pep.tunnels.handshakes != count:
                 await asyncio.sleep(0.001)
 

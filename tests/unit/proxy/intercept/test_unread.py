@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.waiting import turns
 from valetkey.proxy.intercept.unread import Unread
 
 
@@ -18,7 +19,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         peer = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     ours.setblocking(False)
-    peer.settimeout(5)
+    peer.settimeout(15)
     yield ours, peer
     ours.close()
     peer.close()
@@ -66,13 +67,13 @@ async def test_a_refusal_arrives_though_the_peer_s_bytes_were_not_read(pair: Pai
     assert unread.can_write_eof()
     unread.write_eof()
     unread.write_eof()
-    await asyncio.sleep(0.01)
+    await turns()
     peer.sendall(bytes(5000))
     assert peer.recv(100) == b"no"
     assert peer.recv(100) == b""
     assert lost.times == 0
     peer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not lost.times:
             await asyncio.sleep(0.001)
     assert unread.is_closing()
@@ -89,10 +90,10 @@ async def test_a_peer_that_has_left_can_t_be_told(pair: Pair) -> None:
     peer.sendall(b"x")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
-    await asyncio.sleep(0.01)
+    await turns()
     unread.write(b"no")
     unread.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not lost.times:
             await asyncio.sleep(0.001)
     assert lost.times == 1
