@@ -280,6 +280,22 @@ def test_each_command_is_one(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert given["collector"] is None or given["token_file"], line
 
 
+@EACH_PAGE
+def test_each_command_that_is_named_in_the_text_is_one(page: Path) -> None:
+    """Without what it is about, as texts name it: its words and its options are there."""
+    for line in re.findall(r"`(?:\.venv/bin/)?valetkey ([a-z][^`]*)`", page.read_text()):
+        command: click.Command = main
+        words = shlex.split(line)
+        while words and isinstance(command, click.Group):
+            found = command.commands.get(words[0])
+            if found is None:
+                assert words[0].isupper() or words[0].startswith("-"), line
+                break
+            command, words = found, words[1:]
+        options = {name for option in command.params for name in option.opts}
+        assert {word for word in words if word.startswith("--")} <= options | {"--help"}, line
+
+
 def test_commands_are_found() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 20
 

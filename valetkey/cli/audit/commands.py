@@ -103,7 +103,7 @@ def tail(
     show = (
         view.json_printer(click.echo)
         if as_json
-        else view.table_printer(view.make_console(), fixed=follow or everything, dated=dated)
+        else view.table_printer(view.make_console(), fixed=follow, dated=dated)
     )
     _check_where(db, collector, token_file, ca_file, spool)
     with _told(), contextlib.closing(_tailed(db, collector, token_file, ca_file, spool)) as record:
