@@ -404,12 +404,17 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(world: World, where: str = "") -> AsyncIterator[Served]:
-    """Run a broker for ``world`` at its URL, or a replica of it at another one."""
+async def serving(
+    world: World, where: str = "", *, timer: Clock | None = None
+) -> AsyncIterator[Served]:
+    """Run a broker for ``world`` at its URL, or a replica of it at another one.
+
+    ``timer``: how long something takes is told by another clock than when it is.
+    """
     where = where or world.url
     port = int(where.rpartition(":")[2])
     config = await asyncio.to_thread(world.settings)
-    broker = await Broker.open(config, clock=world.clock)
+    broker = await Broker.open(config, clock=world.clock, timer=timer or world.clock)
     runner = web.AppRunner(broker.app, access_log=None)
     try:
         await runner.setup()

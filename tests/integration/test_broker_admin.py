@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.integration.broker_support import OPERATIONS, Issuer, World, serving
+from tests.integration.broker_support import OPERATIONS, Clock, Issuer, World, serving
 from tests.support.canaries import CANARIES
 from tests.support.ports import free_url
 from valetkey.cli.main import main
@@ -210,3 +210,21 @@ async def test_the_command_line(world: World, tmp_path: Path) -> None:
     assert (result.exit_code, "can't be reached" in result.output) == (2, True)
     result = await run("admin", "whoami", env={"VALETKEY_BROKER_URL": "http://broker.example"})
     assert (result.exit_code, "loopback" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("set_by", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_neither_lets_callers_go_nor_blocks_them(
+    tmp_path: Path, set_by: float
+) -> None:
+    world = World(tmp_path, free_url(), overrides={"limits": {"admin": {"rate": 1, "burst": 3}}})
+    timer = Clock(1000.0)
+    async with serving(world, timer=timer) as served:
+
+        async def asked() -> int:
+            return int((await served.manage("GET", "/v1/grants"))[0])
+
+        assert [await asked() for _ in range(4)] == [200, 200, 200, 429]
+        world.clock.advance(set_by)
+        assert await asked() == 429
+        timer.advance(1)
+        assert await asked() == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 import jwt
 from aiohttp import web
+from sqlalchemy import text
 
 from tests.integration.broker_support import (
     BOT,
@@ -120,15 +122,76 @@ async def test_an_assertion_counts_once_wherever_it_is_used(
         assert (status, body["code"]) == (401, "actor.replayed")
 
 
-async def test_a_proof_counts_at_one_replica_only(tmp_path: Path, postgres: Postgres) -> None:
-    """Its nonce is of one broker process: the others ask for one of their own."""
+async def test_a_proof_counts_once_wherever_it_is_used(tmp_path: Path, postgres: Postgres) -> None:
+    """With a nonce of all replicas it is used up in the database, with one of one in its memory."""
     world = shared(tmp_path, postgres)
+    form = world.form(world.workload())
     async with replicas(world) as (one, other):
-        proof = world.proof(nonce=await one.nonce())
-        form = world.form(world.workload())
+        for first, second in ((one, other), (other, one), (one, one)):
+            proof = world.proof(nonce=await one.nonce())
+            status, _, headers = await first.post(form, proofs=[proof])
+            assert status == 200
+            status, body, _ = await second.post(form, proofs=[proof])
+            assert (status, body["code"]) == (400, "dpop.replayed")
+        # One that stays gets a nonce of its replica, which no other takes.
+        own = headers["DPoP-Nonce"]
+        proof = world.proof(nonce=own)
         assert (await one.post(form, proofs=[proof]))[0] == 200
+        assert (await one.post(form, proofs=[proof]))[1]["code"] == "dpop.replayed"
         status, body, _ = await other.post(form, proofs=[proof])
-        assert (status, body["error"]) == (400, "use_dpop_nonce")
+        assert (status, body["code"]) == (400, "dpop.nonce")
+    # What was used up before a restart is used up after it, and an own nonce is no longer one.
+    async with replicas(world) as (one, other):
+        assert (await one.post(form, proofs=[proof]))[1]["code"] == "dpop.nonce"
+
+
+async def test_a_shared_proof_is_used_up_over_a_restart(tmp_path: Path, postgres: Postgres) -> None:
+    world = shared(tmp_path, postgres)
+    form = world.form(world.workload())
+    async with serving(world) as one:
+        proof = world.proof(nonce=await one.nonce())
+        assert (await one.post(form, proofs=[proof]))[0] == 200
+    async with serving(world) as one:
+        assert (await one.post(form, proofs=[proof]))[1]["code"] == "dpop.replayed"
+
+
+async def test_who_stays_at_a_replica_writes_nothing(tmp_path: Path, postgres: Postgres) -> None:
+    world = shared(tmp_path, postgres)
+    form = world.form(world.workload())
+    async with serving(world) as one:
+        nonce = await one.nonce()
+        for _ in range(10):
+            status, _, headers = await one.post(form, proofs=[world.proof(nonce=nonce)])
+            assert status == 200
+            nonce = headers["DPoP-Nonce"]
+        async with one.broker.base.database.read() as connection:
+            used = await connection.execute(text("SELECT count(*) FROM used_assertions"))
+            assert used.scalar_one() == 1  # the repetition of the first request
+
+
+async def test_a_client_that_repeats_once_never_fails_wherever_it_gets_to(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """As any client of RFC 9449 §8 does it; the balancer picks at random, or the worst there is."""
+    world = shared(tmp_path, postgres)
+    world.overrides["limits"] = {"exchanges": {"rate": 10_000, "burst": 10_000}}
+    form = world.form(world.workload())
+    chance = random.Random(9449)
+    async with replicas(world) as both:
+        nonce, repeated, last = "", 0, both[0]
+        for turn in range(300):
+            world.clock.advance(1)  # so that nonces grow old
+            where = chance.choice(both)
+            status, body, headers = await where.post(form, proofs=[world.proof(nonce=nonce)])
+            if status == 400:
+                assert body["code"] == "dpop.nonce"
+                repeated += 1
+                last = both[1 - both.index(where)] if turn % 2 else chance.choice(both)
+                again = world.proof(nonce=headers["DPoP-Nonce"])
+                status, body, headers = await last.post(form, proofs=[again])
+            assert status == 200, (turn, body)
+            nonce = headers["DPoP-Nonce"]
+        assert repeated < 30, "and seldom has to"
 
 
 @asynccontextmanager

@@ -141,7 +141,9 @@ async def test_a_list_of_one_replica_is_served_by_the_other(
 
 async def test_places_tell_nothing_of_time(tmp_path: Path) -> None:
     async with serving(listed(tmp_path)) as served:
-        statuses = Statuses(served.broker.base.database, clock=served.world.clock)
+        statuses = Statuses(
+            served.broker.base.database, clock=served.world.clock, timer=served.world.clock
+        )
         places = [statuses.place() for _ in range(5000)]
         assert len(set(places)) == 5000
         first = [place.index for place in places[:4096]]

@@ -110,10 +110,16 @@ class Broker:
         service.add_probes(self.app, base.metrics.registry, self._ready, details=self._details)
 
     @classmethod
-    async def open(cls, config: BrokerSettings, *, clock: Callable[[], float]) -> Broker:
+    async def open(
+        cls,
+        config: BrokerSettings,
+        *,
+        clock: Callable[[], float],
+        timer: Callable[[], float] = time.monotonic,
+    ) -> Broker:
         """Read everything that a start depends on. Raises `ConfigError`.
 
-        ``clock`` gives seconds since the epoch.
+        ``clock`` gives seconds since the epoch, ``timer`` those of a clock that nobody sets.
         """
         metrics = Metrics()
         sealer = await asyncio.to_thread(Sealer.from_file, config.master_key_file)
@@ -129,7 +135,7 @@ class Broker:
         await cedar.load()
         database = await Database.open(config.database, config.postgres)
         try:
-            base = _foundation(config, database, sealer, policies, cedar, metrics, clock)
+            base = _foundation(config, database, sealer, policies, cedar, metrics, clock, timer)
             # First of all: what is read from now on may be newer, never older.
             await base.changes.load()
             await base.ring.load()
@@ -220,6 +226,7 @@ def _foundation(
     cedar: CedarFiles,
     metrics: Metrics,
     clock: Callable[[], float],
+    timer: Callable[[], float],
 ) -> Foundation:
     """What the parts stand on; nothing is read from the database yet."""
     changes = Changes(database)
@@ -275,7 +282,7 @@ def _foundation(
         clock=clock,
         capacity=config.limits.verified_tokens,
     )
-    nonces = Nonces(secrets.token_bytes(32))
+    nonces = Nonces(sealer.nonce_key, replica=secrets.token_bytes(8), alone=not database.postgres)
     found_by = FoundBy(sealer)
     issuer = JwtIssuer(
         ring,
@@ -289,6 +296,7 @@ def _foundation(
     return Foundation(
         config=config,
         clock=clock,
+        timer=timer,
         metrics=metrics,
         database=database,
         changes=changes,
@@ -321,8 +329,7 @@ def _foundation(
         issuer=issuer,
         admin=AdminApi(
             _admins(config, certificates, clock),
-            config.limits.admin.of_callers(config.limits.callers),
-            clock=clock,
+            config.limits.admin.of_callers(config.limits.callers, timer),
         ),
     )
 

@@ -48,7 +48,7 @@ class Followed:
 
 
 class Feed:
-    """``clock`` gives seconds since the epoch."""
+    """``clock`` gives seconds since the epoch, ``timer`` those of a clock that nobody sets."""
 
     def __init__(
         self,
@@ -57,10 +57,12 @@ class Feed:
         metrics: Metrics,
         *,
         clock: Callable[[], float],
+        timer: Callable[[], float],
     ) -> None:
         self._signals = signals
         self._streams = streams
         self._clock = clock
+        self._timer = timer
         self._window: list[Published] = []
         self._floor = 0  # everything behind it is in the window
         self._seqs: dict[str, Published] = {}
@@ -133,7 +135,7 @@ class Feed:
         if stream is None:
             del self._followed[stream_id]
         else:
-            changed = self._followed[stream_id] = Followed(stream, self._clock())
+            changed = self._followed[stream_id] = Followed(stream, self._timer())
             # What was settled here may not be written yet.
             changed.cursor.position = max(stream.position, followed.cursor.position)
             changed.cursor.beyond = followed.cursor.beyond
@@ -148,8 +150,8 @@ class Feed:
             stream = await self._streams.find(stream_id)
             if stream is None:
                 return None
-            followed = self._followed.setdefault(stream_id, Followed(stream, self._clock()))
-        followed.seen_at = self._clock()
+            followed = self._followed.setdefault(stream_id, Followed(stream, self._timer()))
+        followed.seen_at = self._timer()
         return followed
 
     async def acknowledge(self, followed: Followed, jtis: Iterable[str]) -> None:
@@ -232,14 +234,14 @@ class Feed:
 
     def touch(self, followed: Followed) -> None:
         """Note now and then that the stream's receiver is there."""
-        if self._clock() - followed.touched_at >= _TOUCH:
+        if self._timer() - followed.touched_at >= _TOUCH:
             self._note(followed)
 
     def is_enabled(self, followed: Followed) -> bool:
         return followed.stream.status == ENABLED
 
     def _note(self, followed: Followed) -> None:
-        followed.touched_at = self._clock()
+        followed.touched_at = self._timer()
         self._moved[followed.stream.id] = followed.cursor.position
         self._dirty.set()
 
@@ -288,7 +290,7 @@ class Feed:
     async def sweep(self) -> None:
         """Forget old events, streams that ended, and streams that are followed elsewhere."""
         await self._streams.sweep(await self._signals.sweep())
-        now = self._clock()
+        now = self._timer()
         for stream_id, followed in list(self._followed.items()):
             if followed.waiting is None and now - followed.seen_at > _TOUCH:
                 del self._followed[stream_id]

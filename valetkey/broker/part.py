@@ -44,7 +44,8 @@ from valetkey.broker.trust.tokens import TokenVerifier
 class Foundation:
     """Settings, clock, state and identity: what more than one part needs.
 
-    ``clock`` gives seconds since the epoch. ``tokens`` verifies what workloads and users present;
+    ``clock`` gives seconds since the epoch, ``timer`` those of a clock that nobody sets: the one
+    says when, the other for how long. ``tokens`` verifies what workloads and users present;
     administrators come through ``admin`` only. ``signals`` tells all sidecars what has
     ended: publish in the transaction that ends it. ``certificates`` are what clients bring by
     mutual TLS.
@@ -52,6 +53,7 @@ class Foundation:
 
     config: BrokerSettings
     clock: Callable[[], float]
+    timer: Callable[[], float]
     metrics: Metrics
     database: Database
     changes: Changes

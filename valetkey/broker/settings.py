@@ -12,7 +12,7 @@ Invariants, checked while loading:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -202,9 +202,9 @@ class RateSettings(Settings, frozen=True, kw_only=True):
         if not 1 <= self.rate <= 1_000_000 or not 1 <= self.burst <= 1_000_000:
             raise ValueError("rate and burst must be positive")
 
-    def of_callers(self, callers: int) -> RateLimit:
-        """The limit, for at most so many callers at a time."""
-        return RateLimit(rate=self.rate, burst=self.burst, callers=callers)
+    def of_callers(self, callers: int, timer: Callable[[], float]) -> RateLimit:
+        """The limit, for at most so many callers at a time. ``timer``: as `RateLimit` has it."""
+        return RateLimit(rate=self.rate, burst=self.burst, callers=callers, timer=timer)
 
 
 class LimitSettings(Settings, frozen=True, kw_only=True):

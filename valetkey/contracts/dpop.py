@@ -73,6 +73,10 @@ class NonceRequired(TokenInvalid):
     """The proof lacks a nonce that this server gave (RFC 9449 §8, §9)."""
 
 
+class _Nonce(msgspec.Struct, frozen=True):
+    nonce: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedProof:
     """A proof that held. ``jti`` still has to be checked against replay by the caller."""
@@ -80,6 +84,7 @@ class VerifiedProof:
     thumbprint: str
     jti: str
     issued_at: float
+    nonce: str = ""
 
 
 def verify_proof(
@@ -119,13 +124,25 @@ def verify_proof(
         raise TokenInvalid("iat is too far from now")
     if access_token and claims.get("ath") != token_hash(access_token):
         raise TokenInvalid("ath is not the hash of the access token")
-    if nonce_is_ours is not None:
-        nonce = claims.get("nonce", "")
-        if not isinstance(nonce, str) or not nonce_is_ours(nonce):
-            raise NonceRequired("a fresh nonce of this server is needed")
+    given = claims.get("nonce", "")
+    nonce = given if isinstance(given, str) else ""
+    if nonce_is_ours is not None and not nonce_is_ours(nonce):
+        raise NonceRequired("a fresh nonce of this server is needed")
     # Last, for it is what costs: a fleet that comes from another replica knows no nonce of ours.
     es256.check(key, f"{parts[0]}.{parts[1]}".encode(), b64url_decode(parts[2]))
-    return VerifiedProof(jkt, jti, issued_at)
+    return VerifiedProof(jkt, jti, issued_at, nonce)
+
+
+def unverified_nonce(proof: str) -> str:
+    """The nonce that a proof carries, or nothing; it was not looked at otherwise."""
+    parts = proof.split(".")
+    if len(proof) > MAX_TOKEN_LENGTH or len(parts) != 3:
+        return ""
+    try:
+        claims = msgspec.json.decode(b64url_decode(parts[1]), type=_Nonce)
+    except (TokenInvalid, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return claims.nonce
 
 
 class KnownKeys:

@@ -99,7 +99,7 @@ def verify(proof: str, *, now: float = NOW, nonces: bool = True) -> VerifiedProo
 
 def test_a_good_proof_gives_its_key_and_id() -> None:
     proof = verify(make())
-    assert proof == VerifiedProof(jose.thumbprint(jwk_of()), "j1", NOW)
+    assert proof == VerifiedProof(jose.thumbprint(jwk_of()), "j1", NOW, "n1")
 
 
 BAD: dict[str, tuple[Callable[[], str], str]] = {
@@ -178,7 +178,7 @@ def test_our_own_proofs_hold_for_us_and_for_another_library(token: str, nonce: s
         access_token=token,
         nonce_is_ours=lambda given: given == nonce,
     )
-    assert verified == VerifiedProof(key.thumbprint, "x", NOW)
+    assert verified == VerifiedProof(key.thumbprint, "x", NOW, nonce)
     claims = jwt.decode(
         proof, jwt.PyJWK(key.jwk).key, algorithms=["ES256"], options={"verify_iat": False}
     )
@@ -208,3 +208,19 @@ def test_no_proof_with_one_character_changed_holds(position: int, char: str) -> 
 def test_any_text_is_refused_without_another_error(text: str) -> None:
     with pytest.raises(TokenInvalid):
         verify(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "proof", "nonce"),
+    [
+        ("a good one", make(), "n1"),
+        ("no nonce", ProofKey().proof(method="GET", url=URL, jti="x", now=NOW), ""),
+        ("no text", "a." + jose.b64url(b'{"nonce": 1}') + ".c", ""),
+        ("no JSON", "a." + jose.b64url(b"nonce") + ".c", ""),
+        ("no base64url", "a.!.c", ""),
+        ("no JWS", "abc", ""),
+        ("too long", "a." + jose.b64url(b'{"nonce": "n1"}') + "." + "c" * 100_000, ""),
+    ],
+)
+def test_the_nonce_of_a_proof_that_nobody_checked(name: str, proof: str, nonce: str) -> None:
+    assert dpop.unverified_nonce(proof) == nonce, name

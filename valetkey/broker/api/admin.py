@@ -16,7 +16,6 @@ from aiohttp import web
 from valetkey.broker.core.rate_limit import RateLimit, whole_seconds
 from valetkey.broker.core.roles import Role
 from valetkey.broker.trust.admins import Admin, Admins
-from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes, problem, settings
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.service import Handler, problem_response
@@ -31,12 +30,11 @@ _MAX_CURSOR: Final = 512
 
 
 class AdminApi:
-    """``clock`` is the one that the rate limit counts by."""
+    """``limit`` is how often each administrator may ask."""
 
-    def __init__(self, admins: Admins, limit: RateLimit, *, clock: Clock) -> None:
+    def __init__(self, admins: Admins, limit: RateLimit) -> None:
         self._admins = admins
         self._limit = limit
-        self._clock = clock
 
     @property
     def admins(self) -> Admins:
@@ -54,7 +52,7 @@ class AdminApi:
                     raise
                 # RFC 6750 §3: a 401 names the scheme.
                 return problem_response(error.code, headers={"WWW-Authenticate": "Bearer"})
-            wait = self._limit.take((admin.issuer, admin.subject), self._clock())
+            wait = self._limit.take((admin.issuer, admin.subject))
             if wait:
                 return problem_response(
                     codes.SERVICE_RATE_LIMITED, headers={"Retry-After": str(whole_seconds(wait))}

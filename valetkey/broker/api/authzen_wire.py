@@ -14,7 +14,6 @@ from valetkey.broker.authzen_settings import EnforcementPointSettings
 from valetkey.broker.core.rate_limit import RateLimit, whole_seconds
 from valetkey.broker.trust.admins import Admins, bearer
 from valetkey.broker.trust.clients import ClientAuthenticator
-from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes, problem
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError, ValetkeyError
@@ -44,7 +43,6 @@ class EnforcementPoints:
         limit: RateLimit,
         *,
         issuer: str,
-        clock: Clock,
     ) -> None:
         self._clients = clients
         self._admins = admins
@@ -56,7 +54,6 @@ class EnforcementPoints:
         }
         self._limit = limit
         self._issuer = issuer
-        self._clock = clock
 
     def guard(self, handler: Callable[[web.Request], Awaitable[web.Response]]) -> Handler:
         """``handler``, for those points only; every answer carries the identifier that was sent."""
@@ -86,7 +83,7 @@ class EnforcementPoints:
         if len(identifiers) > 1 or not all(map(_REQUEST_ID_FORM.fullmatch, identifiers)):
             raise BodyInvalid(f"{_REQUEST_ID}: at most 256 printable characters, once")
         who = await self._authenticate(request)
-        wait = self._limit.take(who, self._clock())
+        wait = self._limit.take(who)
         if wait:
             return problem_response(
                 codes.SERVICE_RATE_LIMITED, headers={"Retry-After": str(whole_seconds(wait))}

@@ -14,7 +14,6 @@ from valetkey.broker.settings import ResourceServerSettings
 from valetkey.broker.store.signals import Signals
 from valetkey.broker.trust.clients import Client, ClientAuthenticator
 from valetkey.broker.trust.standing import Standings
-from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, ValetkeyError
 from valetkey.contracts.logs import Log
@@ -56,7 +55,6 @@ class IntrospectEndpoint:
         catches_up: RateLimit,
         *,
         url: str,
-        clock: Clock,
     ) -> None:
         self._clients = clients
         self._issuer = issuer
@@ -65,7 +63,6 @@ class IntrospectEndpoint:
         self._limit = limit
         self._catches_up = catches_up
         self._url = url
-        self._clock = clock
         self._audiences: dict[tuple[str, str], frozenset[str]] = {}
         for server in resource_servers:
             caller = (server.issuer, server.subject)
@@ -90,7 +87,7 @@ class IntrospectEndpoint:
 
     def _count(self, client: Client, limit: RateLimit) -> None:
         claims = client.assertion.claims
-        if limit.take((claims.issuer, claims.subject), self._clock()):
+        if limit.take((claims.issuer, claims.subject)):
             raise CallerError(
                 codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
             )

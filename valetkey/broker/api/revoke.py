@@ -69,7 +69,7 @@ class RevokeEndpoint:
 
     def _count(self, client: Client) -> None:
         claims = client.assertion.claims
-        if self._limit.take((claims.issuer, claims.subject), self._clock()):
+        if self._limit.take((claims.issuer, claims.subject)):
             raise CallerError(
                 codes.SERVICE_RATE_LIMITED, f"workload {claims.subject} of {claims.issuer}"
             )

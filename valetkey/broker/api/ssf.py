@@ -61,7 +61,7 @@ class StreamEndpoints:
         issuer: str,
         audience: str,
         most: int,
-        clock: Clock,
+        timer: Clock,
     ) -> None:
         self._streams = streams
         self._signals = signals
@@ -69,8 +69,9 @@ class StreamEndpoints:
         self._issuer = issuer
         self._audience = audience
         self._most = most
-        self._clock = clock
-        self._verifications = RateLimit(rate=1 / VERIFICATION_INTERVAL, burst=1, callers=100_000)
+        self._verifications = RateLimit(
+            rate=1 / VERIFICATION_INTERVAL, burst=1, callers=100_000, timer=timer
+        )
 
     def add_routes(self, router: web.UrlDispatcher, callers: Callers) -> None:
         router.add_post(STREAMS_PATH, callers.guard(self.create))
@@ -264,7 +265,7 @@ class StreamEndpoints:
         """SSF 1.0 §8.1.4.2: the event comes by the stream."""
         asked = await read_json(request, VerificationRequest)
         stream = await self._own(asked.stream_id, caller)
-        wait = self._verifications.take(stream.id, self._clock())
+        wait = self._verifications.take(stream.id)
         if wait:
             return problem_response(
                 codes.SERVICE_RATE_LIMITED, headers={"Retry-After": str(whole_seconds(wait))}

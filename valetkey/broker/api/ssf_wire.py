@@ -13,7 +13,6 @@ from valetkey.broker.core.feed import Stream
 from valetkey.broker.core.rate_limit import RateLimit, whole_seconds
 from valetkey.broker.feed_settings import FeedReceiverSettings
 from valetkey.broker.trust.clients import ClientAuthenticator
-from valetkey.broker.trust.tokens import Clock
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.service import Handler, problem_response
@@ -129,13 +128,11 @@ class Callers:
         limit: RateLimit,
         *,
         issuer: str,
-        clock: Clock,
     ) -> None:
         self._clients = clients
         self._receivers = {(one.issuer, one.subject): one for one in receivers}
         self._limit = limit
         self._issuer = issuer
-        self._clock = clock
 
     def guard(self, handler: CallerHandler) -> Handler:
         """``handler``, for authenticated callers only; every answer carries the DPoP nonce."""
@@ -146,7 +143,7 @@ class Callers:
                 caller = await self._authenticate(request, proofs)
             except CallerError as error:
                 return self._refuse(error, proofs)
-            wait = self._limit.take((caller.issuer, caller.subject, caller.key), self._clock())
+            wait = self._limit.take((caller.issuer, caller.subject, caller.key))
             if wait:
                 return problem_response(
                     codes.SERVICE_RATE_LIMITED, headers={"Retry-After": str(whole_seconds(wait))}

@@ -64,7 +64,7 @@ class WindowsApi:
             except CallerError as error:
                 # RFC 6750 §3: a 401 names the scheme.
                 return problem_response(error.code, headers={"WWW-Authenticate": "Bearer"})
-            wait = self._limit.take((deployment.issuer, deployment.subject), self._clock())
+            wait = self._limit.take((deployment.issuer, deployment.subject))
             if wait:
                 return problem_response(
                     codes.SERVICE_RATE_LIMITED, headers={"Retry-After": str(whole_seconds(wait))}

@@ -7,27 +7,32 @@ again; when even then there is no room, the caller is refused rather than anothe
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 
 class RateLimit:
     """``rate`` requests a second for each of at most ``callers`` callers, ``burst`` at once.
 
-    Times are in seconds of any monotonic clock.
+    ``timer`` gives seconds of a clock that nobody sets: one that is set back would keep callers
+    waiting for as long, and one that is set forward would let them go.
     """
 
-    def __init__(self, *, rate: float, burst: int, callers: int) -> None:
+    def __init__(
+        self, *, rate: float, burst: int, callers: int, timer: Callable[[], float]
+    ) -> None:
         self._rate = rate
         self._burst = float(burst)
         self._callers = callers
+        self._timer = timer
         # caller: (tokens, when that was); in the order of last use
         self._buckets: dict[Hashable, tuple[float, float]] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, caller: Hashable, now: float) -> float:
+    def take(self, caller: Hashable) -> float:
         """Seconds to wait until the request is allowed; 0.0 if it is, which uses it up."""
+        now = self._timer()
         tokens, since = self._buckets.pop(caller, (self._burst, now))
         tokens = min(self._burst, tokens + max(0.0, now - since) * self._rate)
         if tokens < 1.0:

@@ -25,9 +25,8 @@ class AuthzenPart(Part):
             base.clients,
             base.admin.admins,
             config.authzen.enforcement_points,
-            config.limits.exchanges.of_callers(config.limits.callers),
+            config.limits.exchanges.of_callers(config.limits.callers, base.timer),
             issuer=config.issuer,
-            clock=base.clock,
         )
         endpoint = authzen.AuthzenEndpoint(
             base.policies,

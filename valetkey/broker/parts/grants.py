@@ -57,7 +57,7 @@ class GrantsPart(Part):
             base.policies,
             base.changes,
             Deployments(self._deployers()),
-            base.config.limits.admin.of_callers(base.config.limits.callers),
+            base.config.limits.admin.of_callers(base.config.limits.callers, base.timer),
             clock=base.clock,
         )
         router.add_post("/v1/grants", guard("operator", grants.create))

@@ -20,7 +20,7 @@ class OAuthPart(Part):
     def __init__(self, base: Foundation, gate: ApprovalGate) -> None:
         self._base = base
         self._gate = gate
-        self._statuses = Statuses(base.database, clock=base.clock)
+        self._statuses = Statuses(base.database, clock=base.clock, timer=base.timer)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         base, config = self._base, self._base.config
@@ -33,7 +33,7 @@ class OAuthPart(Part):
             base.uses,
             base.issuer,
             base.metrics,
-            config.limits.exchanges.of_callers(config.limits.callers),
+            config.limits.exchanges.of_callers(config.limits.callers, base.timer),
             base.standings,
             self._statuses,
             self._gate,
@@ -47,10 +47,9 @@ class OAuthPart(Part):
             base.standings,
             config.resource_servers,
             base.signals,
-            config.limits.introspections.of_callers(config.limits.callers),
-            config.limits.exchanges.of_callers(config.limits.callers),
+            config.limits.introspections.of_callers(config.limits.callers, base.timer),
+            config.limits.exchanges.of_callers(config.limits.callers, base.timer),
             url=config.issuer + introspect.PATH,
-            clock=base.clock,
         )
         revocation = revoke.RevokeEndpoint(
             base.clients,
@@ -58,7 +57,7 @@ class OAuthPart(Part):
             base.revocations,
             base.metrics,
             base.response,
-            config.limits.revocations.of_callers(config.limits.callers),
+            config.limits.revocations.of_callers(config.limits.callers, base.timer),
             url=config.issuer + revoke.PATH,
             clock=base.clock,
         )

@@ -34,15 +34,16 @@ class SignalsPart(Part):
         config, feed = base.config, base.config.feed
         self._base = base
         self._streams = FeedStreams(base.database, base.changes, clock=base.clock)
-        self.feed = Feed(base.signals, self._streams, base.metrics, clock=base.clock)
+        self.feed = Feed(
+            base.signals, self._streams, base.metrics, clock=base.clock, timer=base.timer
+        )
         sets = SetIssuer(base.ring, issuer=config.issuer)
         audience = fleet_audience(config.issuer)
         self._callers = Callers(
             base.clients,
             feed.receivers,
-            RateLimit(rate=_RATE, burst=_BURST, callers=config.limits.callers),
+            RateLimit(rate=_RATE, burst=_BURST, callers=config.limits.callers, timer=base.timer),
             issuer=config.issuer,
-            clock=base.clock,
         )
         self._poll = PollEndpoint(
             self.feed,
@@ -59,7 +60,7 @@ class SignalsPart(Part):
             issuer=config.issuer,
             audience=audience,
             most=feed.streams,
-            clock=base.clock,
+            timer=base.timer,
         )
         self._pusher = Pusher(
             self.feed,

@@ -1,5 +1,7 @@
 """Private keys at rest: AES-256-GCM under a key that is derived from the master key file.
 
+Replicas have that file in common; so has another key that is derived from it, that of their nonces.
+
 Invariants:
 
 - The master key file is readable by its owner alone and holds at least 32 bytes.
@@ -29,6 +31,7 @@ _MAX_MASTER_KEY: Final = 4096
 _NONCE: Final = 12  # NIST SP 800-38D §8.2.2: 96 random bits; a few keys a day are far from 2^32
 _INFO: Final = b"valetkey broker signing keys v1"
 _INFO_TOKENS: Final = b"valetkey broker tokens v1"
+_INFO_NONCES: Final = b"valetkey broker dpop nonces v1"
 
 
 class SealBroken(Exception):  # noqa: N818 - reads as what it is
@@ -36,15 +39,19 @@ class SealBroken(Exception):  # noqa: N818 - reads as what it is
 
 
 class Sealer:
-    """Seals and opens private keys, and what tokens carry for the broker alone."""
+    """Seals and opens private keys, and what tokens carry for the broker alone.
 
-    __slots__ = ("_aead", "_siv")
+    ``nonce_key`` is what replicas make nonces with (`Nonces`); nothing is sealed with it.
+    """
+
+    __slots__ = ("_aead", "_siv", "nonce_key")
 
     def __init__(self, master_key: bytes) -> None:
         if len(master_key) < MIN_MASTER_KEY:
             raise ConfigError(f"the master key is shorter than {MIN_MASTER_KEY} bytes")
         self._aead = AESGCM(_derived(master_key, 32, _INFO))
         self._siv = AESSIV(_derived(master_key, 64, _INFO_TOKENS))
+        self.nonce_key = _derived(master_key, 32, _INFO_NONCES)
 
     @classmethod
     def from_file(cls, path: Path) -> Sealer:

@@ -10,6 +10,8 @@ Rules (docs/adr/0004):
   rules the sender means it, and a token under the other's rules is refused.
 - A client certificate authenticates by itself, with its SPIFFE ID as ``client_id`` (RFC 8705 §2),
   or stands beside the assertion of the same workload.
+- A proof is used up where its nonce says (`core.nonces`): in this process's memory, or in the store
+  for all replicas.
 - Nothing is used up before everything that can be checked without using it up held: a client that
   is told ``use_dpop_nonce`` may repeat the request with the same assertion.
 """
@@ -38,14 +40,17 @@ from valetkey.contracts.oauth import ASSERTION_JWT_BEARER, ASSERTION_JWT_SPIFFE
 # RFC 7523bis and standards §1
 ASSERTION_LIFETIME: Final = 60
 _MAX_JTI: Final = 256
+# By how much the clocks of replicas may differ, seconds: one must not forget a proof that is still
+# good for another.
+_CLOCKS: Final = 60.0
 ASSERTION_TYPES: Final = frozenset({ASSERTION_JWT_BEARER, ASSERTION_JWT_SPIFFE})
 
 
 class AssertionMemory(Protocol):
-    """Remembers the ``jti`` of assertions durably."""
+    """Remembers a ``jti`` durably, for all replicas: of assertions, and of proofs."""
 
     async def use(self, issuer: str, jti: str, *, expires: float) -> bool:
-        """Whether this is the first use."""
+        """Whether this is the first use. ``issuer`` is whose ``jti`` it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,9 @@ class ClientAuthenticator:
         """
         if not proofs and (code is None or code.family != "dpop"):
             return ""
-        return self._nonces.current(self._clock())  # RFC 9449 §8.2
+        shown = dpop.unverified_nonce(proofs[0]) if len(proofs) == 1 else ""
+        refused = code is codes.DPOP_NONCE
+        return self._nonces.next(shown, self._clock(), refused=refused)  # RFC 9449 §8.2
 
     async def authenticate(
         self,
@@ -117,9 +124,9 @@ class ClientAuthenticator:
         url = certificate.base + urlsplit(url).path  # RFC 8705 §5: it came to the alias
         if form.get("client_assertion") or form.get("client_assertion_type"):
             return await self._by_assertion(form, proofs, url, certificate)
-        return self._by_certificate(form, proofs, url, certificate)
+        return await self._by_certificate(form, proofs, url, certificate)
 
-    def _by_certificate(
+    async def _by_certificate(
         self, form: Form, proofs: Sequence[str], url: str, certificate: ClientCertificate
     ) -> Client:
         if form.get("client_secret"):
@@ -128,7 +135,7 @@ class ClientAuthenticator:
             raise CallerError(codes.ACTOR_INVALID, "client_id is not the certificate's SPIFFE ID")
         proof = self._check_proof(proofs, "POST", url)
         if proof is not None:
-            self._use_up(proof)
+            await self._use_up(proof)
         return Client(
             certificate.as_token(),
             "",
@@ -204,7 +211,7 @@ class ClientAuthenticator:
             raise CallerError(codes.DPOP_MISSING, "a reusable token without a proof")
         _check_binding(assertion, proof, certificate)
         if proof is not None:
-            self._use_up(proof)
+            await self._use_up(proof)
         if jti and not await self._assertions.use(
             assertion.claims.issuer, jti, expires=assertion.expires + jose.LEEWAY
         ):
@@ -244,7 +251,7 @@ class ClientAuthenticator:
                 method=method,
                 url=url,
                 now=now,
-                nonce_is_ours=lambda nonce: self._nonces.is_ours(nonce, now),
+                nonce_is_ours=lambda nonce: self._nonces.kind(nonce, now) is not None,
                 known=self._proof_keys,
             )
         except dpop.NonceRequired as error:
@@ -252,14 +259,17 @@ class ClientAuthenticator:
         except TokenInvalid as error:
             raise CallerError(codes.DPOP_INVALID, str(error)) from error
 
-    def _use_up(self, proof: dpop.VerifiedProof) -> None:
+    async def _use_up(self, proof: dpop.VerifiedProof) -> None:
         """RFC 9449 §11.1: each proof once, within the time in which its ``iat`` is acceptable."""
-        use = self._proofs.use(
-            proof.thumbprint,
-            proof.jti,
-            expires=proof.issued_at + dpop.PROOF_LIFETIME,
-            now=self._clock(),
-        )
+        now, expires = self._clock(), proof.issued_at + dpop.PROOF_LIFETIME
+        if self._nonces.is_shared(proof.nonce):
+            # Not in the memory too: a proof that another replica knows is not in ours.
+            if not await self._assertions.use(
+                f"dpop {proof.thumbprint}", proof.jti, expires=expires + _CLOCKS
+            ):
+                raise CallerError(codes.DPOP_REPLAYED, "proof replayed")
+            return
+        use = self._proofs.use(proof.thumbprint, proof.jti, expires=expires, now=now)
         if use is Use.REPLAYED:
             raise CallerError(codes.DPOP_REPLAYED, "proof replayed")
         if use is Use.NO_ROOM:

@@ -37,7 +37,8 @@ from valetkey.proxy.credentials.injector import Injector
 from valetkey.proxy.identity.source import Identity
 
 _MAX_ANSWER: Final = 64 << 10
-# How often a request is repeated for the nonce: replicas of a broker have a nonce each.
+# How often a request is repeated for the nonce: once is enough, but where a window ends just then,
+# or replicas of an earlier version have a nonce each.
 NONCE_RETRIES: Final = 7
 # RFC 6750 §2.1 b64token: nothing in it can end a header line or begin another.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
@@ -170,9 +171,9 @@ class ExchangeClient:
         for _ in range(NONCE_RETRIES):
             if status != 400 or not asked or _error(body).error != "use_dpop_nonce":
                 break
-            # RFC 9449 §8: once more, with the nonce that came with the refusal. It is one replica's
-            # own. Where the repetition gets to another one, it is repeated until it is the turn of
-            # the first again: answers of others, also to other requests, change nothing about it.
+            # RFC 9449 §8: once more, with the nonce that came with the refusal, which all replicas
+            # take. If it is of one that has its own, it is repeated until it is the turn of that
+            # one again: answers of others, also to other requests, change nothing about it.
             status, body, given = await self._post_once(url, form, asked)
             if given == asked:
                 break  # whose nonce it is does not want it

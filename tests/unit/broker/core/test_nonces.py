@@ -1,12 +1,26 @@
-"""Nonces of this process, for this minute and the one before."""
+"""Nonces for this minute and the one before: of one replica, or of all that share a key."""
 
 from __future__ import annotations
 
 import pytest
 
-from valetkey.broker.core.nonces import WINDOW, Nonces
+from valetkey.broker.core.nonces import SPREAD, WINDOW, Nonces
+from valetkey.contracts.jose import b64url, b64url_decode
 
 NOW = 1_800_000_000 // WINDOW * WINDOW
+KEY = b"k" * 32
+
+
+def replica(name: bytes = b"a", key: bytes = KEY) -> Nonces:
+    return Nonces(key, replica=name * 8, alone=False)
+
+
+def own(nonces: Nonces, now: float = NOW) -> str:
+    return nonces.next("", now, refused=False)
+
+
+def shared(nonces: Nonces, now: float = NOW) -> str:
+    return nonces.next("", now, refused=True)
 
 
 @pytest.mark.parametrize(
@@ -17,29 +31,86 @@ NOW = 1_800_000_000 // WINDOW * WINDOW
         ("next window", WINDOW, True),
         ("end of the next window", 2 * WINDOW - 1, True),
         ("the window after", 2 * WINDOW, False),
-        ("clock set back", -1, False),
+        ("a clock that is a little behind", -1, True),
+        ("one that is far behind", -WINDOW - 1, False),
     ],
 )
 def test_how_long(name: str, later: float, expected: bool) -> None:
-    nonces = Nonces(b"k" * 32)
-    assert nonces.is_ours(nonces.current(NOW), NOW + later) is expected, name
+    one = replica()
+    assert (one.kind(own(one), NOW + later) == "own") is expected, name
+    assert (one.kind(shared(one), NOW + later) == "shared") is expected, name
 
 
-@pytest.mark.parametrize("nonce", ["", "A" * 22, "é"])
-def test_others_are_not_ours(nonce: str) -> None:
-    assert not Nonces(b"k" * 32).is_ours(nonce, NOW)
+def test_who_takes_them() -> None:
+    one, other, stranger = replica(b"a"), replica(b"b"), replica(b"a", b"x" * 32)
+    assert one.kind(own(one), NOW) == "own"
+    assert other.kind(own(one), NOW) is None
+    assert other.kind(shared(one), NOW) == "shared"
+    assert stranger.kind(own(one), NOW) is None
+    assert stranger.kind(shared(one), NOW) is None
 
 
-def test_a_new_key_makes_old_nonces_useless() -> None:
-    assert not Nonces(b"b" * 32).is_ours(Nonces(b"a" * 32).current(NOW), NOW)
+def test_a_broker_alone_has_only_its_own() -> None:
+    alone = Nonces(KEY, replica=b"a" * 8, alone=True)
+    assert alone.kind(shared(replica(b"a")), NOW) is None
+    for refused in (True, False):
+        assert alone.kind(alone.next("", NOW, refused=refused), NOW) == "own"
 
 
-def test_nonces_have_128_bits_and_change() -> None:
-    nonces = Nonces(b"k" * 32)
-    assert len(nonces.current(NOW)) == 22
-    assert nonces.current(NOW) != nonces.current(NOW + WINDOW)
+def test_a_restart_makes_own_nonces_useless() -> None:
+    assert replica(b"b").kind(own(replica(b"a")), NOW) is None
 
 
-def test_a_short_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="short"):
-        Nonces(b"k" * 31)
+@pytest.mark.parametrize("nonce", ["", "A" * 22, "é", "A" * 39, "A" * 4000])
+def test_what_is_none(nonce: str) -> None:
+    assert replica().kind(nonce, NOW) is None
+
+
+@pytest.mark.parametrize("make", [own, shared])
+def test_no_bit_can_be_changed(make: object) -> None:
+    one = replica()
+    raw = b64url_decode(make(one))  # type: ignore[operator]
+    for at in range(len(raw) * 8):
+        changed = bytearray(raw)
+        changed[at // 8] ^= 1 << at % 8
+        assert one.kind(b64url(bytes(changed)), NOW) is None
+
+
+def test_who_stays_gets_own_nonces() -> None:
+    """The refusal, which could be answered anywhere, is the last that costs anything."""
+    one = replica()
+    nonce = shared(one)
+    for _ in range(5):
+        nonce = one.next(nonce, NOW, refused=False)
+        assert one.kind(nonce, NOW) == "own"
+
+
+def test_who_changes_replicas_gets_shared_ones_for_a_while() -> None:
+    one, other = replica(b"a"), replica(b"b")
+    now, nonce = NOW, shared(one)
+    nonce = other.next(nonce, now, refused=False)
+    for _ in range(SPREAD - 1):
+        assert one.kind(nonce, now) == "shared"
+        now += WINDOW
+        nonce = other.next(nonce, now, refused=False)
+    assert other.kind(nonce, now) == "shared"
+    assert other.kind(other.next(nonce, now + WINDOW, refused=False), now + WINDOW) == "own"
+
+
+def test_a_refusal_is_repeated_once_wherever_the_repetition_gets_to() -> None:
+    one, other = replica(b"a"), replica(b"b")
+    for first, second in ((one, other), (other, one), (one, one)):
+        for shown in ("", own(one), own(other), own(replica(b"c"))):
+            assert second.kind(first.next(shown, NOW, refused=True), NOW) == "shared"
+
+
+def test_nonces_change() -> None:
+    one = replica()
+    assert own(one) != own(one, NOW + WINDOW)
+    assert shared(one) != shared(one, NOW + WINDOW)
+
+
+@pytest.mark.parametrize(("key", "name"), [(b"k" * 31, b"a" * 8), (KEY, b"a" * 7)])
+def test_what_is_too_short_is_refused(key: bytes, name: bytes) -> None:
+    with pytest.raises(ValueError, match=r"short|named"):
+        Nonces(key, replica=name, alone=False)

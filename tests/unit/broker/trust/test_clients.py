@@ -41,8 +41,9 @@ class Door:
         self.assertions = Assertions()
         self.proofs = ReplayMemory(100)
         self.key = ProofKey()
+        self.nonces = Nonces(b"n" * 32, replica=b"replica1", alone=False)
         self.clients = ClientAuthenticator(
-            setup.verifier, self.assertions, self.proofs, Nonces(b"n" * 32), clock=setup.clock
+            setup.verifier, self.assertions, self.proofs, self.nonces, clock=setup.clock
         )
 
     def assertion(self, **more: Any) -> str:
