@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,16 +20,24 @@ T = TypeVar("T")
 _FAST = {"rate": 1_000_000, "burst": 1_000_000}
 
 
-@dataclass
 class Lab:
-    """A broker that all sequences share, each with names of its own."""
+    """A broker that all sequences share, each with names of its own, and that can be restarted."""
 
-    runner: asyncio.Runner
-    broker: Served
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    def __init__(self, runner: asyncio.Runner, world: World) -> None:
+        self.world = world
+        self.broker: Served
+        self.numbers = itertools.count()
+        self._runner = runner
+        self._stack = AsyncExitStack()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
+        return self._runner.run(work)
+
+    def start(self) -> None:
+        self.broker = self.run(self._stack.enter_async_context(serving(self.world)))
+
+    def stop(self) -> None:
+        self.run(self._stack.aclose())
 
 
 class Machine(RuleBasedStateMachine):
@@ -40,27 +47,29 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def world(self) -> World:
-        return self.lab.broker.world
+        return self.lab.world
 
     @property
     def now(self) -> float:
         return self.world.clock()
 
 
-def play(machine: type[Machine], directory: Path) -> None:
-    """Make sequences of the machine's rules, with a broker in ``directory``."""
-    world = World(directory, free_url(), Clock(float(int(time.time()))))
+def play(machine: type[Machine], directory: Path, *, examples: int = 15, **overrides: Any) -> None:
+    """Make sequences of the machine's rules, with a broker in ``directory``.
+
+    ``overrides`` are settings of the broker.
+    """
     limited = ("admin", "exchanges", "introspections", "revocations")
-    world.overrides["limits"] = dict.fromkeys(limited, _FAST)
+    overrides["limits"] = dict.fromkeys(limited, _FAST)
+    world = World(directory, free_url(), Clock(float(int(time.time()))), overrides=overrides)
     with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        broker = runner.run(stack.enter_async_context(serving(world)))
+        machine.lab = Lab(runner, world)
+        machine.lab.start()
         try:
-            machine.lab = Lab(runner, broker)
             run_state_machine_as_test(  # type: ignore[no-untyped-call]
                 machine,
                 settings=settings(
-                    max_examples=15,
+                    max_examples=examples,
                     stateful_step_count=25,
                     # A failure is told at once: to make it shorter takes minutes over HTTP.
                     phases=[Phase.generate],
@@ -68,4 +77,4 @@ def play(machine: type[Machine], directory: Path) -> None:
                 ),
             )
         finally:
-            runner.run(stack.aclose())
+            machine.lab.stop()

@@ -6,43 +6,21 @@ broker again with another file, and keeps its own account of which tokens must h
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import math
-import time
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    multiple,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import Bundle, multiple, rule
 
-from tests.integration.broker_support import (
-    BOT,
-    GRANTS,
-    Clock,
-    Served,
-    World,
-    claims_of,
-    serving,
-)
+from tests.integration.broker_support import BOT, GRANTS, claims_of
+from tests.integration.sequences_support import Machine, play
 from tests.integration.test_broker_grants_api import written
 from tests.integration.test_broker_grants_reuse import OTHER, is_active
-from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 
-T = TypeVar("T")
-_FAST = {"rate": 1_000_000, "burst": 1_000_000}
 _IDS = 3
 _PARTS = ("read", "write")
 
@@ -94,27 +72,6 @@ class Token:
     ended: bool = False
 
 
-class Lab:
-    """A broker that all sequences share, each with ids of its own, and that can be restarted."""
-
-    def __init__(self, runner: asyncio.Runner, world: World) -> None:
-        self.runner = runner
-        self.world = world
-        self.numbers = itertools.count()
-        self.broker: Served
-        self._stack = AsyncExitStack()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
-
-    def start(self) -> None:
-        self.broker = self.run(self._stack.enter_async_context(serving(self.world)))
-
-    def stop(self) -> None:
-        self.run(self._stack.aclose())
-        self._stack = AsyncExitStack()
-
-
 FORMS = st.builds(
     Form,
     st.sampled_from([BOT, OTHER]),
@@ -124,17 +81,12 @@ FILES = st.tuples(*[st.one_of(st.none(), FORMS)] * _IDS)
 NUMBERS = st.integers(0, _IDS - 1)
 
 
-class Sequences(RuleBasedStateMachine):
-    lab: ClassVar[Lab]
+class Sequences(Machine):
     tokens = Bundle("tokens")
 
     def __init__(self) -> None:
         super().__init__()
         self.ids = [Id(f"n{next(self.lab.numbers)}") for _ in range(_IDS)]
-
-    @property
-    def now(self) -> float:
-        return self.lab.world.clock()
 
     def manage(self, path: str, body: Any) -> tuple[int, Any]:
         status, answer, _ = self.lab.run(self.lab.broker.manage("POST", path, body))
@@ -156,7 +108,7 @@ class Sequences(RuleBasedStateMachine):
             if narrowed:
                 each.end(self.now)
             each.was_in_file = each.was_in_file or wanted is not None
-        self.lab.world.write_grants([*GRANTS, *grants])
+        self.world.write_grants([*GRANTS, *grants])
 
     @rule(forms=FILES)
     def rewrite(self, forms: tuple[Form | None, ...]) -> None:
@@ -199,7 +151,7 @@ class Sequences(RuleBasedStateMachine):
           part=st.sampled_from(_PARTS))  # fmt: skip
     def ask(self, number: int, workload: str, part: str) -> Any:
         each = self.ids[number]
-        form = self.lab.world.form(self.lab.world.workload(workload), scope=f"{each.name}:{part}")
+        form = self.world.form(self.world.workload(workload), scope=f"{each.name}:{part}")
         status, answer, _ = self.lab.run(self.lab.broker.exchange(form))
         if each.form is None or each.form.workload != workload or part not in each.form.parts:
             assert status == 400, answer
@@ -219,38 +171,16 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 1.7, 20.0]))
     def wait(self, seconds: float) -> None:
-        self.lab.world.clock.advance(seconds)
+        self.world.clock.advance(seconds)
 
 
 # Each start takes longer with PostgreSQL.
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 8), ("postgres", 6)])
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 8), ("postgres", 4)])
 def test_no_sequence_brings_a_token_back(
     tmp_path: Path, kind: str, examples: int, request: pytest.FixtureRequest
 ) -> None:
-    world = World(tmp_path, free_url(), Clock(float(int(time.time()))))
+    overrides = {}
     if kind == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
-        world.overrides["database"] = server.database()
-    limited = ("admin", "exchanges", "introspections", "revocations")
-    world.overrides["limits"] = dict.fromkeys(limited, _FAST)
-    with asyncio.Runner() as runner:
-        lab_ = Lab(runner, world)
-        lab_.start()
-        try:
-
-            class Bound(Sequences):
-                lab = lab_
-
-            run_state_machine_as_test(  # type: ignore[no-untyped-call]
-                Bound,
-                settings=settings(
-                    max_examples=examples,
-                    stateful_step_count=30,
-                    deadline=None,
-                    # A failure is told at once: to make it shorter takes minutes over HTTP.
-                    phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
-        finally:
-            lab_.stop()
+        overrides["database"] = server.database()
+    play(Sequences, tmp_path, examples=examples, **overrides)

@@ -108,6 +108,27 @@ async def test_a_revoked_grant_ends_the_cached_credential_at_once(fleet):
         assert len(fleet.received) == arrived
 
 
+async def refused(fleet: Fleet) -> bool:
+    return (await fleet.call())[0] == 403
+
+
+async def test_a_grant_that_is_narrowed_in_the_file_ends_the_cached_credential(fleet):
+    async with fleet.running(collector=False):
+        assert not await refused(fleet)
+        await fleet.granted("t:write")
+        await fleet.until(lambda: refused(fleet), "what the grant gives no more is refused")
+
+
+async def test_so_does_one_that_was_narrowed_while_no_broker_ran(fleet):
+    async with fleet.running(collector=False):
+        assert not await refused(fleet)
+        fleet.broker.kill()
+        fleet.grant("t:write")
+        fleet.broker.start()
+        await fleet.broker.ready(f"{fleet.broker_url}/readyz")
+        await fleet.until(lambda: refused(fleet), "what the grant gives no more is refused")
+
+
 async def test_no_token_outlives_a_deadline(fleet):
     async with fleet.running(collector=False):
         ends = int(time.time()) + 6
