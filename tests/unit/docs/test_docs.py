@@ -21,6 +21,7 @@ from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.main import main
 from valetkey.cli.reference import FILES, PROGRAMS
 from valetkey.cli.settings_table import sections
+from valetkey.collector.api import read as collector_api
 from valetkey.collector.metrics import make_metrics
 from valetkey.contracts import codes, events, settings
 from valetkey.contracts.codes import Code
@@ -196,6 +197,13 @@ def test_the_examples_fit_together() -> None:
     assert {
         name: (target.audience, target.credential.kind) for name, target in proxy.targets.items()
     } == {name: (target.audience, target.credential) for name, target in broker.targets.items()}
+
+
+def test_the_collector_s_parameters_are_those_of_its_page() -> None:
+    page = (ROOT / "docs/reference/collector-api.md").read_text().partition("## ")[2]
+    rows = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z]+)", row)}
+    assert named == collector_api.EVENTS
 
 
 def test_the_example_events_are_events() -> None:

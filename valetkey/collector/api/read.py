@@ -27,7 +27,8 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import AuditError, CallerError
 
 _DEFAULT_PAGE: Final = 100
-_EVENTS: Final = Filters.names() | {"after", "limit", "last", "order", "raw", "outcomes"}
+EVENTS: Final = Filters.names() | {"after", "limit", "last", "order", "raw", "outcomes"}
+"""The parameters of ``/v1/events``."""
 _DECISIONS: Final = ("", "allowed", "denied")
 
 
@@ -40,7 +41,7 @@ class Read:
 
     async def events(self, request: web.Request) -> web.Response:
         await self._authenticator.reader(request)
-        query = _parameters(request, _EVENTS)
+        query = _parameters(request, EVENTS)
         filters = _filters(query)
         limit = _number(query, "limit", _DEFAULT_PAGE, low=1, high=MAX_PAGE)
         after = _number(query, "after", 0)

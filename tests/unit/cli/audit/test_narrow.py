@@ -14,12 +14,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from tests.support.chain import Chain, decision_data, outcome_data
+from tests.support.enforcement import Stand
 from tests.unit.cli.audit.test_spool import write
 from valetkey.cli.main import main
 from valetkey.collector.store.database import migrate
 from valetkey.contracts import events
 from valetkey.contracts.jose import b64url
 from valetkey.contracts.times import rfc3339
+from valetkey.proxy.core.credential import Succession
+from valetkey.proxy.streams import Watch
 
 BOOT = "00000000000000a1"
 
@@ -159,6 +162,34 @@ def test_a_spool_is_not_followed(audit, tmp_path):
     result = audit("tail", "--spool", tmp_path, "--follow")
     assert result.exit_code == 2
     assert "--follow goes with neither" in result.stderr
+
+
+def test_what_a_sidecar_writes_of_several_credentials_is_found_by_each(audit, tmp_path):
+    """Its own recorder and spool: what went out after the first one, and what a stream had last."""
+    stand = Stand(tmp_path)
+    stand.credential(jti="first", txn="txn-a")
+    connection, target = stand.open(), stand.target()
+    connection.data_received(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    stand.turn.run()
+    call = connection.call
+    call.succession = Succession(call.permit.credential)
+    call.succession.note(stand.cached(), 1)
+    stand.credential(jti="second", txn="txn-b", approval="apr_9")
+    call.succession.note(stand.cached(), 2)
+    stand.credential(jti="last", txn="txn-c")
+    call.watch = Watch(stand.cached(), 0.0)
+    call.watch.checks = 3
+    target.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    stand.events()
+    stand.close()
+    for name in (
+        ("--jti", "first"), ("--jti", "second"), ("--jti", "last"),
+        ("--txn", "txn-a"), ("--txn", "txn-b"), ("--approval", "apr_9"),
+    ):  # fmt: skip
+        found = audit("tail", "--spool", tmp_path / "spool", "--json", *name).stdout
+        assert json.loads(found)["event"]["data"]["unmapped"]["jti"] == "first", name
+        assert json.loads(found)["outcome"] is not None, name
+    assert audit("tail", "--spool", tmp_path / "spool", "--json", "--jti", "fir").stdout == ""
 
 
 def test_what_of_a_spool_was_delivered_is_not_there(audit, tmp_path, chain):
