@@ -231,6 +231,37 @@ async def test_what_may_have_ended_on_its_way_from_the_broker_does_not_cost_the_
     assert (len(window.broker.made), window.broker.questions) == (1, ["j0"])
 
 
+@pytest.mark.parametrize("path", ["/asks/1", "/told/1"])
+async def test_a_broker_that_gives_and_then_can_not_be_asked_is_asked_before_it_is_sent(
+    window: Window, path: str
+) -> None:
+    window.broker.meanwhile = lambda: window.revoke(EVERYTHING)
+    window.broker.good = AWAY
+    connection, target = await window.ask(path)
+    await window.commit()
+    await window.until(lambda: b"broker.unavailable" in connection.transport.written)
+    assert target.transport.written == b""
+    assert window.broker.questions == ["j0", "j0"]
+    window.broker.good = True
+    _, target = await window.ask(path)
+    await window.commit()
+    assert await window.sent(target) == b"token-0"
+    assert len(window.broker.made) == 1
+
+
+async def test_a_lost_feed_lets_nothing_out_and_keeps_what_came(window: Window) -> None:
+    lost = BrokerError(codes.FEED_LOST, "the feed is lost")
+    window.broker.meanwhile = lambda: window.cache.close_for(lost)
+    connection, target = await window.ask()
+    await window.commit()
+    await window.until(lambda: b"feed.lost" in connection.transport.written)
+    assert target.transport.written == b""
+    window.cache.close_for(None)
+    _, target = await window.ask()
+    await window.commit()
+    assert await window.sent(target) == b"token-0"
+
+
 # --- another credential than the decision's -------------------------------------------------------
 
 UNAUTHORIZED = b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"

@@ -159,8 +159,9 @@ class CredentialCache:
         """One exchange, whose credential did not end while it was on its way.
 
         ``is_good`` is for one that people approved, where another one would cost more than a
-        question: it decides on what may have ended or not. Raises what the exchange raised
-        (`ValetkeyError`).
+        question: it decides on what may have ended or not. One that is for a single call is given
+        without an answer as well, and may not be sent then (`Credential.revoked`). Raises what the
+        exchange raised (`ValetkeyError`).
         """
         for _ in range(_TRIES):
             self._check_open()
@@ -168,11 +169,10 @@ class CredentialCache:
             self._fetching.append(ended)
             try:
                 credential = await fetch()
-                stands = await _stands(credential, ended, is_good if credential.approved else None)
+                stands = await self._stands_here(credential, ended, is_good)
             finally:
                 self._fetching = [other for other in self._fetching if other is not ended]
             if stands:
-                self._check_open()
                 self.cap(credential)
                 if credential.approved:
                     self._loose.add(credential)
@@ -180,6 +180,22 @@ class CredentialCache:
                 return credential
             credential.end(certain=True)
         raise BrokerError(codes.BROKER_UNAVAILABLE, "what the broker gave ended on its way")
+
+    async def _stands_here(
+        self, credential: Credential, ended: list[Ended], is_good: IsGood | None
+    ) -> bool:
+        """Whether it stands, and may be used here; one for a single call is not lost over that."""
+        try:
+            stands = await _stands(credential, ended, is_good if credential.approved else None)
+            if stands:
+                self._check_open()
+        except ValetkeyError:
+            certain = any(has_ended.certain(credential) for has_ended in ended)
+            if is_good is None or not credential.single_use or certain:
+                raise
+            credential.end(certain=False)  # to be asked about before it is sent
+            return True
+        return stands
 
     async def still_good(self, credential: Credential, is_good: IsGood) -> bool:
         """Whether one that was kept elsewhere may be used: that is for the broker to say.

@@ -35,7 +35,7 @@ from valetkey.contracts.secret import Secret
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.core.eviction import Ended
-from valetkey.proxy.credentials.cache import DENIAL_LIFETIME
+from valetkey.proxy.credentials.cache import DENIAL_LIFETIME, IsGood
 
 # RFC 8628 §3.5: what is polled at where the broker names no interval.
 _INTERVAL: Final = 5.0
@@ -109,11 +109,9 @@ class HeldCalls:
         """
         until = time.monotonic() + hold
         while True:
-            kept = self._left_over.pop(key, None)
+            kept = await self.kept(key, question.is_good)
             if kept is not None:
-                if await self._is_good(key, kept, question) and kept.claim():
-                    return kept
-                continue
+                return kept
             denied = self._denials.get(key)
             if denied is not None:
                 raise denied.again()
@@ -129,6 +127,18 @@ class HeldCalls:
                 credential.end(certain=True)
                 del self._left_over[key]
 
+    async def kept(self, key: CacheKey, is_good: IsGood) -> Credential | None:
+        """What was left over for such a call, if the broker stands by it.
+
+        Raises what the question raised (`ValetkeyError`): it is left over again.
+        """
+        kept = self._left_over.pop(key, None)
+        while kept is not None:
+            if await self._is_good(key, kept, is_good) and kept.claim():
+                return kept
+            kept = self._left_over.pop(key, None)
+        return None
+
     def give_back(self, credential: Credential) -> None:
         """The call that took it did not go out with it: it is there for the next one like it."""
         credential.claimed = False
@@ -142,11 +152,11 @@ class HeldCalls:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _is_good(self, key: CacheKey, kept: Credential, question: Question) -> bool:
+    async def _is_good(self, key: CacheKey, kept: Credential, is_good: IsGood) -> bool:
         """Whether what was left over may be used; without an answer it is left over again."""
         answered = False
         try:
-            good = await question.is_good(kept)
+            good = await is_good(kept)
             answered = True
         finally:
             if not answered and not kept.ended:

@@ -61,6 +61,9 @@ class Supply:
         """One for a call, made for it or for several like it. Raises `ValetkeyError`."""
         if needs.route.needs_approval:
             return await self._hold(call, needs)
+        kept = await self._held.kept(needs.key, self.still_good)
+        if kept is not None:
+            return kept
         if needs.route.per_request:
             return await self._cache.fresh(self.fetch(needs), self.is_active)
         return await self._cache.obtain(needs.key, self.fetch(needs), self.is_active)
