@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.integration.broker_support import (
     BOT,
@@ -22,6 +23,7 @@ from tests.integration.broker_support import (
     serving,
 )
 from tests.support.ports import free_url
+from tests.support.postgres import Postgres
 from valetkey.broker.issuers import signer
 from valetkey.broker.store.revocations import FOREVER, Kind, subject_value, token_value
 from valetkey.contracts import es256, oauth
@@ -92,6 +94,91 @@ async def test_contained_until_token_and_key_are_new(tmp_path: Path) -> None:
         assert await code_of(broker, world.form(before)) == "subject.contained"
         world.proof_key = old_key
         assert await code_of(broker, world.form(later)) == "subject.contained"
+
+
+async def noted(broker: Served) -> int:
+    async with broker.broker.base.database.read() as connection:
+        return int((await connection.execute(text("SELECT count(*) FROM seen_keys"))).scalar_one())
+
+
+async def test_keys_of_who_is_refused_are_not_kept(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url())
+    async with serving(world) as broker:
+        refused = world.form(world.workload(), scope="tickets:destroy")
+        for _ in range(5):
+            world.proof_key = ProofKey()
+            assert await code_of(broker, refused) == "grant.scope"
+        assert await noted(broker) == 0
+        first = world.clock()
+        await issue(broker, world.form(world.workload()))
+        assert await noted(broker) == 1
+        # It was shown before: an incident meanwhile would have been after it.
+        world.clock.advance(10)
+        client = SimpleNamespace(issuer=IDP, subject=BOT, key=world.proof_key.thumbprint)
+        keys = broker.broker.base.standings._keys
+        assert await keys.since(client.issuer, client.subject, client.key) == first
+
+
+async def test_a_key_that_another_replica_saw_earlier_is_decided_on_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, free_url())
+    async with serving(world) as broker:
+        await issue(broker, world.form(world.workload()))
+        keys = broker.broker.base.standings._keys
+        keys._noted.clear()
+        told: list[float] = []
+        since = keys.since
+
+        async def younger(issuer: str, subject: str, key: str) -> float:
+            told.append(await since(issuer, subject, key) + (0 if told else 100))
+            return told[-1]
+
+        monkeypatch.setattr(keys, "since", younger)
+        await issue(broker, world.form(world.workload()))
+        assert told == [world.clock() + 100, world.clock()]
+
+
+async def test_nobody_fills_the_database_with_new_keys(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url(), overrides={"limits": {"new_keys": 3}})
+    async with serving(world) as broker:
+        form = world.form(world.workload())
+        first = world.proof_key
+        for _ in range(3):
+            await issue(broker, form)
+            world.proof_key = ProofKey()
+        for _ in range(3):
+            status, body, headers = await broker.exchange(form)
+            assert (status, body["code"]) == (429, "actor.too_many_keys")
+            assert (body["error"], headers["Retry-After"]) == ("temporarily_unavailable", "60")
+        assert await noted(broker) == 3
+        late, world.proof_key = world.proof_key, first
+        await issue(broker, form)
+        world.proof_key = late
+        world.clock.advance(1200)
+        await issue(broker, world.form(world.workload()))
+
+
+async def test_a_key_that_was_refused_before_an_incident_is_old_where_it_was_shown(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """Also where it was refused at this one, before it was noted at that one."""
+    world = World(tmp_path, free_url(), overrides={"database": postgres.database()})
+    async with serving(world) as one, serving(world, free_url()) as other:
+        refused = world.form(world.workload(), scope="tickets:destroy")
+        assert await code_of(one, refused) == "grant.scope"
+        world.clock.advance(10)
+        await contain(one, IDP, BOT)
+        await other.broker.base.changes.catch_up()
+        world.clock.advance(10)
+        later = world.form(world.workload())
+        # To the other one the key is new, to this one it is not; then both know what this one knew.
+        assert await code_of(one, later) == "subject.contained"
+        world.proof_key, old = ProofKey(), world.proof_key
+        await issue(other, later)
+        await issue(one, later)
+        world.proof_key = old
+        assert await code_of(one, later) == "subject.contained"
 
 
 async def test_who_is_contained_stays_so_over_a_restart(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from valetkey.broker.cedar_files import CedarFiles
 from valetkey.broker.core.attributes import ClaimDirectory, Directories
 from valetkey.broker.core.feed import Audience
 from valetkey.broker.core.nonces import Nonces
+from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.replay import ReplayMemory
 from valetkey.broker.core.rotation import Schedule
 from valetkey.broker.directory.sources import Sources
@@ -250,7 +251,7 @@ def _foundation(
         changes,
         revocations,
         epochs,
-        SeenKeys(database, clock=clock),
+        SeenKeys(database, _new_keys(config, timer), clock=clock, timer=timer),
         incidents,
         risks,
         policies,
@@ -332,6 +333,11 @@ def _foundation(
             config.limits.admin.of_callers(config.limits.callers, timer),
         ),
     )
+
+
+def _new_keys(config: BrokerSettings, timer: Callable[[], float]) -> RateLimit:
+    most, callers = config.limits.new_keys, config.limits.callers
+    return RateLimit(rate=most / 3600, burst=most, callers=callers, timer=timer)
 
 
 def _random_id() -> str:

@@ -216,18 +216,22 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     at once. Each is counted by itself: a resource server that introspects for every call that it
     gets needs ``introspections`` above its rate of calls, and is held back by nothing else, unless
     it names signals of the feed that are not known here (those count as ``exchanges`` do).
+    ``new_keys`` is with how many proof keys that it never had before a workload (all instances
+    together) may get tokens at one replica, at once and then in each hour: each is remembered for
+    90 days, and a sidecar makes one when it starts.
     """
 
     replay_proofs: int = 500_000
     verified_tokens: int = 10_000
     callers: int = 100_000
+    new_keys: int = 5000
     exchanges: RateSettings = RateSettings(rate=500, burst=2000)
     introspections: RateSettings = RateSettings(rate=2000, burst=5000)
     revocations: RateSettings = RateSettings(rate=50, burst=200)
     admin: RateSettings = RateSettings(rate=20, burst=100)
 
     def __post_init__(self) -> None:
-        if self.replay_proofs < 1 or self.verified_tokens < 1 or self.callers < 1:
+        if min(self.replay_proofs, self.verified_tokens, self.callers, self.new_keys) < 1:
             raise ValueError("limits must be positive")
 
 

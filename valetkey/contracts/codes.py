@@ -260,6 +260,14 @@ ACTOR_KEY_REVOKED: Final = _code(
     "The key that signed the DPoP proof was revoked: make a new one (restart the sidecar).",
     oauth="invalid_grant",
 )
+ACTOR_TOO_MANY_KEYS: Final = _code(
+    "actor.too_many_keys",
+    429,
+    "The workload comes with more new proof keys than it may (limits.new_keys of the broker): use "
+    "one key for as long as the process runs, and try again later.",
+    oauth="temporarily_unavailable",
+    retry_after=60,
+)
 ACTOR_REPLAYED: Final = _code(
     "actor.replayed",
     403,

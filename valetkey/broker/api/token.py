@@ -150,9 +150,10 @@ class TokenEndpoint:
         for _ in range(_ROUNDS):
             decision = self._decide(facts)
             self._check_enforced(decision, asked.capabilities)
-            await self._standings.note_attested(facts)
             check = partial(self._standings.require_same, facts.incidents, client, user)
             try:
+                await self._standings.note_proof_key(client, facts.incidents)
+                await self._standings.note_attested(facts)
                 issue = await use_up(decision, facts, check)
                 check(issue)
             except StandingChanged:

@@ -101,7 +101,10 @@ class Standings:
         )
 
     async def of_exchange(self, client: Client, user: User | None, audience: str) -> IncidentFacts:
-        """The facts of one exchange. Notes the keys that the client shows. Raises `StoreError`."""
+        """The facts of one exchange. Raises `StoreError`.
+
+        Notes the keys of the client that somebody vouches for; `note_proof_key` notes its own.
+        """
         attestation = await self._attestation(client)
         self.require_current()  # after what had to be waited for
         return self._facts(client, attestation, user, audience)
@@ -163,6 +166,19 @@ class Standings:
             skew=self._skew,
         )
 
+    async def note_proof_key(self, client: Client, facts: IncidentFacts) -> None:
+        """Before anything is given on ``facts`` that the client's proof key can be bound to.
+
+        Raises `StandingChanged` where another replica saw the key earlier, `CallerError` where the
+        subject shows too many new ones, and `StoreError`.
+        """
+        if not client.proof:
+            return
+        claims, since = client.assertion.claims, facts.client.attestation.key_since
+        first = await self._keys.note(claims.issuer, claims.subject, client.proof, limited=True)
+        if since is None or first < since:
+            raise StandingChanged
+
     async def note_attested(self, facts: ExchangeFacts) -> None:
         """Both parties were found good: tell incidents that wait for it. Raises `StoreError`."""
         incidents, client, user = facts.incidents, facts.client, facts.user
@@ -176,11 +192,13 @@ class Standings:
     async def _attestation(self, client: Client) -> Attestation:
         claims = client.assertion.claims
         who = (claims.issuer, claims.subject)
-        shown = _keys(client)
+        vouched = [client.certificate] if client.certificate else []
         if claims.issuer == claims.subject:
             # Self-signed: with the key that leaked, anybody makes assertions of any date.
-            shown.append(f"kid:{claims.header.get('kid', '')}")
-        since = [await self._keys.since(*who, key) for key in shown]
+            vouched.append(f"kid:{claims.header.get('kid', '')}")
+        since = [await self._keys.note(*who, key, limited=False) for key in vouched]
+        if client.proof:
+            since.append(await self._keys.since(*who, client.proof))
         return Attestation(_issued_at(claims), min(since, default=None))
 
     def _of_client(self, client: Client, attestation: Attestation) -> Standing:
