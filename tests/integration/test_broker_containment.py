@@ -241,8 +241,8 @@ async def test_a_self_signed_client_needs_another_signing_key(tmp_path: Path) ->
         assert (await broker.post(world.form(world.assertion())))[0] == 200
 
 
-async def test_what_descends_from_a_contained_users_token(tmp_path: Path) -> None:
-    """A token of our own as subject token is its user's, whoever the user's issuer is."""
+def chaining(tmp_path: Path) -> World:
+    """Whose broker takes its own tokens as those of users."""
     world = World(tmp_path, free_url())
     ours = {
         "issuer": world.url,
@@ -251,6 +251,12 @@ async def test_what_descends_from_a_contained_users_token(tmp_path: Path) -> Non
         "jwks_url": world.url + "/jwks",
     }
     world.overrides = {"issuers": [*world.document()["issuers"], ours]}
+    return world
+
+
+async def test_what_descends_from_a_contained_users_token(tmp_path: Path) -> None:
+    """A token of our own as subject token is its user's, whoever the user's issuer is."""
+    world = chaining(tmp_path)
     async with serving(world) as broker:
         own = world.workload()
         root = await issue(broker, world.user_form(own, world.user("alice")))
@@ -293,14 +299,7 @@ async def test_a_rewritten_signature_brings_back_no_token_that_was_ended_by_its_
     if minted != "as they are now":
         sign = es256.sign
         monkeypatch.setattr(signer, "es256", SimpleNamespace(sign=lambda *a: es256.twin(sign(*a))))
-    world = World(tmp_path, free_url())
-    ours = {
-        "issuer": world.url,
-        "audience": TICKETS,
-        "use": "user",
-        "jwks_url": world.url + "/jwks",
-    }
-    world.overrides = {"issuers": [*world.document()["issuers"], ours]}
+    world = chaining(tmp_path)
     async with serving(world) as broker:
         own = world.workload()
         root = (await issue(broker, world.user_form(own, world.user("alice"))))["access_token"]

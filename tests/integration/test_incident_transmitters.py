@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,20 @@ async def test_a_list_of_one_audience_and_an_email(sender: Sender) -> None:
         assert incident["subject"]["subject"] == "alice@demo.example"
 
 
+@asynccontextmanager
+async def listening(url: str, route: web.RouteDef) -> AsyncIterator[None]:
+    """A server of the transmitter's, with one route."""
+    app = web.Application()
+    app.add_routes([route])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
 class KeyServer:
     """The transmitter's JWK Set, at a URL that answers ``fails`` times with 500."""
 
@@ -279,17 +293,8 @@ class KeyServer:
             return web.Response(status=500)
         return web.json_response(self.sender.issuer.jwks())
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_get("/jwks", self._jwks)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start()
-        try:
-            yield
-        finally:
-            await runner.cleanup()
+    def listening(self) -> AbstractAsyncContextManager[None]:
+        return listening(self.url, web.get("/jwks", self._jwks))
 
 
 def rotate(sender: Sender) -> None:
@@ -361,17 +366,8 @@ class PollServer:
             self.sets.pop(jti, None)
         return web.json_response({"sets": self.sets, "moreAvailable": False})
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_post("/poll", self._poll)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start()
-        try:
-            yield
-        finally:
-            await runner.cleanup()
+    def listening(self) -> AbstractAsyncContextManager[None]:
+        return listening(self.url, web.post("/poll", self._poll))
 
 
 def polled(world: World, server: PollServer) -> Sender:

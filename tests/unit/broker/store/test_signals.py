@@ -237,15 +237,21 @@ async def test_many_acknowledgements_at_once(signals: Signals, monkeypatch) -> N
     await signals.acknowledge([])
 
 
-async def test_a_replica_that_is_behind_catches_up_with_who_was_told(
-    database: Database, signals: Signals, changes: Changes
-) -> None:
-    heard: list[str] = []
+@pytest.fixture
+def heard(changes: Changes) -> list[str]:
+    """Changes of another topic, as they are applied."""
+    keys: list[str] = []
 
     async def note(key: str) -> None:
-        heard.append(key)
+        keys.append(key)
 
     changes.subscribe("other", note)
+    return keys
+
+
+async def test_a_replica_that_is_behind_catches_up_with_who_was_told(
+    database: Database, signals: Signals, changes: Changes, heard: list[str]
+) -> None:
     async with database.write() as connection:
         jti = await signals.publish(connection, signal("a"))
         await changes.publish(connection, "other", "of the same transaction")
@@ -259,15 +265,9 @@ async def test_a_replica_that_is_behind_catches_up_with_who_was_told(
 
 
 async def test_an_id_that_no_replica_knows_is_caught_up_for_once(
-    database: Database, signals: Signals, changes: Changes
+    database: Database, signals: Signals, changes: Changes, heard: list[str]
 ) -> None:
     """Who begins afresh has missed something, and can't say what."""
-    heard: list[str] = []
-
-    async def note(key: str) -> None:
-        heard.append(key)
-
-    changes.subscribe("other", note)
     for number, begun in enumerate(("made-up", "made-up-later")):
         async with database.write() as connection:
             await changes.publish(connection, "other", f"missed {number}")
