@@ -154,9 +154,9 @@ def test_each_block_of_settings_is_taken(block: Block, tmp_path: Path) -> None:
 
 
 def test_no_page_s_blocks_are_overlooked() -> None:
-    """So many are there; a page that shows one more adds it here."""
+    """So many are there at least: a block that is not found here is a block that nobody loads."""
     shown = {page.name: sum(block.page == page.name for block in BLOCKS) for page in PAGES}
-    assert {name: count for name, count in shown.items() if count} == {
+    least = {
         "ask-a-person-first.md": 3,
         "give-access-for-one-deployment.md": 2,
         "keep-streams-open.md": 2,
@@ -174,6 +174,7 @@ def test_no_page_s_blocks_are_overlooked() -> None:
         "write-a-policy.md": 3,
         "write-routes.md": 2,
     }
+    assert {name: shown[name] for name in least if shown[name] < least[name]} == {}
 
 
 @pytest.fixture
