@@ -134,7 +134,7 @@ async def test_settings_that_cannot_be_used_exit_2_with_one_line(
             subprocess.run,
             [sys.executable, "-m", "valetkey.broker", "--config", str(config)],
             capture_output=True,
-            timeout=20,
+            timeout=90,
             check=False,
         )
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]

@@ -45,8 +45,8 @@ async def test_broker_down_cached_works_until_it_expires_then_503(fleet):
         await fleet.until(ended, "the end of what is cached")
         token = token_of(fleet.received[-1])
         claims = jwt.decode(token, options={"verify_signature": False})
-        # 3 s less a tenth, from when it came; `iat` is the second in which it was issued.
-        assert time.time() >= claims["iat"] + 2.7
+        # 3 s less a tenth, from when it was asked for; that may have been in the second before `iat`.
+        assert time.time() >= claims["iat"] + 1.7
         status, headers = await expect(fleet, "broker.unavailable")
         assert status == 503
         assert (await fleet.readyz())[0] == 200  # other routes may still have their credentials

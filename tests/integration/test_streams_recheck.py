@@ -107,7 +107,7 @@ async def test_without_a_broker_a_stream_ends_with_its_credential_and_not_before
         await fleet.until(postponed, "asked in vain")
         await flows(response, source)
         await is_cut(response)
-        assert time.time() >= issued + TTL * 0.9
+        assert time.time() >= issued + TTL * 0.9 - 1  # asked for in the second before, maybe
         ended = await outcome(fleet, "/api/long")
         assert (ended["outcome"], ended["code"]) == ("cut", "broker.unavailable")
 

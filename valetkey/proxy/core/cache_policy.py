@@ -40,10 +40,10 @@ class Lifetime(NamedTuple):
 def lifetime(
     *, now: float, expires_in: float, actor_expires_in: float, subject_expires_in: float
 ) -> Lifetime:
-    """The use of a credential received at ``now`` (monotonic seconds).
+    """The use of a credential that was asked for at ``now`` (monotonic seconds).
 
-    Never longer than the identity it was made from. A lifetime of nothing is `now`: the credential
-    serves the calls that wait for it and no later one.
+    Never longer than the identity it was made from. A lifetime that is over when it comes is none:
+    the credential serves the calls that wait for it and no later one.
     """
     span = max(0.0, min(expires_in, actor_expires_in, subject_expires_in))
     span -= min(MAX_SKEW, span / 10)

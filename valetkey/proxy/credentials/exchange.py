@@ -127,10 +127,11 @@ class ExchangeClient:
             form["subject_token_type"] = oauth.TOKEN_TYPE_JWT
             form["actor_token"] = actor_token.reveal()
             form["actor_token_type"] = oauth.TOKEN_TYPE_JWT
+        asked = time.monotonic()
         status, body = await self._post(self._endpoint, form)
         if status != 200:
             raise _refusal(status, body)
-        return self._accept(key, injector, body, actor_left, subject_left)
+        return self._accept(key, injector, body, asked, actor_left, subject_left)
 
     async def redeem(
         self, key: CacheKey, injector: Injector, subject_token: Secret | None, deferral: Secret
@@ -144,10 +145,11 @@ class ExchangeClient:
             "deferral_code": deferral.reveal(),
         }
         subject_left = actor_left if subject_token is None else _seconds_left(subject_token)
+        asked = time.monotonic()
         status, body = await self._post(self._endpoint, form)
         if status != 200:
             raise _refusal(status, body)
-        return self._accept(key, injector, body, actor_left, subject_left)
+        return self._accept(key, injector, body, asked, actor_left, subject_left)
 
     async def is_active(self, credential: Credential) -> bool:
         """Whether the broker still stands by a credential (RFC 7662). Raises `ValetkeyError`."""
@@ -217,6 +219,7 @@ class ExchangeClient:
         key: CacheKey,
         injector: Injector,
         body: bytes,
+        asked: float,
         actor_left: float,
         subject_left: float,
     ) -> Credential:
@@ -244,9 +247,9 @@ class ExchangeClient:
             raise PolicyError(codes.GRANT_SCOPE, "the broker granted fewer scopes than needed")
         # Our own, as the broker knows it: after an incident, what was cached before it is void.
         self._identity.raise_epoch(answer.client_epoch)
-        now = time.monotonic()
+        # From the question on: when the answer was given is not known, only that it was later.
         life = lifetime(
-            now=now,
+            now=asked,
             expires_in=answer.expires_in,
             actor_expires_in=actor_left,
             subject_expires_in=subject_left,
@@ -267,7 +270,7 @@ class ExchangeClient:
             approval=answer.approval,
             single_use=answer.single_use,
             grants=tuple(answer.grants),
-            minted_at=now,
+            minted_at=time.monotonic(),
         )
 
 

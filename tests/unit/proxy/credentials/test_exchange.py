@@ -338,6 +338,21 @@ async def test_a_broker_that_hangs(broker, identity):
     await client.close()
 
 
+async def test_an_answer_that_takes_long_takes_it_from_the_life_of_the_credential(client, broker):
+    """It may have been issued at once, and be late for what lies between."""
+    issued = 0.0
+
+    async def slow() -> web.Response:
+        nonlocal issued
+        issued = time.monotonic()
+        await asyncio.sleep(0.3)
+        return web.json_response(GOOD | {"expires_in": 2})
+
+    broker.answer = lambda _form: slow()
+    credential = await client.exchange(KEY, BearerInjector(), None)
+    assert credential.expires_at <= issued + 1.8
+
+
 async def test_nobody_there(identity):
     from tests.support.fleet import free_port
 
