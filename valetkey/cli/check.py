@@ -8,7 +8,7 @@ from typing import Final
 
 from valetkey.contracts import settings
 
-PROGRAMS: Final = ("proxy", "broker", "collector")
+PROGRAMS: Final = ("proxy", "broker", "collector", "injector")
 
 
 def check_file(program: str, file: Path, *, environ: Mapping[str, str]) -> None:
@@ -24,6 +24,10 @@ def check_file(program: str, file: Path, *, environ: Mapping[str, str]) -> None:
         from valetkey.broker.settings import BrokerSettings
 
         settings.load(BrokerSettings, file, program=program, environ=environ)
+    elif program == "injector":
+        from valetkey.injector.settings import InjectorSettings
+
+        settings.load(InjectorSettings, file, program=program, environ=environ)
     else:
         from valetkey.collector.settings import CollectorSettings
 

@@ -27,6 +27,7 @@ from valetkey.cli.fail import fail
 from valetkey.cli.grants import grants
 from valetkey.cli.group import Commands
 from valetkey.cli.incidents import incidents
+from valetkey.cli.inject import inject
 from valetkey.cli.policy import policy
 from valetkey.cli.reseal import reseal
 from valetkey.cli.windows import windows
@@ -65,12 +66,14 @@ def _program(name: str, help_: str) -> click.Command:
 main.add_command(_program("proxy", "Run the sidecar."))
 main.add_command(_program("broker", "Run the broker."))
 main.add_command(_program("collector", "Run the collector."))
+main.add_command(_program("injector", "Run the injector's webhook."))
 main.add_command(admin)
 main.add_command(approvals)
 main.add_command(audit)
 main.add_command(doctor)
 main.add_command(grants)
 main.add_command(incidents)
+main.add_command(inject)
 main.add_command(policy)
 main.add_command(reseal)
 main.add_command(windows)

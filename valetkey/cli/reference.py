@@ -28,12 +28,14 @@ from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import codes, settings
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import ConfigError
+from valetkey.injector.settings import InjectorSettings
 from valetkey.proxy.settings import ProxySettings
 
 PROGRAMS: Final[tuple[tuple[str, str, type[Any]], ...]] = (
     ("proxy", "Sidecar", ProxySettings),
     ("broker", "Broker", BrokerSettings),
     ("collector", "Collector", CollectorSettings),
+    ("injector", "Injector", InjectorSettings),
 )
 # What a settings file names, in a format of its own.
 FILES: Final[tuple[tuple[str, str, type[Any]], ...]] = (("grants", "Grants file", GrantsFile),)

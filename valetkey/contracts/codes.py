@@ -717,6 +717,96 @@ AUDIT_CONFLICT: Final = _code(
     "An event of this id is on record with other bytes: nothing of the batch was stored.",
 )
 
+# --- inject: what the injector says of a pod ----------------------------------------------------
+INJECT_NOT_A_POD: Final = _code("inject.not_a_pod", 400, "This is not a well-formed pod.")
+INJECT_ANNOTATION_UNKNOWN: Final = _code(
+    "inject.annotation_unknown", 422, "There is no such annotation under valetkey/."
+)
+INJECT_INJECT_INVALID: Final = _code(
+    "inject.inject_invalid", 422, "valetkey/inject is true or false."
+)
+INJECT_MODE_INVALID: Final = _code(
+    "inject.mode_invalid", 422, "valetkey/mode is forward, reverse or transparent."
+)
+INJECT_TARGETS_INVALID: Final = _code(
+    "inject.targets_invalid",
+    422,
+    "valetkey/targets lists names of targets, each once, with commas between them and no spaces.",
+)
+INJECT_ROUTES_INVALID: Final = _code(
+    "inject.routes_invalid", 422, "valetkey/routes is the name of a ConfigMap."
+)
+INJECT_RESOURCES_INVALID: Final = _code(
+    "inject.resources_invalid",
+    422,
+    "valetkey/resources is an object with requests and limits, each of cpu, memory and "
+    "ephemeral-storage, as in a container; no request is larger than its limit.",
+)
+INJECT_TARGET_UNKNOWN: Final = _code(
+    "inject.target_unknown", 403, "The injector's settings have no target of this name."
+)
+INJECT_OPT_OUT: Final = _code(
+    "inject.opt_out", 403, "Pods of this cluster may not go without a sidecar."
+)
+INJECT_NAME_TAKEN: Final = _code(
+    "inject.name_taken",
+    409,
+    "A container or volume is named as the sidecar's and is not what the injector would put there: "
+    "rename it, or inject into the pod as it was before.",
+)
+INJECT_TOKEN_MOUNTED: Final = _code(
+    "inject.token_mounted", 403, "Only the sidecar may mount its token and its key."
+)
+INJECT_TOKEN_REQUESTED: Final = _code(
+    "inject.token_requested",
+    403,
+    "A volume asks for a token that broker or collector would take: only the sidecar has one.",
+)
+INJECT_VOLUME_MOUNTED: Final = _code(
+    "inject.volume_mounted", 403, "A container mounts a volume of the sidecar's."
+)
+INJECT_PATH_TAKEN: Final = _code(
+    "inject.path_taken", 409, "A container mounts something where the sidecar's CA belongs."
+)
+INJECT_PORT_TAKEN: Final = _code(
+    "inject.port_taken", 409, "A container uses a port of the sidecar's: 7070 to 7073."
+)
+INJECT_HOST_NETWORK: Final = _code(
+    "inject.host_network",
+    403,
+    "On the host's network every process of the node could call through the sidecar.",
+)
+INJECT_SHARED_PROCESSES: Final = _code(
+    "inject.shared_processes",
+    403,
+    "With shared process namespaces the workload could read the sidecar's files.",
+)
+INJECT_OS: Final = _code("inject.os", 422, "The sidecar runs on Linux only.")
+INJECT_NEVER_ENDS: Final = _code(
+    "inject.never_ends",
+    422,
+    "Without native sidecars (Kubernetes 1.29) a pod that is to end would not.",
+)
+INJECT_REDIRECT_OFF: Final = _code(
+    "inject.redirect_off", 403, "The injector's settings have no redirect: transparent mode is off."
+)
+INJECT_REDIRECT_USER: Final = _code(
+    "inject.redirect_user",
+    422,
+    "Transparent mode goes by user: each container needs a runAsUser that is not 0.",
+)
+INJECT_SAME_USER: Final = _code(
+    "inject.same_user",
+    403,
+    "A container runs as the sidecar's user: the redirect would cut it off.",
+)
+INJECT_SIDECAR_MISSING: Final = _code(
+    "inject.sidecar_missing", 403, "The pod lacks the sidecar, or a part of it."
+)
+INJECT_SIDECAR_CHANGED: Final = _code(
+    "inject.sidecar_changed", 403, "The pod's sidecar is not the one that was put there."
+)
+
 
 def by_name(name: str) -> Code | None:
     """The code of that dotted name, or ``None`` where none is defined."""

@@ -29,7 +29,13 @@ _RESERVED: Final = frozenset({
     # How the command line reaches a broker (valetkey/cli/remote.py).
     "VALETKEY_BROKER_URL", "VALETKEY_TOKEN_FILE", "VALETKEY_TOKEN", "VALETKEY_CA_FILE",
 })  # fmt: skip
-_PROGRAMS: Final = ("PROXY", "BROKER", "COLLECTOR")
+_PROGRAMS: Final = ("PROXY", "BROKER", "COLLECTOR", "INJECTOR")
+# What the kubelet sets for each Service of a namespace (``enableServiceLinks``), here for one whose
+# name begins with ``valetkey``.
+_SERVICE_LINK: Final = re.compile(
+    r"VALETKEY(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9]+)*|"
+    r"PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -78,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def load(kind: type[T], path: Path, *, program: str, environ: Mapping[str, str]) -> T:
     """Read ``path`` and the program's variables into one ``kind``.
 
-    ``program`` is ``proxy``, ``broker`` or ``collector``. Raises `ConfigError`.
+    ``program`` is ``proxy``, ``broker``, ``collector`` or ``injector``. Raises `ConfigError`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -226,6 +232,8 @@ def _apply_environment(tree: Any, program: str, environ: Mapping[str, str]) -> d
     applied: dict[str, Keys] = {}
     for variable in sorted(environ):
         if not variable.startswith("VALETKEY_") or variable in _RESERVED:
+            continue
+        if _SERVICE_LINK.fullmatch(variable):
             continue
         if not variable.startswith(prefix):
             if any(variable.startswith(f"VALETKEY_{other}__") for other in _PROGRAMS):

@@ -38,7 +38,17 @@ def test_version(run):
 
 def test_help_names_every_command(run):
     output = run("-h").output
-    for command in ("proxy", "broker", "collector", "check", "audit", "demo", "doctor"):
+    for command in (
+        "proxy",
+        "broker",
+        "collector",
+        "injector",
+        "inject",
+        "check",
+        "audit",
+        "demo",
+        "doctor",
+    ):
         assert command in output
 
 
@@ -58,7 +68,7 @@ def test_a_program_decides_the_exit_status(run, program, tmp_path, status):
     assert run("proxy", "--config", str(file)).exit_code == status
 
 
-@pytest.mark.parametrize("name", ["proxy", "broker", "collector"])
+@pytest.mark.parametrize("name", ["proxy", "broker", "collector", "injector"])
 def test_settings_that_can_not_be_used(tmp_path, name):
     file = tmp_path / "settings.yaml"
     file.write_text("colour: green\n")

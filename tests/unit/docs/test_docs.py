@@ -27,6 +27,7 @@ from valetkey.contracts import codes, events, settings
 from valetkey.contracts.codes import Code
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.oauth import HttpCallDetails
+from valetkey.injector.metrics import make_metrics as injector_metrics
 from valetkey.proxy.core.compilation import compile_snapshot
 from valetkey.proxy.settings import ProxySettings, WorkloadSettings
 
@@ -84,7 +85,7 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 
 # Written in `code`, with a dot: a key path, a code, a metric's neighbour… or one of these.
 NO_SETTING = re.compile(
-    r".*\.(yaml|json|jsonl|md|py|png|txt|db|key|pem|token|template|lua|in)$|[a-z]+\.test|\d"
+    r".*\.(yaml|json|jsonl|md|py|png|txt|db|key|pem|token|template|lua|in|sh)$|[a-z]+\.test|\d"
 )
 
 
@@ -128,12 +129,13 @@ def test_the_reference_has_the_codes_of_commands() -> None:
     ]
 
 
-def test_each_metric_of_broker_and_collector_is_documented_and_none_else() -> None:
+def test_each_metric_of_the_services_is_documented_and_none_else() -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
-    named = set(re.findall(r"valetkey_(?:broker|collector)_[a-z_]+", page))
+    named = set(re.findall(r"valetkey_(?:broker|collector|injector)_[a-z_]+", page))
+    registries = (BrokerMetrics().registry, make_metrics().registry, injector_metrics().registry)
     real = {
         metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
-        for registry in (BrokerMetrics().registry, make_metrics().registry)
+        for registry in registries
         for metric in registry.collect()
         if metric.name != "valetkey_build"
     }
@@ -179,11 +181,13 @@ def test_the_example_of_mcp_loads_and_its_grants_cover_its_routes() -> None:
 
 def test_the_examples_fit_together() -> None:
     """The broker takes the workload's token, the collector only the one made for it."""
-    proxy, broker, collector = (
+    proxy, broker, collector, injector = (
         settings.load(kind, ROOT / f"config/{name}.yaml", program=name, environ={})
         for name, _, kind in PROGRAMS
     )
-    assert proxy.broker.url == broker.issuer
+    assert proxy.broker.url == injector.sidecar.broker.url == broker.issuer
+    assert proxy.collector.url == injector.sidecar.collector.url
+    assert set(proxy.targets) == set(injector.sidecar.targets)
     assert proxy.collector.identity not in {None, proxy.workload.identity}
     for program, audience in ((broker, proxy.broker.url), (collector, proxy.collector.url)):
         assert {each.audience for each in program.issuers if each.use == "workload"} == {audience}

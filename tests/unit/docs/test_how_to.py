@@ -23,6 +23,9 @@ from valetkey.cli.check import check_file
 from valetkey.cli.main import main
 from valetkey.cli.reference import PROGRAMS
 from valetkey.contracts import settings
+from valetkey.injector.core import names
+from valetkey.injector.core.environment import of_workload
+from valetkey.injector.settings import InjectorSettings
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
@@ -86,6 +89,9 @@ def blocks() -> Iterator[Block]:
                 continue  # a command
             if isinstance(shown, list) and all("id" in entry for entry in shown):
                 shown = {"routes" if "match" in shown[0] else "grants": shown}
+            # A manifest is Kubernetes'; what `valetkey inject` makes of pods is tested below.
+            if isinstance(shown, dict) and "apiVersion" in shown:
+                continue
             if isinstance(shown, dict) and set(shown) not in OTHERS:
                 yield Block(page.name, program_of(page.name, text, shown), shown)
 
@@ -121,6 +127,8 @@ def whole(program: str, shown: dict[str, Any]) -> dict[str, Any]:
     base = yaml.safe_load((ROOT / f"config/{program}.yaml").read_text())
     key = next(iter(shown))
     made: dict[str, Any] = merged(base, NESTED[key][1](shown[key]) if key in NESTED else shown)
+    if program == "injector" and "tls" in shown.get("webhook", ()):
+        del made["webhook"]["own"]
     if program == "proxy":
         # Routes of targets that the page does not show, and examples whose targets it replaced.
         for route in made["routes"]:
@@ -159,6 +167,7 @@ def test_no_page_s_blocks_are_overlooked() -> None:
     least = {
         "ask-a-person-first.md": 3,
         "give-access-for-one-deployment.md": 2,
+        "inject-the-sidecar.md": 3,
         "keep-streams-open.md": 2,
         "let-others-report.md": 3,
         "mcp.md": 3,
@@ -175,6 +184,28 @@ def test_no_page_s_blocks_are_overlooked() -> None:
         "write-routes.md": 2,
     }
     assert {name: shown[name] for name in least if shown[name] < least[name]} == {}
+
+
+def test_the_pod_of_the_page_on_injection_gets_its_sidecar() -> None:
+    page = (ROOT / "docs/how-to/inject-the-sidecar.md").read_text()
+    [shown] = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "Pod" in text]
+    arguments = ["inject", "-f", "-", "--config", str(ROOT / "config/injector.yaml")]
+    done = CliRunner().invoke(main, arguments, input=shown)
+    assert done.exit_code == 0, done.output
+    [sidecar] = yaml.safe_load(done.stdout)["spec"]["initContainers"]
+    assert sidecar["resources"]["limits"] == {"memory": "512Mi"}
+
+
+def test_the_page_on_injection_names_each_annotation_and_variable() -> None:
+    page = (ROOT / "docs/how-to/inject-the-sidecar.md").read_text()
+    known = {value for name, value in vars(names).items() if str(value).startswith(names.PREFIX)}
+    said = set(re.findall(r"`(valetkey/[a-z]+)`", page))
+    assert said == known - {names.PREFIX}
+    loaded = settings.load(
+        InjectorSettings, ROOT / "config/injector.yaml", program="injector", environ={}
+    )
+    for spellings, _ in of_workload(loaded.sidecar, "forward", ("IPv4",)):
+        assert f"`{spellings[-1]}`" in page
 
 
 @pytest.fixture

@@ -1,0 +1,117 @@
+"""The Kubernetes API, as far as the injector needs it: read an object, write it if nobody else has.
+
+Invariant: a write names the version that it rests on (``metadata.resourceVersion``), so of two
+replicas that write at once one is told, and looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.fetch import FetchFailed, exchange
+from valetkey.injector.settings import ApiServerSettings, version_of
+
+SECRETS: Final = "/api/v1/namespaces/{namespace}/secrets"
+WEBHOOKS: Final = "/apis/admissionregistration.k8s.io/v1/{kind}"
+
+Json = dict[str, Any]
+
+
+class KubeError(Exception):
+    """The API server can't be asked, or did not do it. The message holds nothing secret."""
+
+
+class Conflict(KubeError):  # noqa: N818 - reads as what it is
+    """Somebody else was there first: look again."""
+
+
+class Kube:
+    """One API server, as the service account of this pod."""
+
+    def __init__(
+        self, settings: ApiServerSettings, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        """Blocking. Raises `ConfigError` outside of a cluster."""
+        self._settings = settings
+        self._url = (settings.url or _url(environ)).rstrip("/")
+        self.namespace = settings.namespace or _namespace(settings)
+
+    async def version(self) -> tuple[int, int]:
+        """The cluster's: major, minor. Raises `KubeError`."""
+        found = await self.get("/version")
+        try:
+            return version_of(f"{found['major']}.{found['minor']}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise KubeError("/version has no version") from error
+
+    async def get(self, path: str) -> Json:
+        """Raises `KubeError`; `LookupError` where there is no such object."""
+        status, body = await self._call("GET", path)
+        if status == 404:
+            raise LookupError(path)
+        return _object(path, status, body)
+
+    async def create(self, path: str, document: Json) -> None:
+        """Raises `KubeError`, `Conflict` where there is one by now."""
+        status, body = await self._call("POST", path, document)
+        _object(path, status, body)
+
+    async def replace(self, path: str, document: Json) -> None:
+        """Raises `KubeError`, `Conflict` where it is another by now than the one that was read."""
+        if not document.get("metadata", {}).get("resourceVersion"):
+            raise KubeError(f"{path}: no version was read to be replaced")
+        status, body = await self._call("PUT", path, document)
+        _object(path, status, body)
+
+    async def _call(
+        self, method: str, path: str, document: Json | None = None
+    ) -> tuple[int, bytes]:
+        try:
+            # The kubelet renews it.
+            token = await asyncio.to_thread(self._settings.token_file.read_text, "ascii")
+            return await exchange(
+                method,
+                self._url + path,
+                ca_file=self._settings.ca_file,
+                headers={
+                    "Authorization": f"Bearer {token.strip()}",
+                    "Accept": "application/json",
+                    **({"Content-Type": "application/json"} if document is not None else {}),
+                },
+                body=None if document is None else msgspec.json.encode(document),
+            )
+        except (OSError, UnicodeDecodeError, FetchFailed) as error:
+            raise KubeError(f"{method} {path}: {error}") from error
+
+
+def _object(path: str, status: int, body: bytes) -> Json:
+    if status == 409:
+        raise Conflict(path)
+    if status not in {200, 201}:
+        raise KubeError(f"{path}: status {status}")
+    try:
+        return msgspec.json.decode(body, type=Json)
+    except msgspec.DecodeError as error:
+        raise KubeError(f"{path}: the answer is no object") from error
+
+
+def _url(environ: Mapping[str, str]) -> str:
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        raise ConfigError("webhook.api.url: this is no pod of a cluster, so it has to be said")
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def _namespace(settings: ApiServerSettings) -> str:
+    try:
+        return settings.namespace_file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"webhook.api.namespace: {settings.namespace_file} can't be read, so it has to be said"
+        ) from error
