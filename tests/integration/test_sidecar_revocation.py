@@ -40,7 +40,7 @@ async def test_a_revoked_credential_is_not_used_again(fleet):
 async def test_a_call_that_was_decided_on_but_not_sent_yet_gets_another_one(fleet):
     """Its decision takes seconds to come to disk, in which the credential is revoked."""
     fleet.sidecar_changes["broker"]["feed"] = None  # so that only asking can find it out
-    fleet.sidecar_changes["spool"] = {**fleet.tree()["spool"], "commit_every": "8s"}
+    fleet.sidecar_changes["spool"] = {**fleet.tree()["spool"], "commit_every": "5s"}
     async with fleet.running(collector=False):
         assert (await fleet.call(method="DELETE"))[0] == 200
         first = token_of(fleet.received.pop())
@@ -51,6 +51,12 @@ async def test_a_call_that_was_decided_on_but_not_sent_yet_gets_another_one(flee
             return await fleet.metric("valetkey_events_written_total") > written
 
         await fleet.until(decided, "decided")
+        asked = await fleet.metric("valetkey_credentials_revalidated_total")
+
+        async def asked_since():
+            return await fleet.metric("valetkey_credentials_revalidated_total") > asked + 1
+
+        await fleet.until(asked_since, "asked about while it waits, however often")
         await fleet.revoke(first)
 
         async def ended():

@@ -136,8 +136,17 @@ class Streams:
             self._cut(call, Deny(codes.STREAM_EXPIRED, reason))
 
     def credentials(self) -> list[Credential]:
-        """What calls rest on that have lasted, for `credentials.revalidation`."""
-        return [call.watch.credential for call in self._pep.calls() if call.watch is not None]
+        """What calls rest on that have lasted or still wait to be sent.
+
+        For `credentials.revalidation`: these were used before its last round, and are in use.
+        """
+        resting = []
+        for call in self._pep.calls():
+            if call.watch is not None:
+                resting.append(call.watch.credential)
+            elif call.permit is not None and not call.t_forward:
+                resting.append(call.permit.credential)
+        return resting
 
     # --- the sweep ----------------------------------------------------------------------------
 

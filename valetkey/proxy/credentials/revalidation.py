@@ -1,8 +1,8 @@
 """Credentials that are in use are asked about: a revoked one must not work until it expires.
 
 Every few seconds the broker is asked (RFC 7662) about each cached credential that went out since
-the last round, and about those that open streams rest on; one that it no longer stands by is
-ended as if the feed had told it. So the time from a revocation to its effect here is the interval
+the last round, and about those that open streams and calls not sent yet rest on; one that it no
+longer stands by is ended as if the feed had told it. So the time from a revocation to its effect here is the interval
 at most, not the credential's life (standards.md §8: min of TTL, push and poll). A broker that can't
 be asked changes nothing: a credential then works until it expires.
 """
@@ -23,7 +23,7 @@ from valetkey.proxy.credentials.exchange import ExchangeClient
 
 
 class StreamCredentials(Protocol):
-    """What open streams rest on; see `valetkey.proxy.streams`."""
+    """What open streams and calls not sent yet rest on; see `valetkey.proxy.streams`."""
 
     def credentials(self) -> list[Credential]: ...
 
@@ -62,7 +62,7 @@ class Revalidation:
             await self.round()
 
     async def round(self) -> None:
-        """Ask about what was used since the last round, and what streams rest on."""
+        """Ask about what was used since the last round, and what calls under way rest on."""
         streaming = self._pep.streams.credentials()
         for credential in dict.fromkeys((*self._cache.take_used(), *streaming)):
             try:
