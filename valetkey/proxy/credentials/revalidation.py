@@ -2,9 +2,9 @@
 
 Every few seconds the broker is asked (RFC 7662) about each cached credential that went out since
 the last round, and about those that open streams and calls not sent yet rest on; one that it no
-longer stands by is ended as if the feed had told it. So the time from a revocation to its effect here is the interval
-at most, not the credential's life (standards.md §8: min of TTL, push and poll). A broker that can't
-be asked changes nothing: a credential then works until it expires.
+longer stands by is ended as if the feed had told it. So the time from a revocation to its effect
+here is the interval at most, not the credential's life (standards.md §8: min of TTL, push and
+poll). A broker that can't be asked changes nothing: a credential then works until it expires.
 """
 
 from __future__ import annotations
