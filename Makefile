@@ -76,7 +76,7 @@ chaos: $(VENV)/.dev ## Kill the sidecar, and brokers, under load, 50 times in a 
 fuzz: $(VENV)/.dev ## Play new inputs to the sidecar and to other readers of HTTP for MINUTES=10
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-generate: $(VENV)/.dev ## Write schemas, reference pages and the README's tables anew
+generate: $(VENV)/.dev ## Write schemas, reference pages, dashboards and the README's tables anew
 	@$(BIN)/python -m valetkey.cli.reference
 
 LOCK := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-annotate \

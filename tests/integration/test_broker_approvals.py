@@ -23,6 +23,7 @@ from tests.integration.broker_support import (
 )
 from tests.support.ports import free_url
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 from valetkey.broker.parts.approvals import ApprovalsPart
 from valetkey.broker.store.database import StoreError
 from valetkey.contracts import oauth
@@ -734,3 +735,37 @@ async def test_what_was_undone_is_not_counted(
         assert await counted("approved") == 1
         assert (await at.poll(waits["deferral_code"]))[0] == 200
         assert await counted("used") == 1
+
+
+async def test_those_that_wait_are_counted_at_each_replica_and_a_database_that_is_away_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("valetkey.broker.parts.approvals._LOOK", 0.02)
+    async with desk(world_of(tmp_path)) as at:
+        metrics = at.served.broker.base.metrics
+        (part,) = (part for part in at.served.broker.parts if isinstance(part, ApprovalsPart))
+
+        def seen() -> tuple[float, float]:
+            of = (metrics.approvals_waiting, metrics.approvals_longest_wait)
+            count, longest = (family.collect()[0].samples[0].value for family in of)
+            return count, longest
+
+        assert seen() == (0, 0)
+        _, waits = await at.ask(deferred=True)
+        await until(lambda: seen()[0] == 1, "it is counted")
+        at.world.clock.advance(30)
+        await until(lambda: seen() == (1, 30), "its wait is")
+        asked = 0
+
+        async def away(_now: float) -> tuple[int, float]:
+            nonlocal asked
+            asked += 1
+            raise StoreError(OSError("the database is away"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(part.approvals, "waiting", away)
+            await until(lambda: asked > 1, "it is tried again")
+            assert seen() == (1, 30)
+            assert (await at.served.get("/readyz"))[0] == 200
+        assert (await at.approve(waits["approval_id"]))[0] == 200
+        await until(lambda: seen() == (0, 0), "none waits")

@@ -31,6 +31,13 @@ async def following(served: Served, **more) -> Receiver:
     return receiver
 
 
+def lags(served: Served) -> tuple[float, float]:
+    """How many acknowledgements were measured, and their seconds together."""
+    (family,) = served.broker.base.metrics.feed_acknowledge.collect()
+    samples = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
+    return samples["count"], samples["sum"]
+
+
 async def until_waiting(served: Served, count: int = 1) -> None:
     async with asyncio.timeout(10):
         while feed_of(served).waiting < count:
@@ -91,6 +98,21 @@ async def test_acknowledged_is_durable_and_known_by_name(served: Served) -> None
     await feed_of(served).flush()
     found = await signals.acknowledged("inc-1")
     assert found == {receiver.id: served.world.clock(), other.id: None}
+
+
+async def test_how_long_an_acknowledgement_took_is_measured_once_it_is_there(
+    served: Served,
+) -> None:
+    receiver, other = await following(served), await following(served)
+    event = ended("t-1", txn="inc-1", at=served.world.clock() - 3)
+    await publish(served, event)
+    answer = await receiver.poll()
+    assert lags(served) == (0, 0)
+    await receiver.poll(ack=list(answer["sets"]))
+    assert lags(served) == (1, 3)
+    (jti,) = (await other.poll())["sets"]
+    await other.poll(setErrs={jti: {"err": "invalid_key", "description": "unknown"}})
+    assert lags(served) == (1, 3)
 
 
 async def test_an_event_that_a_receiver_refuses_is_not_called_acknowledged(served: Served) -> None:

@@ -277,7 +277,13 @@ def _foundation(
     assertions = UsedAssertions(database, clock=clock)
     directories = Sources(config.directory, database, changes, actions, epochs, clock=clock)
     proofs = ReplayMemory(config.limits.replay_proofs)
-    metrics.watch(key_age=ring.signing_age, proofs=lambda: float(len(proofs)))
+    metrics.watch(
+        key_age=ring.signing_age,
+        key_due=ring.signing_due,
+        changes_age=changes.age,
+        proofs=lambda: float(len(proofs)),
+    )
+    metrics.grant_tokens.written = lambda: policies.current.written
     tokens = TokenVerifier(
         TrustedIssuers(config.issuers, kinds=KINDS),
         clock=clock,

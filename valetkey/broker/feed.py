@@ -78,6 +78,7 @@ class Feed:
         self._delivered = metrics.feed_events.labels("delivered")
         self._acknowledged = metrics.feed_events.labels("acknowledged")
         self._refused = metrics.feed_events.labels("refused")
+        self._lags = metrics.feed_acknowledge
         signals.on_publish(self._published)
         streams.on_change(self._stream_changed)
 
@@ -179,6 +180,9 @@ class Feed:
         followed.cursor.settle(one.seq for one in settled)
         (self._acknowledged if acknowledged else self._refused).inc(len(settled))
         if acknowledged:
+            for one in settled:
+                if isinstance(one.event, Signal):
+                    self._lags.observe(max(0.0, now - one.event.at))
             self._acks += [
                 (one.seq, stream.id, now)
                 for one in settled

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from valetkey import __version__
 from valetkey.broker.core.grants import LiveGrants
@@ -19,6 +21,38 @@ _BUCKETS: Final = (
 
 # From a push on one machine to a sidecar that was away for minutes.
 _CONTAINED: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0)
+
+
+class GrantTokens(Collector):
+    """Tokens by the grants of the file that they rest on.
+
+    All grants in force are there from the start, with 0: what is granted and never used shows.
+    Those made by API end by themselves, and each would be one more series.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self.written: Callable[[], Collection[str]] = tuple
+        """The ids of the grants that the file in force has."""
+
+    def add(self, rests_on: Collection[str]) -> None:
+        """Count a token. What is among them and no grant of the file is never shown."""
+        written = self.written()
+        for grant in rests_on:
+            if grant in written:
+                self._counts[grant] = self._counts.get(grant, 0) + 1
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        written = self.written()
+        self._counts = {grant: self._counts.get(grant, 0) for grant in written}
+        family = CounterMetricFamily(
+            "valetkey_broker_grant_tokens_total",
+            "Tokens issued under each grant of the file.",
+            labels=["grant"],
+        )
+        for grant, count in self._counts.items():
+            family.add_metric([grant], count)
+        yield family
 
 
 class Metrics:
@@ -92,6 +126,18 @@ class Metrics:
             ("event",),
             registry=self.registry,
         )
+        self.approvals_waiting = Gauge(
+            "valetkey_broker_approvals_waiting",
+            "Approvals that people have not decided on, of all replicas.",
+            registry=self.registry,
+        )
+        self.approvals_longest_wait = Gauge(
+            "valetkey_broker_approvals_longest_wait_seconds",
+            "How long the oldest of them has waited; 0 where none waits.",
+            registry=self.registry,
+        )
+        self.grant_tokens = GrantTokens()
+        self.registry.register(self.grant_tokens)
         self._grants_made = Gauge(
             "valetkey_broker_grants_made",
             "Grants made by API that are in force or ended in the last hour.",
@@ -103,6 +149,16 @@ class Metrics:
         self._key_age = Gauge(
             "valetkey_broker_signing_key_age_seconds",
             "Age of the key that signs.",
+            registry=self.registry,
+        )
+        self._key_due = Gauge(
+            "valetkey_broker_signing_key_due_timestamp_seconds",
+            "When another key is to sign in place of the one that does now, Unix time.",
+            registry=self.registry,
+        )
+        self._changes_age = Gauge(
+            "valetkey_broker_changes_age_seconds",
+            "Since everything that was committed was last known to be applied here.",
             registry=self.registry,
         )
         self._replay = Gauge(
@@ -127,6 +183,12 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self.feed_acknowledge = Histogram(
+            "valetkey_broker_feed_acknowledge_seconds",
+            "From an end to its acknowledgement by a receiver of the feed.",
+            registry=self.registry,
+            buckets=_CONTAINED,
+        )
         Info("valetkey_broker_build", "Version of the broker.", registry=self.registry).info(
             {
                 "version": __version__,
@@ -145,9 +207,18 @@ class Metrics:
         self._grants_made.set_function(lambda: float(len(live.made)))
         self._windows.set_function(lambda: float(live.windows))
 
-    def watch(self, *, key_age: Callable[[], float], proofs: Callable[[], float]) -> None:
+    def watch(
+        self,
+        *,
+        key_age: Callable[[], float],
+        key_due: Callable[[], float],
+        changes_age: Callable[[], float],
+        proofs: Callable[[], float],
+    ) -> None:
         """Read these when scraped."""
         self._key_age.set_function(key_age)
+        self._key_due.set_function(key_due)
+        self._changes_age.set_function(changes_age)
         self._replay.set_function(proofs)
 
     def watch_feed(self, *, waiting: Callable[[], float]) -> None:

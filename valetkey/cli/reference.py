@@ -2,7 +2,8 @@
 
 The settings types give the JSON Schemas in ``config/`` and the configuration reference, the broker
 gives the schema of its policies, the codes module gives the table of decision codes, the doctor's
-modules give its page, the last benchmark gives the README's table. With
+modules give its page, the last benchmark gives the README's table, and `valetkey.cli.dashboards`
+the files for Grafana. With
 ``--check`` nothing is written, and files that differ from what would be written are named: exit
 status 1. Run in the root of a checkout.
 """
@@ -21,6 +22,8 @@ from typing import Any, Final
 from valetkey.broker.core.cedar_schema import SCHEMA
 from valetkey.broker.core.grants import GrantsFile
 from valetkey.broker.settings import BrokerSettings
+from valetkey.cli.dashboards import DASHBOARDS
+from valetkey.cli.dashboards.grafana import render
 from valetkey.cli.doctor.clients import CLIENTS
 from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.settings_table import Key, Section, defaults, sections
@@ -89,6 +92,8 @@ def generate(root: Path) -> dict[Path, str]:
     files[Path("docs/reference/codes.md")] = _codes_page()
     files[Path("docs/reference/configuration.md")] = _configuration_page()
     files[Path("docs/reference/doctor.md")] = _doctor_page()
+    for dashboard in DASHBOARDS:
+        files[Path(f"config/grafana/{dashboard.uid}.json")] = render(dashboard)
     measured = root / _BENCH
     parts: dict[str, str] = {
         "configuration": _configuration_summary(),

@@ -394,6 +394,10 @@ class Sidecar:
             ),
             "valetkey_lookups_in_flight": ("Names being resolved.", lambda: resolver.running),
             "valetkey_spool_bytes": ("Segments on disk.", lambda: spool.disk),
+            "valetkey_spool_limit_bytes": (
+                "What the segments may take at most.",
+                lambda: spool.max_size,
+            ),
             "valetkey_spool_events": (
                 "Events of this boot not yet acknowledged.",
                 lambda: spool.seq - (shipper.acked if shipper is not None else 0),

@@ -10,7 +10,12 @@ from valetkey.contracts import codes
 
 def test_names_and_values() -> None:
     metrics = Metrics()
-    metrics.watch(key_age=lambda: 12.5, proofs=lambda: 3.0)
+    metrics.watch(
+        key_age=lambda: 12.5,
+        key_due=lambda: 86_400.5,
+        changes_age=lambda: 0.25,
+        proofs=lambda: 3.0,
+    )
     metrics.issued(0.0007)
     metrics.issued(0.002)
     metrics.refused(codes.GRANT_SCOPE, 0.001)
@@ -21,6 +26,10 @@ def test_names_and_values() -> None:
         'valetkey_broker_exchange_seconds_bucket{le="0.001"} 2.0',
         "valetkey_broker_exchange_seconds_count 3.0",
         "valetkey_broker_signing_key_age_seconds 12.5",
+        "valetkey_broker_signing_key_due_timestamp_seconds 86400.5",
+        "valetkey_broker_changes_age_seconds 0.25",
+        "valetkey_broker_approvals_waiting 0.0",
+        "valetkey_broker_approvals_longest_wait_seconds 0.0",
         "valetkey_broker_replay_memory_proofs 3.0",
         "valetkey_broker_revocations_total 0.0",
         'valetkey_broker_grants_reload_total{result="ok"} 0.0',
@@ -35,3 +44,32 @@ def test_two_brokers_in_one_process_do_not_share() -> None:
     one, two = Metrics(), Metrics()
     one.revocations.inc()
     assert "valetkey_broker_revocations_total 0.0" in generate_latest(two.registry).decode()
+
+
+def tokens(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.labels["grant"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "valetkey_broker_grant_tokens_total"
+    }
+
+
+def test_each_grant_of_the_file_is_there_from_the_start() -> None:
+    metrics = Metrics()
+    assert tokens(metrics) == {}
+    metrics.grant_tokens.written = lambda: {"read", "write"}
+    assert tokens(metrics) == {"read": 0, "write": 0}
+    metrics.grant_tokens.add(("read", "jit-1", "win:1"))
+    metrics.grant_tokens.add(("read", "write"))
+    assert tokens(metrics) == {"read": 2, "write": 1}
+
+
+def test_a_grant_that_is_taken_out_is_forgotten() -> None:
+    metrics = Metrics()
+    metrics.grant_tokens.written = lambda: {"read", "write"}
+    metrics.grant_tokens.add(("read", "write"))
+    metrics.grant_tokens.written = lambda: {"write"}
+    assert tokens(metrics) == {"write": 1}
+    metrics.grant_tokens.written = lambda: {"read", "write"}
+    assert tokens(metrics) == {"read": 0, "write": 1}

@@ -36,8 +36,14 @@ NESTED: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "poll": ("broker", lambda poll: {"incidents": {"transmitters": {"idp": transmitter(poll)}}}),
 }
 # Blocks that are other things: a token, cases of `valetkey policy test`, a question of AuthZEN, steps
-# of a CI job. Each has a test below, or is nothing to load.
-OTHERS = ({"status"}, {"settings", "policies", "cases"}, {"subject", "action", "resource"})
+# of a CI job, a part of Prometheus's configuration (config/test_alerts.py). Each has a test below, or
+# is nothing to load.
+OTHERS = (
+    {"status"},
+    {"settings", "policies", "cases"},
+    {"subject", "action", "resource"},
+    {"metric_relabel_configs"},
+)
 
 
 class Block(NamedTuple):

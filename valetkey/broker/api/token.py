@@ -251,6 +251,7 @@ class TokenEndpoint:
         token = self._issuer.mint(issue, place=place)
         if place is not None:
             await self._statuses.keep(place, token.compact.reveal())
+        self._metrics.grant_tokens.add(issue.rests_on)
         self._log.info(
             "exchange_issued",
             jti=token.jti,

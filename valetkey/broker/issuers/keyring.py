@@ -102,6 +102,13 @@ class KeyRing:
         """Seconds since the signing key was made."""
         return max(0.0, self._clock() - self.signer().created_at)
 
+    def signing_due(self) -> float:
+        """When another key is to sign, seconds since the epoch.
+
+        That lies in the past where it could not be made.
+        """
+        return self.signer().times.signs_from + self._schedule.rotate_every
+
     async def rotate(self) -> None:
         """Make and drop keys as the schedule says for now. Cheap when nothing is due."""
         async with self._rotating:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,8 +15,13 @@ from valetkey.broker.notify.email import Email
 from valetkey.broker.notify.webhook import Webhook
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.store.approvals import Approvals, Entry
+from valetkey.broker.store.database import StoreError
 from valetkey.broker.store.deferrals import Deferrals
 from valetkey.broker.store.notices import Notices
+from valetkey.contracts.logs import Log
+
+# How often those that wait are counted, seconds: more often than anybody scrapes.
+_LOOK: Final = 5.0
 
 
 class ApprovalsPart(Part):
@@ -29,6 +35,7 @@ class ApprovalsPart(Part):
         self._metrics = base.metrics
         self._database = base.database
         self._settings = settings
+        self._log = Log("broker.approvals")
         self._notices = Notices(base.database)
         self.courier = Courier(
             self._notices,
@@ -67,7 +74,23 @@ class ApprovalsPart(Part):
         return channels
 
     async def run(self) -> None:
-        await self.courier.run()
+        async with asyncio.TaskGroup() as work:
+            work.create_task(self.courier.run())
+            work.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Keep the gauges what the database says, whichever replica changed it."""
+        while True:
+            try:
+                now = self._clock()
+                count, oldest = await self.approvals.waiting(now)
+            except StoreError as error:
+                # What was last seen stays; that the database does not answer is said elsewhere.
+                self._log.warning("approvals_uncounted", reason=error.reason)
+            else:
+                self._metrics.approvals_waiting.set(count)
+                self._metrics.approvals_longest_wait.set(max(0.0, now - oldest))
+            await asyncio.sleep(_LOOK)
 
     async def sweep(self) -> None:
         now = self._clock()

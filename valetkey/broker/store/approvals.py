@@ -406,6 +406,13 @@ class Approvals:
         async with self._database.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 
+    async def waiting(self, now: float) -> tuple[int, float]:
+        """How many are before people, and since when the oldest (``now`` where there is none)."""
+        query = select(func.count(), func.min(_A.opened_at)).where(_in_state("pending", now))
+        async with self._database.read() as connection:
+            count, oldest = (await connection.execute(query)).one()
+        return count, now if oldest is None else oldest
+
     async def sweep(self, *, before: float, now: float) -> None:
         """Forget what was over before that time; let go of what has expired."""
         stale = update(APPROVALS).where(_A.open_digest.is_not(None), _A.expires_at <= now)

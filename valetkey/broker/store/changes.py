@@ -69,14 +69,18 @@ class Changes:
         """Whether changes are being applied: of one transaction, some may be and others not yet."""
         return self._applying.locked()
 
+    def age(self) -> float:
+        """Seconds since everything was last known to be applied."""
+        return time.monotonic() - self.applied_at
+
     def is_current(self) -> bool:
         """Whether everything was applied that was committed until a moment ago. Asks nobody."""
-        return time.monotonic() - self.applied_at <= CURRENT_FOR
+        return self.age() <= CURRENT_FOR
 
     def require_current(self) -> None:
         """Raises `NotCurrent`."""
         if not self.is_current():
-            raise NotCurrent(time.monotonic() - self.applied_at)
+            raise NotCurrent(self.age())
 
     def subscribe(self, topic: str, handler: Handler) -> None:
         """Have ``handler`` called with the key of each change of a topic. Idempotent handlers."""

@@ -81,7 +81,8 @@ class Spool:
         self._log = Log("spool")
         self.directory = directory
         self._segment_size = segment_size
-        self._max_size = max_size
+        self.max_size = max_size
+        """Bytes that segments on disk may take."""
         self._commit_every = commit_every
         self.seq = 0
         """The last event that was appended."""
@@ -268,7 +269,7 @@ class Spool:
             if self._failed:
                 return
             problem = ""
-            if self._disk + self._segment_size > self._max_size:
+            if self._disk + self._segment_size > self.max_size:
                 problem = "spool.max_size is reached"
             else:
                 try:

@@ -51,6 +51,18 @@ async def test_the_first_key_signs_at_once_and_is_kept(database: Database) -> No
     assert kids(second) == kids(first)
     clock.advance(30)
     assert second.signing_age() == 30
+    assert second.signing_due() == 10_000 + SCHEDULE.rotate_every
+
+
+async def test_what_is_due_lies_in_the_past_where_no_key_was_made(database: Database) -> None:
+    clock = Clock(10_000)
+    keys = ring(database, clock)
+    await keys.load()
+    clock.advance(SCHEDULE.rotate_every + 1)  # nobody rotated
+    assert keys.signing_due() == clock() - 1
+    await keys.rotate()
+    clock.advance(SCHEDULE.publish_before)
+    assert keys.signing_due() == clock() + SCHEDULE.rotate_every
 
 
 async def test_rotating_twice_makes_one_key(database: Database) -> None:

@@ -221,6 +221,9 @@ class Machine(RuleBasedStateMachine):
             assert state != "approved" or (ledger.approved and not ledger.ended)
             assert all(vote.voter.subject != ledger.subject or not vote.approves
                        for vote in entry.approval.votes)  # fmt: skip
+        waiting = [ledger for ledger in self.ledgers.values() if self.open(ledger)]
+        oldest = min((ledger.expires_at - EXPIRES for ledger in waiting), default=self.now)
+        assert self.run(self.store.waiting(self.now)) == (len(waiting), oldest)
 
 
 def request(subject: str, quorum: int) -> Request:
