@@ -23,7 +23,7 @@ from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.logs import Log, place_of
 from valetkey.injector import review
 from valetkey.injector.certificates import Certificates, FileCertificates, OwnCertificates
-from valetkey.injector.kube import Kube, KubeError
+from valetkey.injector.kube import Kube, KubeError, namespace_of
 from valetkey.injector.metrics import Metrics, make_metrics
 from valetkey.injector.review import Request
 from valetkey.injector.serving import ServedCertificate
@@ -43,7 +43,6 @@ class Injector:
         """Blocking. Raises `ConfigError`."""
         if loaded.webhook is None:
             raise ConfigError("webhook: it is missing, and says how the API server gets here")
-        self._loaded = loaded
         self._webhook: WebhookSettings = loaded.webhook
         self.metrics: Metrics = make_metrics()
         self._served = ServedCertificate()
@@ -54,6 +53,7 @@ class Injector:
         needs_api = own is not None or self._version is None
         self._kube = Kube(self._webhook.api) if needs_api else None
         self._certificates = self._source()
+        self._loaded = _without_own_namespace(loaded, self._kube, self._webhook)
         self._draining = False
         self._stop = asyncio.Event()
         self.failed = False
@@ -105,7 +105,10 @@ class Injector:
     ) -> int:
         host, port = service.address(bind)
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=self._webhook.drain
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=self._webhook.drain,
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -188,6 +191,21 @@ class Injector:
             else:
                 self._log.info("version_known", version="{}.{}".format(*self._version))
                 return
+
+
+def _without_own_namespace(
+    loaded: InjectorSettings, kube: Kube | None, webhook: WebhookSettings
+) -> InjectorSettings:
+    """The injector's own pods can't wait for it, so its namespace is left alone; blocking."""
+    own = kube.namespace if kube is not None else webhook.api.namespace
+    if own is None:
+        try:
+            own = namespace_of(webhook.api)
+        except ConfigError:
+            return loaded  # no pod: what is excluded is what settings say
+    excluded = tuple(sorted({*loaded.pods.excluded, own}))
+    pods = msgspec.structs.replace(loaded.pods, excluded=excluded)
+    return msgspec.structs.replace(loaded, pods=pods)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

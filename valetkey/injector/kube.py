@@ -40,7 +40,7 @@ class Kube:
         """Blocking. Raises `ConfigError` outside of a cluster."""
         self._settings = settings
         self._url = (settings.url or _url(environ)).rstrip("/")
-        self.namespace = settings.namespace or _namespace(settings)
+        self.namespace = settings.namespace or namespace_of(settings)
 
     async def version(self) -> tuple[int, int]:
         """The cluster's: major, minor. Raises `KubeError`."""
@@ -108,7 +108,8 @@ def _url(environ: Mapping[str, str]) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def _namespace(settings: ApiServerSettings) -> str:
+def namespace_of(settings: ApiServerSettings) -> str:
+    """Of the pod that this is. Blocking. Raises `ConfigError` outside of a cluster."""
     try:
         return settings.namespace_file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -55,6 +55,12 @@ def exposes_nothing(view: Pod, sidecar: InjectedSidecarSettings, *, intercepts: 
             if volume.name != names.TOKEN and token is not None and token.audience in audiences:
                 raise CallerError(codes.INJECT_TOKEN_REQUESTED, f"volume {volume.name}")
     for container in workload(view):
+        # Root of a container that shares the sidecar's processes has /proc/1/root of it.
+        if container.target_container_name in names.CONTAINERS:
+            raise CallerError(
+                codes.INJECT_SHARED_PROCESSES,
+                f"{container.name}: targetContainerName: {container.target_container_name}",
+            )
         for mount in container.volume_mounts or ():
             _check_mount(container, mount, intercepts=intercepts)
 

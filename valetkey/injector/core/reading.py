@@ -56,6 +56,8 @@ class Container(_Read, frozen=True):
     volume_mounts: list[Mount] | None = None
     ports: list[Port] | None = None
     security_context: Security | None = None
+    # Of an ephemeral container: whose processes it sees.
+    target_container_name: str | None = None
 
 
 class TokenSource(_Read, frozen=True):

@@ -507,6 +507,12 @@ def test_a_pod_that_runs_is_judged_by_what_it_was() -> None:
         refusal = unchanged(made, debugged, EXAMPLE)
         assert refusal is not None
         assert refusal.code is code
+    for target, refused in ((names.CONTAINER, True), ("app", False)):
+        debugged = copy.deepcopy(made)
+        debugged["spec"]["ephemeralContainers"] = [
+            {"name": "debug", "image": "d", "targetContainerName": target}
+        ]
+        assert (unchanged(made, debugged, EXAMPLE) is not None) is refused
     plain_debug = copy.deepcopy(made)
     plain_debug["spec"]["ephemeralContainers"] = [{"name": "debug", "image": "d"}]
     assert unchanged(made, plain_debug, EXAMPLE) is None
