@@ -108,7 +108,13 @@ class Broker:
         for part in self.parts:
             part.add_routes(self.app.router)
         self.app.on_shutdown.append(self._let_go)
-        service.add_probes(self.app, base.metrics.registry, self._ready, details=self._details)
+        service.add_probes(
+            self.app,
+            base.metrics.registry,
+            self._ready,
+            details=self._details,
+            more_metrics=base.metrics.grant_tokens.text,
+        )
 
     @classmethod
     async def open(

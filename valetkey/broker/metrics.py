@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
 from valetkey import __version__
 from valetkey.broker.core.grants import LiveGrants
@@ -23,40 +21,49 @@ _BUCKETS: Final = (
 _CONTAINED: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0)
 
 
-class GrantTokens(Collector):
-    """Tokens by the grants of the file that they rest on.
+class GrantTokens:
+    """Tokens by the grants of the file that they rest on, in Prometheus's text format.
 
     All grants in force are there from the start, with 0: what is granted and never used shows.
     Those made by API end by themselves, and each would be one more series.
+
+    Not through the registry, which takes 7 µs for a series: with 10,000 grants everything else
+    would wait 76 ms for each scrape. This takes 5.
     """
+
+    NAME: Final = "valetkey_broker_grant_tokens_total"
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
+        self._shown: Collection[str] | None = None
+        self._heads: dict[str, str] = {}
         self.written: Callable[[], Collection[str]] = tuple
-        """The ids of the grants that the file in force has."""
+        """The ids of the grants that the file in force has, the same object until it changes."""
 
     def add(self, rests_on: Collection[str]) -> None:
-        """Count a token. What is among them and no grant of the file is never shown."""
+        """Count a token. What is among them and no grant of the file is left out."""
         written = self.written()
         for grant in rests_on:
             if grant in written:
                 self._counts[grant] = self._counts.get(grant, 0) + 1
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def text(self) -> bytes:
         written = self.written()
-        self._counts = {grant: self._counts.get(grant, 0) for grant in written}
-        family = CounterMetricFamily(
-            "valetkey_broker_grant_tokens_total",
-            "Tokens issued under each grant of the file.",
-            labels=["grant"],
-        )
-        for grant, count in self._counts.items():
-            family.add_metric([grant], count)
-        yield family
+        if written is not self._shown:
+            self._shown = written
+            self._counts = {grant: self._counts.get(grant, 0) for grant in written}
+            self._heads = {grant: f'{self.NAME}{{grant="{_escaped(grant)}"}} ' for grant in written}
+        lines = [f"{head}{self._counts.get(grant, 0)}\n" for grant, head in self._heads.items()]
+        about = f"# HELP {self.NAME} Tokens issued under each grant of the file.\n"
+        return "".join((about, f"# TYPE {self.NAME} counter\n", *lines)).encode()
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 class Metrics:
-    """One registry, children bound once."""
+    """One registry, children bound once; `grant_tokens` comes beside it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -137,7 +144,6 @@ class Metrics:
             registry=self.registry,
         )
         self.grant_tokens = GrantTokens()
-        self.registry.register(self.grant_tokens)
         self._grants_made = Gauge(
             "valetkey_broker_grants_made",
             "Grants made by API that are in force or ended in the last hour.",

@@ -102,11 +102,13 @@ def add_probes(
     ready: Callable[[], Awaitable[str]],
     *,
     details: Callable[[], dict[str, str]] | None = None,
+    more_metrics: Callable[[], bytes] = bytes,
 ) -> None:
     """``/healthz`` (the process answers), ``/readyz``, ``/metrics``.
 
     ``ready`` gives an empty string, or the reason why the service should get no traffic.
     ``details`` are members for ``/readyz`` that are worth a look but keep no traffic away.
+    ``more_metrics`` are in Prometheus's text format, and none of the registry's.
     """
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -120,7 +122,7 @@ def add_probes(
         return web.json_response({**more, "status": "ready"})
 
     async def metrics(_request: web.Request) -> web.Response:
-        response = web.Response(body=generate_latest(registry))
+        response = web.Response(body=generate_latest(registry) + more_metrics())
         response.headers["Content-Type"] = CONTENT_TYPE_LATEST
         return response
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from valetkey.broker.metrics import Metrics
 from valetkey.contracts import codes
@@ -49,9 +52,8 @@ def test_two_brokers_in_one_process_do_not_share() -> None:
 def tokens(metrics: Metrics) -> dict[str, float]:
     return {
         sample.labels["grant"]: sample.value
-        for family in metrics.registry.collect()
+        for family in text_string_to_metric_families(metrics.grant_tokens.text().decode())
         for sample in family.samples
-        if sample.name == "valetkey_broker_grant_tokens_total"
     }
 
 
@@ -73,3 +75,23 @@ def test_a_grant_that_is_taken_out_is_forgotten() -> None:
     assert tokens(metrics) == {"write": 1}
     metrics.grant_tokens.written = lambda: {"read", "write"}
     assert tokens(metrics) == {"read": 0, "write": 1}
+
+
+def test_what_a_grant_is_called_breaks_no_line() -> None:
+    metrics = Metrics()
+    metrics.grant_tokens.written = lambda: {'a "b" \\ c\nd'}
+    assert tokens(metrics) == {'a "b" \\ c\nd': 0}
+
+
+def test_many_grants_are_shown_at_no_cost_for_others() -> None:
+    """A scrape holds up the loop: of 10,000 grants it takes a few milliseconds, not tens."""
+    metrics = Metrics()
+    written = {f"grant-{number}": None for number in range(10_000)}
+    metrics.grant_tokens.written = lambda: written
+    metrics.grant_tokens.text()
+    taken = []
+    for _ in range(5):
+        begun = time.process_time()
+        metrics.grant_tokens.text()
+        taken.append(time.process_time() - begun)
+    assert min(taken) < 0.03

@@ -19,7 +19,7 @@ BROKER: Final = Dashboard(
                 stat(
                     "Replicas",
                     "That answer when they are scraped.",
-                    'sum(up{job="valetkey-broker"})',
+                    'sum(up{job=~"(.+-)?valetkey-broker"})',
                 ),
                 stat(
                     "Exchanges that failed",

@@ -26,7 +26,7 @@ COLLECTOR: Final = Dashboard(
                 stat(
                     "Collectors",
                     "That answer when they are scraped.",
-                    'sum(up{job="valetkey-collector"})',
+                    'sum(up{job=~"(.+-)?valetkey-collector"})',
                     width=6,
                 ),
                 stat(
