@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import os
 import ssl
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ import msgspec
 from valetkey.broker.approval_settings import WebhookSettings
 from valetkey.broker.notify.courier import Undelivered
 from valetkey.broker.store.notices import Notice
+from valetkey.contracts.closed_files import is_open_to_others
 from valetkey.contracts.errors import ConfigError
 
 _PREFIX: Final = b"whsec_"
@@ -83,7 +83,7 @@ def _read_secret(path: Path) -> bytes:
             text = file.read(_MAX_SECRET_FILE).strip()
     except OSError as error:
         raise ConfigError(f"{path}: webhook secret can't be read: {error.strerror}") from error
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if is_open_to_others(status):
         raise ConfigError(f"{path}: webhook secret is open to group or others: chmod 0600")
     try:
         key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)

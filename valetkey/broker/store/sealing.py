@@ -4,7 +4,7 @@ Replicas have that file in common; so has another key that is derived from it, t
 
 Invariants:
 
-- The master key file is readable by its owner alone and holds at least 32 bytes.
+- The master key file is closed to others (`is_open_to_others`) and holds at least 32 bytes.
 - A sealed value opens only under the master key and for the ``kid`` it was sealed for (AAD):
   rows can't be swapped in the database.
 - What goes into tokens, of which there may be billions under one master key, is sealed under a key
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from valetkey.contracts.closed_files import is_open_to_others
 from valetkey.contracts.errors import ConfigError
 
 MIN_MASTER_KEY: Final = 32
@@ -65,7 +66,7 @@ class Sealer:
             raise ConfigError(f"{path}: master key can't be read: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: master key is not a regular file")
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if is_open_to_others(status):
             raise ConfigError(
                 f"{path}: master key is open to group or others (mode "
                 f"{stat.S_IMODE(status.st_mode):04o}): chmod 0600"

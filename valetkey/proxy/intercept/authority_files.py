@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 from cryptography.utils import CryptographyDeprecationWarning
 
+from valetkey.contracts.closed_files import is_open_to_others
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
 from valetkey.proxy.intercept import certificates
@@ -193,9 +194,7 @@ def _read_closed(path: Path, where: str) -> bytes:
         raise ConfigError(f"{where}: {path}: can't be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{where}: {path}: not a regular file")
-    # PostgreSQL's rule for its server key: a platform's root may let in the service's group.
-    allowed = 0o740 if status.st_uid == 0 else 0o700
-    if stat.S_IMODE(status.st_mode) & ~allowed:
+    if is_open_to_others(status):
         raise ConfigError(
             f"{where}: {path}: open to others (mode {stat.S_IMODE(status.st_mode):04o}): chmod 0600"
         )

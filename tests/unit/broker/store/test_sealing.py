@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,6 @@ def test_the_derived_key_is_not_the_master_key() -> None:
         ("short", b"x" * 31, 0o600, "between 32 and 4096 bytes"),
         ("empty", b"", 0o600, "between 32 and 4096 bytes"),
         ("endless", b"x" * 5000, 0o600, "between 32 and 4096 bytes"),
-        ("group readable", KEY, 0o640, "open to group or others"),
         ("world readable", KEY, 0o604, "open to group or others"),
         ("group writable", KEY, 0o620, "open to group or others"),
     ],
@@ -83,3 +84,26 @@ def test_a_good_file(tmp_path: Path, mode: int) -> None:
     path.write_bytes(KEY)
     path.chmod(mode)
     assert Sealer.from_file(path).open(Sealer(KEY).seal(b"p", kid="k"), kid="k") == b"p"
+
+
+@pytest.mark.parametrize(("owner", "taken"), [(0, True), (1000, False)])
+def test_a_platforms_root_may_let_in_the_services_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, taken: bool
+) -> None:
+    """As Kubernetes mounts a secret: root's, mode 0440 with an fsGroup."""
+    path = tmp_path / "master.key"
+    path.write_bytes(KEY)
+    path.chmod(0o440)
+    real = os.fstat
+
+    def of_owner(fd: int) -> os.stat_result:
+        status = list(real(fd))
+        status[stat.ST_UID] = owner
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, "fstat", of_owner)
+    if taken:
+        assert Sealer.from_file(path)
+    else:
+        with pytest.raises(ConfigError, match="open to group or others"):
+            Sealer.from_file(path)
