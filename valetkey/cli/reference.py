@@ -2,8 +2,9 @@
 
 The settings types give the JSON Schemas in ``config/`` and the configuration reference, the broker
 gives the schema of its policies, the codes module gives the table of decision codes, the doctor's
-modules give its page, the last benchmark gives the README's table, and `valetkey.cli.dashboards`
-the files for Grafana. With
+modules give its page, the last benchmark gives the README's table, `valetkey.cli.dashboards` the
+files for Grafana, and the Helm chart's values give its README and schema (dashboards and alerts are
+copied into it: Helm reads nothing outside of a chart). With
 ``--check`` nothing is written, and files that differ from what would be written are named: exit
 status 1. Run in the root of a checkout.
 """
@@ -22,6 +23,7 @@ from typing import Any, Final
 from valetkey.broker.core.cedar_schema import SCHEMA
 from valetkey.broker.core.grants import GrantsFile
 from valetkey.broker.settings import BrokerSettings
+from valetkey.cli import chart
 from valetkey.cli.dashboards import DASHBOARDS
 from valetkey.cli.dashboards.grafana import render
 from valetkey.cli.doctor.clients import CLIENTS
@@ -79,6 +81,13 @@ What they make of the proxy variables, where their trust store is, and what to d
 short. A version is the first that does so.
 
 """
+_CHART_ABOUT: Final = """
+Broker, collector and injector of a cluster. How to install it:
+[docs/how-to/install.md](../../docs/how-to/install.md).
+
+No value is a secret: Secrets are named, and made by other means. Values that contradict each other,
+and misspelt ones, are refused before anything is installed. Helm 3.18 or later, or Helm 4.
+"""
 _UNMEASURED: Final = "Not measured yet: `make bench` writes the table.\n"
 
 
@@ -100,6 +109,7 @@ def generate(root: Path) -> dict[Path, str]:
         "codes": _codes_table(_short_row, "| Code | Status | What it says |\n|---|---|---|\n"),
         "benchmark": measured.read_text(encoding="utf-8") if measured.exists() else _UNMEASURED,
     }
+    files |= _chart_files(root, files)
     readme = Path("README.md")
     text = (root / readme).read_text(encoding="utf-8")
     for name, content in parts.items():
@@ -163,6 +173,29 @@ def _schema(name: str, kind: type[Any]) -> str:
         **schema,
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+# --- chart ----------------------------------------------------------------------------------------
+
+
+def _chart_files(root: Path, generated: dict[Path, str]) -> dict[Path, str]:
+    known = chart.values((root / chart.CHART / "values.yaml").read_text(encoding="utf-8"))
+    kinds = {name: json.loads(_schema(name, kind)) for name, _, kind in (*PROGRAMS, *FILES)}
+    programs = {name: kinds[name] for name in (*chart.WRITTEN, "grants")}
+    schema = chart.schema(known, programs)
+    files = {
+        chart.CHART / "values.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        chart.CHART / "README.md": chart.readme(known, f"# Chart\n\n{_NOTE}{_CHART_ABOUT}"),
+    }
+    for source, pattern, target in chart.TAKEN:
+        there = {
+            path.relative_to(root): path.read_text(encoding="utf-8")
+            for path in (root / source).glob(pattern)
+        }
+        for path, text in sorted({**there, **generated}.items()):
+            if path.parent == Path(source) and path.match(pattern):
+                files[chart.CHART / target / path.name] = text
+    return files
 
 
 # --- codes ----------------------------------------------------------------------------------------

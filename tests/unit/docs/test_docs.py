@@ -17,6 +17,7 @@ from valetkey.broker.metrics import GrantTokens
 from valetkey.broker.metrics import Metrics as BrokerMetrics
 from valetkey.broker.mtls_settings import MtlsSettings
 from valetkey.broker.settings import TargetSettings
+from valetkey.cli import chart
 from valetkey.cli.check import check_file
 from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.main import main
@@ -86,7 +87,7 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 
 # Written in `code`, with a dot: a key path, a code, a metric's neighbour… or one of these.
 NO_SETTING = re.compile(
-    r".*\.(yaml|json|jsonl|md|py|png|txt|db|key|pem|token|template|lua|in|sh)$|[a-z]+\.test|\d"
+    r".*\.(yaml|json|jsonl|md|py|png|txt|db|key|pem|crt|token|template|lua|in|sh)$|[a-z]+\.test|\d"
 )
 
 
@@ -99,6 +100,8 @@ def test_each_setting_that_is_named_exists(page: Path) -> None:
         for key in section.keys
         for path in [f"{section.path}.{key.name}" if section.path else key.name]
     }
+    values = chart.values((ROOT / chart.CHART / "values.yaml").read_text())
+    keys |= {".".join(value.path) for value in values}
     first = {path.partition(".")[0] for path in keys}
     for text in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", page.read_text()):
         if text.partition(".")[0] in first and not NO_SETTING.match(text):

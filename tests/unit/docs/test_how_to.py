@@ -98,6 +98,8 @@ def blocks() -> Iterator[Block]:
             # A manifest is Kubernetes'; what `valetkey inject` makes of pods is tested below.
             if isinstance(shown, dict) and "apiVersion" in shown:
                 continue
+            if text.startswith("# values.yaml"):
+                continue  # of the chart: tests/unit/cli/test_chart.py
             if isinstance(shown, dict) and set(shown) not in OTHERS:
                 yield Block(page.name, program_of(page.name, text, shown), shown)
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from valetkey.cli import reference
+from valetkey.cli.chart import CHART
 from valetkey.cli.doctor.clients import CLIENTS
 from valetkey.cli.doctor.findings import all_kinds
 from valetkey.cli.reference import PROGRAMS
@@ -32,6 +33,8 @@ def test_nothing_generated_is_out_of_date() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / CHART).mkdir(parents=True)
+    shutil.copy(ROOT / CHART / "values.yaml", tmp_path / CHART)
     assert reference.main(["--root", str(tmp_path)]) == 0
     return tmp_path
 

@@ -1,0 +1,17 @@
+{{/* config/injector.yaml: what the chart decides, over what the values say. */}}
+{{- define "valetkey.injector.settings" -}}
+{{- $injector := .Values.injector -}}
+{{- $name := include "valetkey.name" (list . "injector") -}}
+{{- $settings := deepCopy $injector.settings -}}
+{{- $webhook := dict "bind" (printf "%s:9443" .Values.bindAddress) "admin" (printf "%s:9444" .Values.bindAddress) -}}
+{{- if $injector.tls.existingSecret -}}
+{{- $_ := set $webhook "tls" (dict "cert_file" "/etc/valetkey/tls/tls.crt" "key_file" "/etc/valetkey/tls/tls.key") -}}
+{{- else -}}
+{{- $_ := set $webhook "own" (dict "service" $name "secret" (printf "%s-tls" $name) "mutating" $name "validating" $name) -}}
+{{- end -}}
+{{- $_ := set $settings "webhook" $webhook -}}
+{{- if not (dig "sidecar" "image" "" $settings) -}}
+{{- $_ := set $settings "sidecar" (merge (dict "image" (include "valetkey.image" .)) ($settings.sidecar | default dict)) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}

@@ -1,0 +1,240 @@
+"""The chart, rendered by real Helm (tests/support/helm.py): what Kubernetes and the programs take.
+
+`make chart` runs this. Helm and the others take five minutes of processor time to build, so this is no
+part of `make test`; what can be told without them is in tests/unit/cli/test_chart.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import helm
+from valetkey.broker.core.cedar import Policies
+from valetkey.broker.core.grants import GrantsFile
+from valetkey.broker.settings import BrokerSettings
+from valetkey.cli import chart
+from valetkey.collector.settings import CollectorSettings
+from valetkey.contracts import settings
+from valetkey.injector.settings import InjectorSettings
+
+pytestmark = pytest.mark.skipif(bool(helm.missing()), reason=helm.missing())
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ("minimal", "fleet")
+KINDS: dict[str, Any] = {
+    "broker": BrokerSettings,
+    "collector": CollectorSettings,
+    "injector": InjectorSettings,
+}
+# Of which example each program's pods are looked at: the least has no injector.
+PODS = [
+    (example, program)
+    for example in EXAMPLES
+    for program in sorted(KINDS)
+    if (example, program) != ("minimal", "injector")
+]
+EACH_POD = pytest.mark.parametrize(("example", "program"), PODS)
+URL = "postgresql+asyncpg://valetkey:x@db.example/valetkey"
+
+
+def minimal() -> Any:
+    return yaml.safe_load((helm.CHART / "ci/minimal-values.yaml").read_text())
+
+
+def loaded(objects: dict[tuple[str, str], Any], program: str) -> Any:
+    """The settings that a program would read, with the variables of its container."""
+    text = objects["ConfigMap", f"valetkey-{program}"]["data"][f"{program}.yaml"]
+    container = pod(objects, program)["containers"][0]
+    environ = {variable["name"]: URL for variable in container.get("env", ())}
+    return settings.parse(KINDS[program], text, name=program, program=program, environ=environ)
+
+
+def pod(objects: dict[tuple[str, str], Any], program: str) -> Any:
+    return objects["Deployment", f"valetkey-{program}"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("program", ["helm3", "helm4"])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_helm_finds_nothing_wrong(program: str, example: str) -> None:
+    values = helm.CHART / f"ci/{example}-values.yaml"
+    version = ["--kube-version", helm.KUBERNETES]
+    done = helm.run(program, "lint", "--strict", *version, "--values", values, helm.CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_helm_3_and_4_render_the_same(example: str) -> None:
+    rendered = helm.objects(helm.render(example))
+    assert rendered == helm.objects(helm.render(example, program="helm4"))
+    assert len(rendered) > 10
+
+
+def test_the_suites_hold() -> None:
+    done = helm.run("helm-unittest", "--strict", helm.CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((helm.CHART / "tests/__snapshot__").iterdir()), "no snapshot: nothing was compared"
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_kubernetes_knows_every_field(example: str) -> None:
+    done = helm.conforms(helm.render(example))
+    assert done.returncode == 0, done.stdout
+    assert "Invalid: 0, Errors: 0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "misspelt"), [("replicas: 1", "replica: 1"), ("fsGroup: 64707", "fsGroup: root")]
+)
+def test_what_kubernetes_does_not_know_is_found(field: str, misspelt: str) -> None:
+    rendered = helm.render("minimal")
+    assert field in rendered
+    assert helm.conforms(rendered.replace(field, misspelt)).returncode == 1
+
+
+@EACH_POD
+def test_the_programs_take_their_settings(example: str, program: str) -> None:
+    objects = helm.objects(helm.render(example))
+    read = loaded(objects, program)
+    mounted = [
+        mount["mountPath"] for mount in pod(objects, program)["containers"][0]["volumeMounts"]
+    ]
+    files = [str(file) for file in files_of(settings.plain(read))]
+    assert files
+    for file in files:
+        assert any(file.startswith(f"{path}/") or file == path for path in mounted), file
+
+
+def files_of(node: Any) -> Any:
+    """Whatever settings name in the container's file system."""
+    if isinstance(node, dict):
+        for held in node.values():
+            yield from files_of(held)
+    elif isinstance(node, list | tuple):
+        for held in node:
+            yield from files_of(held)
+    elif isinstance(node, str) and node.startswith(("/etc/", "/var/")):
+        yield node
+
+
+def test_the_database_of_a_fleet_comes_from_its_secret() -> None:
+    rendered = helm.render("fleet")
+    assert loaded(helm.objects(rendered), "broker").database == URL
+    assert "postgresql+asyncpg" not in rendered
+
+
+@pytest.mark.parametrize("program", sorted(KINDS))
+def test_settings_arrive_as_they_were_said(program: str) -> None:
+    """All of the example, except what the chart writes, is what the program reads."""
+    example = yaml.safe_load((ROOT / f"config/{program}.yaml").read_text())
+    for key in chart.WRITTEN[program]:
+        example.pop(key, None)
+    values = minimal()
+    values[program] = {**values.get(program, {}), "enabled": True, "settings": example}
+    if program == "broker":
+        del values[program]["enabled"]
+    arrived = settings.plain(loaded(helm.objects(helm.render(values)), program))
+    said = settings.plain(
+        settings.convert(
+            KINDS[program],
+            {**example, **{key: arrived[key] for key in chart.WRITTEN[program] if key in arrived}},
+        )
+    )
+    assert arrived == said
+
+
+def test_large_numbers_stay_numbers() -> None:
+    limits = loaded(helm.objects(helm.render("fleet")), "broker").limits
+    assert (limits.replay_proofs, limits.exchanges.burst) == (5_000_000, 1_000_000)
+
+
+def test_grants_and_policies_are_taken() -> None:
+    objects = helm.objects(helm.render("fleet"))
+    config = loaded(objects, "broker")
+    text = objects["ConfigMap", "valetkey-broker-grants"]["data"]["grants.yaml"]
+    grants = settings.parse(GrantsFile, text, name="grants", program="broker")
+    assert [grant.id for grant in grants.grants] == ["agent-reads-tickets"]
+    assert grants.grants[0].not_before is not None
+    policies = objects["ConfigMap", "valetkey-broker-policies"]["data"]
+    assert Policies.compile(policies, config.compiled_places()).written
+
+
+@EACH_POD
+def test_pods_are_restricted(example: str, program: str) -> None:
+    """Pod Security Standard "restricted", and no more than it allows."""
+    spec = pod(helm.objects(helm.render(example)), program)
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(spec)
+    for volume in spec["volumes"]:
+        kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+        assert set(volume) - {"name"} <= kinds
+    for container in spec["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["readOnlyRootFilesystem"] is True
+        assert not any("hostPort" in port for port in container["ports"])
+
+
+@EACH_POD
+def test_no_service_becomes_a_setting(example: str, program: str) -> None:
+    """VALETKEY_BROKER_SERVICE_HOST, which Kubernetes would set, looks like one."""
+    objects = helm.objects(helm.render(example))
+    assert ("Service", "valetkey-broker") in objects
+    assert pod(objects, program)["enableServiceLinks"] is False
+
+
+@EACH_POD
+def test_all_that_is_mounted_is_there(example: str, program: str) -> None:
+    objects = helm.objects(helm.render(example))
+    spec = pod(objects, program)
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounts = [
+        mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]
+    ]
+    assert sorted(mounts) == sorted(volumes)
+    for volume in volumes.values():
+        if name := volume.get("configMap", {}).get("name"):
+            assert ("ConfigMap", name) in objects
+        if claim := volume.get("persistentVolumeClaim"):
+            assert ("PersistentVolumeClaim", claim["claimName"]) in objects
+        for key in ("secret", "configMap"):
+            assert volume.get(key, {}).get("defaultMode", 0) & 0o007 == 0
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_what_selects_pods_selects_those_of_one_program(example: str) -> None:
+    objects = helm.objects(helm.render(example))
+    labels = {
+        name: held["spec"]["template"]["metadata"]["labels"]
+        for (kind, name), held in objects.items()
+        if kind == "Deployment"
+    }
+    selectors = [
+        (name, held["spec"].get("podSelector", held["spec"].get("selector")))
+        for (kind, name), held in objects.items()
+        if kind in {"Service", "NetworkPolicy", "PodDisruptionBudget", "Deployment"}
+    ]
+    assert len(selectors) >= 6
+    for name, selector in selectors:
+        wanted = selector.get("matchLabels", selector)
+        chosen = [pods for pods, has in labels.items() if wanted.items() <= has.items()]
+        assert chosen == [name]
+
+
+def test_no_secret_is_made() -> None:
+    for example in EXAMPLES:
+        assert not [key for key in helm.objects(helm.render(example)) if key[0] == "Secret"]
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    done = helm.template(helm.CHART / "values.yaml")
+    assert done.returncode == 1
+    for part in ("image.repository", "broker.settings.issuer", "broker.tls", "collector.tls"):
+        assert part in done.stderr, json.dumps(done.stderr)

@@ -1,0 +1,199 @@
+"""Helm 3 and 4, helm-unittest and kubeconform, built from their Go modules for the tests of the chart.
+
+``make helm`` builds them once, into ``.helm/``. What they are built from is pinned and hashed in
+``requirements/go``, one set of versions for all four, so that what they share is compiled once.
+The schemas that kubeconform goes by are made of the OpenAPI document of the Kubernetes module.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
+_PINS: Final = _REPOSITORY / "requirements/go"
+# The API that manifests are judged by.
+KUBERNETES: Final = "v1.37.2"
+PROGRAMS: Final = {
+    "helm3": "helm.sh/helm/v3/cmd/helm",
+    "helm4": "helm.sh/helm/v4/cmd/helm",
+    "helm-unittest": "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
+    "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
+}
+CHART: Final = _REPOSITORY / "helm/valetkey"
+# Definitions of other projects (custom resources), for which Kubernetes has no schema.
+CUSTOM: Final = ("PodMonitor", "PrometheusRule", "ServiceMonitor")
+
+
+def _version() -> str:
+    """Names what is built: other pins are built anew."""
+    pins = b"".join((_PINS / name).read_bytes() for name in ("go.mod", "go.sum"))
+    return hashlib.sha256(pins + KUBERNETES.encode()).hexdigest()[:16]
+
+
+_ROOT: Final = _REPOSITORY / ".helm"
+_PLACE: Final = _ROOT / _version()  # put here at last, so that it is whole
+
+
+def missing() -> str:
+    """Why the tools are not there, or empty."""
+    return "" if _PLACE.is_dir() else "no Helm: `make helm` builds it (Go, minutes the first time)"
+
+
+def build() -> None:
+    """Build all of them (their checksums are verified by Go), unless they are there."""
+    _ROOT.mkdir(exist_ok=True)
+    with (_ROOT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if missing():  # nobody else built it meanwhile
+            with tempfile.TemporaryDirectory(prefix="build-", dir=_ROOT) as name:
+                made = Path(name) / "made"
+                for program, package in PROGRAMS.items():
+                    _build(package, made / "bin" / program)
+                _write_schemas(made / "schemas")
+                made.rename(_PLACE)
+            for old in _ROOT.iterdir():
+                if old.is_dir() and old != _PLACE:
+                    shutil.rmtree(old)
+
+
+def _build(package: str, program: Path) -> None:
+    command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w"]
+    subprocess.run([*command, "-o", program, package], check=True, cwd=_PINS)
+
+
+# --- schemas of the Kubernetes API ----------------------------------------------------------------
+
+
+def _write_schemas(directory: Path) -> None:
+    fetched = subprocess.run(
+        ["go", "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}"],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=_PINS.parent,  # outside of a module: what it needs is no business of the pins
+    )
+    document = Path(json.loads(fetched.stdout)["Dir"]) / "api/openapi-spec/swagger.json"
+    definitions = json.loads(document.read_text())["definitions"]
+    directory.mkdir(parents=True)
+    for name, definition in definitions.items():
+        for kind in definition.get("x-kubernetes-group-version-kind", ()):
+            # As kubeconform names them: deployment-apps-v1, service-v1.
+            group = kind["group"].partition(".")[0].lower()
+            parts = [kind["kind"].lower(), *([group] if group else []), kind["version"].lower()]
+            schema = _standalone(name, definitions, kind)
+            (directory / f"{'-'.join(parts)}.json").write_text(json.dumps(schema))
+
+
+def _standalone(name: str, definitions: dict[str, Any], kind: dict[str, str]) -> dict[str, Any]:
+    """A definition with all that it refers to. Strict: what it does not name is refused."""
+    needed: dict[str, Any] = {}
+    waiting = [name]
+    while waiting:
+        each = waiting.pop()
+        if each not in needed:
+            needed[each] = _strict(definitions[each], waiting)
+    api = f"{kind['group']}/{kind['version']}" if kind["group"] else kind["version"]
+    main = needed[name]
+    main["required"] = sorted({*main.get("required", ()), "apiVersion", "kind"})
+    main["properties"] |= {"apiVersion": {"const": api}, "kind": {"const": kind["kind"]}}
+    return {"$ref": f"#/definitions/{name}", "definitions": needed}
+
+
+def _strict(node: Any, found: list[str]) -> Any:
+    if isinstance(node, list):
+        return [_strict(held, found) for held in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("format") == "int-or-string":
+        return {"type": ["integer", "string"]}
+    made = {
+        key: _strict(held, found)
+        for key, held in node.items()
+        if key not in {"description", "default", "format"} and not key.startswith("x-kubernetes")
+    }
+    if isinstance(node.get("properties"), dict):
+        # Here the keys are names of properties, not of the schema's language.
+        made["properties"] = {
+            name: _strict(held, found) for name, held in node["properties"].items()
+        }
+        made.setdefault("additionalProperties", False)
+    if isinstance(reference := node.get("$ref"), str):
+        found.append(reference.removeprefix("#/definitions/"))
+        if reference.endswith(".api.resource.Quantity"):
+            return {"type": ["string", "number"]}
+    return made
+
+
+# --- using them -----------------------------------------------------------------------------------
+
+
+def run(program: str, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program to its end, with nothing of the user's own settings and caches."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"PATH": os.environ["PATH"], "HOME": home}
+        return subprocess.run(
+            [_PLACE / "bin" / program, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=120,
+            **options,
+        )
+
+
+def template(
+    file: Path, *, program: str = "helm3", namespace: str = "valetkey"
+) -> subprocess.CompletedProcess[str]:
+    """The chart with a file of values, whatever comes of it."""
+    where = ["--namespace", namespace, "--kube-version", KUBERNETES, "--values", file]
+    return run(program, "template", "valetkey", CHART, *where)
+
+
+def render(
+    values: str | dict[str, Any], *, program: str = "helm3", namespace: str = "valetkey"
+) -> str:
+    """The manifests of the chart with a file of ``ci/`` (its name) or with values at hand."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = CHART / f"ci/{values}-values.yaml"
+        if not isinstance(values, str):
+            file = Path(directory) / "values.yaml"
+            file.write_text(json.dumps(values))
+        done = template(file, program=program, namespace=namespace)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def objects(manifests: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Manifests by kind and name; each is there once."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for document in yaml.safe_load_all(manifests):
+        if document is not None:
+            key = document["kind"], document["metadata"]["name"]
+            assert key not in found, key
+            found[key] = document
+    return found
+
+
+def conforms(manifests: str) -> subprocess.CompletedProcess[str]:
+    """kubeconform's word on manifests, in strict mode."""
+    schemas = _PLACE / "schemas" / "{{ .ResourceKind }}{{ .KindSuffix }}.json"
+    skipped = ",".join(CUSTOM)
+    arguments = ["-strict", "-summary", "-skip", skipped, "-schema-location", str(schemas)]
+    return run("kubeconform", *arguments, input=manifests)
+
+
+if __name__ == "__main__":
+    if missing():
+        build()
+    sys.exit(missing() or 0)
