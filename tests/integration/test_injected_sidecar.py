@@ -23,6 +23,7 @@ from valetkey.injector import wait
 from valetkey.injector.core import names
 from valetkey.injector.core.mutation import Injected, Place, mutate
 
+ROOT = Path(__file__).parents[2]
 DIRECTORIES = (
     names.PRIVATE_DIR, names.TRUST_DIR, names.TOKEN_DIR, names.SPOOL_DIR, names.ROUTES_DIR,
     names.ANCHORS_DIR,
@@ -145,3 +146,33 @@ def test_the_hook_needs_nothing_that_is_not_in_the_image() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert not {"aiohttp", "msgspec", "yaml", "cryptography"} & set(done.stdout.split())
+
+
+def test_the_redirect_s_command_is_one_that_the_script_takes(tmp_path: Path) -> None:
+    injector = loaded(redirect__dns="10.96.0.10", redirect__loopback="9000,9100-9199")
+    document = pod(
+        {"name": "app", "image": "a", "securityContext": {"runAsUser": 10_001}},
+        {"name": "other", "image": "b", "securityContext": {"runAsUser": 10_002}},
+        annotations={names.MODE: "transparent"},
+    )
+    made = mutate(document, Place("agents"), injector)
+    assert isinstance(made, Injected)
+    command = made.pod["spec"]["initContainers"][0]["command"]
+    assert command[3] == injector.redirect.script
+    command[3] = str(ROOT / "config/redirect/redirect.sh")
+    # A dry run uses none of it, but wants it to be there.
+    (tmp_path / "nft").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "nft").chmod(0o755)
+    done = subprocess.run(
+        [*command, "--backend", "nft", "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    for user in (10_001, 10_002):
+        assert f"meta skuid {user} jump workload_filter" in done.stdout
+    for rule in ("redirect to :7073", "10.96.0.10", "9100-9199"):
+        assert done.stdout.count(rule) >= 2, rule

@@ -467,3 +467,38 @@ async def test_the_cluster_s_version_is_asked_for(
         answer = await ask(session, replica.url, kube.bundles()[0], review(document))
         made = applied(json.loads(base64.b64decode(answer["patch"])), document)
         assert [each["name"] for each in made["spec"]["containers"]] == [names.CONTAINER, "app"]
+
+
+UNUSABLE = {
+    "no webhook": (None, "webhook: it is missing"),
+    "no cluster to ask for the version": (
+        {"tls": {"cert_file": "/nowhere", "key_file": "/nowhere"}},
+        "webhook.api.url: this is no pod of a cluster",
+    ),
+    "a cluster, but no namespace": (
+        {
+            "own": {"service": SERVICE},
+            "api": {"url": "https://127.0.0.1:1", "namespace_file": "/nowhere"},
+        },
+        "webhook.api.namespace: /nowhere can't be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+async def test_what_it_can_not_be_started_with(tmp_path: Path, name: str) -> None:
+    webhook, said = UNUSABLE[name]
+    tree = yaml.safe_load(EXAMPLE.read_text()) | {"webhook": webhook}
+    file = tmp_path / "injector.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    program = Program.of("injector", file, tmp_path, env={"KUBERNETES_SERVICE_HOST": ""}).start()
+    assert await program.ended() == 2
+    assert program.tail().startswith(f"valetkey injector: {said}")
+
+
+async def test_an_address_that_is_taken(tmp_path: Path, kube: KubeApi) -> None:
+    port = kube.url.rpartition(":")[2]
+    replica = Process(tmp_path, **own(kube), bind=f"127.0.0.1:{port}")
+    replica.program.start()
+    assert await replica.program.ended() == 2
+    assert f"webhook.bind: 127.0.0.1:{port}: " in replica.program.tail()

@@ -72,7 +72,7 @@ class Injector:
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
             admin = await self._serve(stack, "admin", self._webhook.admin, self._admin(), tls=False)
-            port = await self._serve(stack, "webhook", self._webhook.bind, self._app(), tls=True)
+            port = await self._serve(stack, "bind", self._webhook.bind, self._app(), tls=True)
             tasks = [asyncio.create_task(self._certificates.run())]
             if self._version is None:
                 tasks.append(asyncio.create_task(self._discover()))
@@ -97,7 +97,7 @@ class Injector:
     async def _serve(
         self,
         stack: contextlib.AsyncExitStack,
-        name: str,
+        key: str,
         bind: str,
         app: web.Application,
         *,
@@ -117,7 +117,7 @@ class Injector:
                 runner, host, port, ssl_context=self._served.context if tls else None
             ).start()
         except OSError as error:
-            raise ConfigError(f"webhook.{name}: {bind}: {error.strerror}") from error
+            raise ConfigError(f"webhook.{key}: {bind}: {error.strerror}") from error
         bound: int = runner.addresses[0][1]
         return bound
 
