@@ -125,6 +125,12 @@ CASES: Final = (
          exchanges("0+970x90", "0+30x75 2250x15"), (SLOW,)),
     Case("ValetkeyBrokerErrorBudgetBurn", "half is refused by policy", "80m",
          exchanges("0+500x80", "0+500x80", "grant.scope")),
+    Case("ValetkeyBrokerErrorBudgetBurn", "all fail, for half a minute", "80m",
+         exchanges("0+1000x80", "0x77 30+30x3")),
+    Case("ValetkeyBrokerErrorBudgetBurn", "2 % fail, for half an hour", "400m",
+         exchanges("0+1000x400", "0x370 20+20x30")),
+    Case("ValetkeyBrokerErrorBudgetBurn", "3 % failed, until an hour ago", "140m",
+         exchanges("0+970x140", "0+30x75 2250x65")),
     Case("ValetkeyDatabaseNotCurrent", "the database is away", "5m",
          one("valetkey_broker_changes_age_seconds", "0.2 60+60x5", BROKER), (A,)),
     Case("ValetkeyDatabaseNotCurrent", "a look is late, once", "5m",
@@ -156,6 +162,8 @@ CASES: Final = (
          ({"channel": "ops"},)),
     Case("ValetkeyNoticesGivenUp", "an attempt that failed is made again", "15m",
          one("valetkey_broker_notices_total", "_x10 1x10", f'{BROKER},channel="ops",result="failed"')),
+    Case("ValetkeyNoticesGivenUp", "long ago", "60m",
+         one("valetkey_broker_notices_total", "1x60", f'{BROKER},channel="ops",result="given_up"')),
     Case("ValetkeySidecarWithoutFeed", "one of two", "5m",
          one("valetkey_feed_lost", "1x5")
          | one("valetkey_feed_lost", "0x5", 'namespace="agents",workload="bot",pod="bot-1"'), (OF_BOT,)),
@@ -195,6 +203,27 @@ CASES: Final = (
     Case("ValetkeyCollectorNotReceiving", "it stores", "20m", received("0+10x20", "0+10x20")),
     Case("ValetkeyCollectorNotReceiving", "nobody calls anything", "20m", received("5x20", "5x20")),
 )  # fmt: skip
+
+# When the first of an alert's cases that fire has begun, but not for as long as its `for` says.
+BEGUN: Final = {
+    "ValetkeyDenialsRising": "3m",
+    "ValetkeyBrokerUnavailable": "0m",
+    "ValetkeyBrokerErrorBudgetBurn": "2m",
+    "ValetkeyDatabaseNotCurrent": "1m",
+    "ValetkeyPolicyFileRejected": "0m",
+    "ValetkeySigningKeyOverdue": "18m",
+    "ValetkeyApprovalsWaiting": "11m",
+    "ValetkeySidecarWithoutFeed": "0m",
+    "ValetkeyRevocationSlow": "1m",
+    "ValetkeySpoolOld": "3m",
+    "ValetkeySpoolFilling": "1m",
+    "ValetkeyRecordHasGaps": "5m",
+    "ValetkeyCollectorNotReceiving": "3m",
+}
+FIRST: Final = {
+    alert: next(case for case in CASES if case.alert == alert and case.fires and case.at != DAY)
+    for alert in BEGUN
+}
 
 
 def test_the_rules_are_rules() -> None:
@@ -268,6 +297,16 @@ def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> No
         said = ",".join(f'{name}="{value}"' for name, value in every.items())
         return f"ALERTS{{{said}}}"
 
+    def begun(case: Case) -> list[dict[str, Any]]:
+        if FIRST.get(case.alert) is not case:
+            return []
+        of_alert = f'ALERTS{{alertname="{case.alert}",alertstate=%s}}'
+        waits = [{"labels": "{}", "value": len(case.fires)}]
+        return [
+            {"expr": f"count({of_alert % state})", "eval_time": BEGUN[case.alert], **expected}
+            for state, expected in (('"pending"', {"exp_samples": waits}), ('"firing"', {}))
+        ]
+
     def tried(case: Case) -> dict[str, Any]:
         return {
             "name": f"{case.alert}: {case.title}",
@@ -282,7 +321,8 @@ def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> No
                     "exp_samples": [
                         {"labels": series_of(case, labels), "value": 1} for labels in case.fires
                     ],
-                }
+                },
+                *begun(case),
             ],
         }
 
@@ -301,6 +341,10 @@ def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> No
         }
         file.write_text(yaml.safe_dump(document))
         promtool("test", "rules", str(file))
+
+
+def test_each_alert_that_waits_is_tried_while_it_does() -> None:
+    assert {rule["alert"] for rule in ALERTS if "for" in rule} == set(BEGUN)
 
 
 @EACH

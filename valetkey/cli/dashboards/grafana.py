@@ -205,10 +205,13 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             for query, letter in zip(panel.queries, "ABCDEFGH", strict=False)
         ],
         "title": panel.title,
+        # All rows of a table are of one moment.
+        "transformations": [_WITHOUT_TIME] if panel.kind == "table" else [],
         "type": panel.kind,
     }
 
 
+_WITHOUT_TIME: Final = {"id": "organize", "options": {"excludeByName": {"Time": True}}}
 _OPTIONS: Final[dict[Kind, dict[str, Any]]] = {
     "timeseries": {
         "legend": {"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom"},
