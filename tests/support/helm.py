@@ -2,7 +2,8 @@
 
 ``make helm`` builds them once, into ``.helm/``. What they are built from is pinned and hashed in
 ``requirements/go``, one set of versions for all four, so that what they share is compiled once.
-The schemas that kubeconform goes by are made of the OpenAPI document of the Kubernetes module.
+The schemas that kubeconform goes by are made of the OpenAPI document in the module of Kubernetes, and
+of the resource definitions in that of the Prometheus Operator.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import yaml
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PINS: Final = _REPOSITORY / "requirements/go"
-# The API that manifests are judged by.
+# The API that manifests are judged by, and where the resources of Prometheus are defined.
 KUBERNETES: Final = "v1.37.2"
+_OPERATOR: Final = "v0.85.0"
 PROGRAMS: Final = {
     "helm3": "helm.sh/helm/v3/cmd/helm",
     "helm4": "helm.sh/helm/v4/cmd/helm",
@@ -31,14 +33,12 @@ PROGRAMS: Final = {
     "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
 }
 CHART: Final = _REPOSITORY / "helm/valetkey"
-# Definitions of other projects (custom resources), for which Kubernetes has no schema.
-CUSTOM: Final = ("PodMonitor", "PrometheusRule", "ServiceMonitor")
 
 
 def _version() -> str:
     """Names what is built: other pins are built anew."""
     pins = b"".join((_PINS / name).read_bytes() for name in ("go.mod", "go.sum"))
-    return hashlib.sha256(pins + KUBERNETES.encode()).hexdigest()[:16]
+    return hashlib.sha256(pins + (KUBERNETES + _OPERATOR).encode()).hexdigest()[:16]
 
 
 _ROOT: Final = _REPOSITORY / ".helm"
@@ -76,22 +76,40 @@ def _build(package: str, program: Path) -> None:
 
 
 def _write_schemas(directory: Path) -> None:
-    fetched = subprocess.run(
-        ["go", "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}"],
-        check=True,
-        stdout=subprocess.PIPE,
-        cwd=_PINS.parent,  # outside of a module: what it needs is no business of the pins
-    )
-    document = Path(json.loads(fetched.stdout)["Dir"]) / "api/openapi-spec/swagger.json"
-    definitions = json.loads(document.read_text())["definitions"]
     directory.mkdir(parents=True)
+    document = _fetched(f"k8s.io/kubernetes@{KUBERNETES}") / "api/openapi-spec/swagger.json"
+    definitions = json.loads(document.read_text())["definitions"]
     for name, definition in definitions.items():
         for kind in definition.get("x-kubernetes-group-version-kind", ()):
-            # As kubeconform names them: deployment-apps-v1, service-v1.
-            group = kind["group"].partition(".")[0].lower()
-            parts = [kind["kind"].lower(), *([group] if group else []), kind["version"].lower()]
             schema = _standalone(name, definitions, kind)
-            (directory / f"{'-'.join(parts)}.json").write_text(json.dumps(schema))
+            (directory / _name(kind["kind"], kind["group"], kind["version"])).write_text(
+                json.dumps(schema)
+            )
+    operator = _fetched(f"github.com/prometheus-operator/prometheus-operator@{_OPERATOR}")
+    for resource in ("podmonitors", "prometheusrules", "servicemonitors"):
+        file = operator / f"example/prometheus-operator-crd/monitoring.coreos.com_{resource}.yaml"
+        spec = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
+        for version in spec["versions"]:
+            name = _name(spec["names"]["kind"], spec["group"], version["name"])
+            schema = _strict(version["schema"]["openAPIV3Schema"], [])
+            (directory / name).write_text(json.dumps(schema))
+
+
+def _fetched(module: str) -> Path:
+    """The files of a module; Go verifies its checksum."""
+    fetched = subprocess.run(
+        ["go", "mod", "download", "-json", module],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=_PINS.parent,  # outside of a module: what is read is nothing that the pins are for
+    )
+    return Path(json.loads(fetched.stdout)["Dir"])
+
+
+def _name(kind: str, group: str, version: str) -> str:
+    """As kubeconform looks for them: deployment-apps-v1, service-v1."""
+    parts = [kind, *([group.partition(".")[0]] if group else []), version]
+    return "-".join(parts).lower() + ".json"
 
 
 def _standalone(name: str, definitions: dict[str, Any], kind: dict[str, str]) -> dict[str, Any]:
@@ -126,7 +144,8 @@ def _strict(node: Any, found: list[str]) -> Any:
         made["properties"] = {
             name: _strict(held, found) for name, held in node["properties"].items()
         }
-        made.setdefault("additionalProperties", False)
+        if not node.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
     if isinstance(reference := node.get("$ref"), str):
         found.append(reference.removeprefix("#/definitions/"))
         if reference.endswith(".api.resource.Quantity"):
@@ -188,8 +207,7 @@ def objects(manifests: str) -> dict[tuple[str, str], dict[str, Any]]:
 def conforms(manifests: str) -> subprocess.CompletedProcess[str]:
     """kubeconform's word on manifests, in strict mode."""
     schemas = _PLACE / "schemas" / "{{ .ResourceKind }}{{ .KindSuffix }}.json"
-    skipped = ",".join(CUSTOM)
-    arguments = ["-strict", "-summary", "-skip", skipped, "-schema-location", str(schemas)]
+    arguments = ["-strict", "-summary", "-schema-location", str(schemas)]
     return run("kubeconform", *arguments, input=manifests)
 
 
