@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import ssl
+import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +324,46 @@ def project(place: Path, files: dict[str, bytes], mode: int) -> None:
 def test_no_secret_is_made() -> None:
     for example in EXAMPLES:
         assert not [key for key in helm.objects(helm.render(example)) if key[0] == "Secret"]
+
+
+@pytest.mark.parametrize("program", ["helm3", "helm4"])
+def test_the_page_s_values_and_command_install(program: str, tmp_path: Path) -> None:
+    """docs/how-to/install.md: its values one over the other, with the options of its command."""
+    page = (ROOT / "docs/how-to/install.md").read_text()
+    files = []
+    for number, (_, block) in enumerate(
+        re.findall(r"^( +)# values\.yaml[^\n]*\n((?:\1.*\n|\n)+)", page, re.MULTILINE)
+    ):
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(textwrap.dedent(block))
+    command = re.search(r"helm install valetkey helm/valetkey (.*\n.*)\n", page)
+    assert len(files) == 3
+    assert command is not None
+    options = shlex.split(command[1].replace("\\\n", " "))
+    at = options.index("values.yaml")
+    options[at : at + 1] = [str(files[0]), "-f", str(files[1]), "-f", str(files[2])]
+    (tmp_path / "cluster-jwks.json").write_text('{"keys": []}')
+    arguments = ["--kube-version", helm.KUBERNETES, *options]
+    done = helm.run(program, "template", "valetkey", helm.CHART, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    objects = helm.objects(done.stdout)
+    assert objects["ConfigMap", "valetkey-collector-files"]["data"] == {
+        "cluster-jwks.json": '{"keys": []}'
+    }
+    for each in KINDS:
+        assert loaded(objects, each)
+    assert helm.conforms(done.stdout).returncode == 0
+
+
+def test_what_is_packed_is_the_chart_alone(tmp_path: Path) -> None:
+    done = helm.run("helm3", "package", helm.CHART, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (packed,) = tmp_path.glob("*.tgz")
+    with tarfile.open(packed) as archive:
+        names = {name.removeprefix("valetkey/").partition("/")[0] for name in archive.getnames()}
+    assert names == {
+        ".helmignore", "Chart.yaml", "README.md", "files", "templates", "values.schema.json", "values.yaml",
+    }  # fmt: skip
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
