@@ -371,3 +371,24 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert done.returncode == 1
     for part in ("image.repository", "broker.settings.issuer", "broker.tls", "collector.tls"):
         assert part in done.stderr, json.dumps(done.stderr)
+
+
+def test_the_job_of_the_page_on_recovery_has_what_the_broker_has() -> None:
+    page = (ROOT / "docs/how-to/recover.md").read_text()
+    [shown] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    done = helm.conforms(shown)
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in done.stdout, done.stdout
+    job = yaml.safe_load(shown)["spec"]["template"]["spec"]
+    # The namespace's policy, and the broker's own user: the volume's files are its.
+    broker = pod(helm.objects(helm.render("minimal")), "broker")
+    assert job["securityContext"] | {"fsGroupChangePolicy": "OnRootMismatch"} == (
+        broker["securityContext"]
+    )
+    [container], [own] = job["containers"], broker["containers"]
+    assert container["securityContext"] == own["securityContext"]
+    for name in ("volumes", "volumeMounts"):
+        held = {each["name"]: each for each in (broker if name == "volumes" else own)[name]}
+        for each in (job if name == "volumes" else container)[name]:
+            assert each == held[each["name"]]
+    [config] = [word for word in container["command"] if word.startswith("--config=")]
+    assert config.removeprefix("--config=") in own["command"]

@@ -30,6 +30,7 @@ from valetkey.cli.incidents import incidents
 from valetkey.cli.inject import inject
 from valetkey.cli.policy import policy
 from valetkey.cli.reseal import reseal
+from valetkey.cli.restored import restored
 from valetkey.cli.windows import windows
 from valetkey.contracts.errors import ConfigError
 
@@ -76,6 +77,7 @@ main.add_command(incidents)
 main.add_command(inject)
 main.add_command(policy)
 main.add_command(reseal)
+main.add_command(restored)
 main.add_command(windows)
 
 

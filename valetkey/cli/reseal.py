@@ -34,7 +34,7 @@ def reseal(config: Path, new_key: Path, old_key: Path | None, dry_run: bool) -> 
     database changes: incidents, revocations, grants and the record of administrators stay.
     """
     from valetkey.broker.settings import BrokerSettings
-    from valetkey.broker.store.reseal import ResealRefused
+    from valetkey.broker.store.alone import Refused
     from valetkey.broker.store.reseal import reseal as seal_anew
     from valetkey.broker.store.sealing import Sealer
 
@@ -43,7 +43,7 @@ def reseal(config: Path, new_key: Path, old_key: Path | None, dry_run: bool) -> 
         old_file = old_key or loaded.master_key_file
         old, new = Sealer.from_file(old_file), Sealer.from_file(new_key)
         if old_file.read_bytes() == new_key.read_bytes():
-            raise ResealRefused(codes.RESEAL_SAME_KEY, f"{old_file} and {new_key} hold one key")
+            raise Refused(codes.RESEAL_SAME_KEY, f"{old_file} and {new_key} hold one key")
         tables = asyncio.run(
             seal_anew(loaded.database, old, new, dry_run=dry_run, limits=loaded.postgres)
         )

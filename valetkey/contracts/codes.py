@@ -858,6 +858,17 @@ RESEAL_DATABASE: Final = _command_code(
     "reseal.database", "The database can't be used; the kind of its error is named."
 )
 
+# --- restored: `valetkey restored` changed nothing ----------------------------------------------
+RESTORED_NO_DATABASE: Final = _command_code(
+    "restored.no_database", "There is no such database file: put the backup in its place first."
+)
+RESTORED_IN_USE: Final = _command_code(
+    "restored.in_use", "The database is in use: stop every broker, and end what else has it open."
+)
+RESTORED_DATABASE: Final = _command_code(
+    "restored.database", "The database can't be used; the kind of its error is named."
+)
+
 
 def command_codes() -> tuple[CommandCode, ...]:
     """Every code of a command, in the order of definition."""

@@ -48,6 +48,7 @@ def test_the_readme_keeps_its_order() -> None:
         "Configuration",
         "Decision codes",
         "Benchmark",
+        "Documentation",
         "Development",
     ]
 
@@ -77,12 +78,77 @@ def test_each_make_target_that_is_named_exists(page: Path) -> None:
     assert named <= MAKE_TARGETS
 
 
-@EACH_PAGE
+LINKED = (*PAGES, ROOT / "CHANGELOG.md", ROOT / chart.CHART / "README.md")
+LINK = re.compile(r"\[([^][]*)\]\(([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """Where a link may lead within a page: each heading, as forges name it, and each `id`."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set(re.findall(r'<a id="([^"]+)">', text))
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
+        times = sum(each == name or each.startswith(f"{name}-") for each in found)
+        found.add(name if name not in found else f"{name}-{times}")
+    return found
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for _, target in LINK.findall(page.read_text()):
+        path, _, anchor = target.partition("#")
         # What `make bench` writes is not there before its first run.
-        if not re.match(r"[a-z]+:", target) and "bench/results/" not in target:
-            assert (page.parent / target).exists(), target
+        if re.match(r"[a-z]+:", target) or "bench/results/" in target:
+            continue
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('# The `feed`, and more\n\n## Two\n\n## Two\n\n```\n# none\n```\n<a id="x.y">')
+    assert anchors(page) == {"the-feed-and-more", "two", "two-1", "x.y"}
+    assert LINK.findall("see [a page](other.md#two) and `[x](`") == [("a page", "other.md#two")]
+
+
+def test_each_page_of_the_docs_can_be_found_from_the_readme() -> None:
+    """By links alone: what nobody leads to, nobody reads."""
+    found, open_ = {ROOT / "README.md"}, [ROOT / "README.md"]
+    while open_:
+        page = open_.pop()
+        for _, target in LINK.findall(page.read_text()):
+            there = (page.parent / target.partition("#")[0]).resolve()
+            if there.is_dir():
+                new = set(there.glob("*.md"))
+            else:
+                new = {there} if there.suffix == ".md" and there.is_file() else set()
+            open_ += new - found
+            found |= new
+    assert set(PAGES) - found == set()
+
+
+def test_the_threat_model_names_tests_that_there_are() -> None:
+    """Each row of a boundary says what shows it, and a test that is named is in that file."""
+    page = ROOT / "docs/explanation/threat-model.md"
+    text = page.read_text()
+    rows = re.findall(r"^\| [STRIDE] \| .*$", text, re.MULTILINE)
+    assert len(rows) > 40
+    for row in rows:
+        cells = [cell.strip() for cell in row[1:-1].split("|")]
+        assert len(cells) == 5, row
+        _, _, stops, shown, _ = cells
+        assert bool(stops) == bool(shown), row
+        assert not stops or LINK.search(shown), row
+    for name, target in LINK.findall(text):
+        word = name.strip("`")
+        if target.startswith("../../tests/"):
+            file = (page.parent / target).resolve()
+            assert word == file.name or re.search(
+                rf"^(async )?def {word}\(", file.read_text(), re.MULTILINE
+            ), (word, target)
 
 
 # Written in `code`, with a dot: a key path, a code, a metric's neighbour… or one of these.

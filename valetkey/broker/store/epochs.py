@@ -26,6 +26,9 @@ from valetkey.contracts.signals import Signal
 
 _TOPIC: Final = "epoch"
 _NONE: Final = Epoch()
+# Who stands for every subject: what it must have attested after, all must (`store.restored`). No
+# issuer has an empty name.
+EVERYBODY: Final = ("", "")
 _MAX_KEY: Final = int(getattr(CHANGES.c.key.type, "length", 0))
 _MAX_REASON: Final = int(getattr(EPOCHS.c.reason.type, "length", 0))
 # How long a subject is held for a bump of which nothing is heard any more, seconds.
@@ -59,6 +62,9 @@ class Epochs:
         """The subject's epoch as far as this replica knows it."""
         key = (issuer, subject)
         epoch = self._epochs.get(key, _NONE)
+        everybody = self._epochs.get(EVERYBODY)
+        if everybody is not None and everybody.attest_after > epoch.attest_after:
+            epoch = Epoch(epoch.number, everybody.attest_after)
         if self._held:
             until = self._held.get(key)
             if until is not None:

@@ -13,26 +13,21 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import asyncpg
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Table, bindparam, select, text, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy import Column, Connection, Table, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.database_settings import PostgresSettings
-from valetkey.broker.store.database import MIGRATIONS, READ, make_engine
+from valetkey.broker.store.alone import Reasons, Refused, alone, connected
+from valetkey.broker.store.database import MIGRATIONS
 from valetkey.broker.store.deferrals import deferral_kid
 from valetkey.broker.store.schema import DEFERRALS, FEED_STREAMS, SIGNING_KEYS
 from valetkey.broker.store.sealing import SealBroken, Sealer
 from valetkey.contracts import codes
-from valetkey.contracts.codes import CommandCode
-from valetkey.contracts.errors import ConfigError
 
 _PAGE: Final = 500
 
@@ -61,12 +56,9 @@ class Resealed(NamedTuple):
     already: int
 
 
-class ResealRefused(ConfigError):  # noqa: N818 - reads as what it is
-    """Nothing was changed. ``code`` says why, the message about what."""
-
-    def __init__(self, code: CommandCode, message: str) -> None:
-        super().__init__(f"{code.name}: {message}; nothing was changed")
-        self.code = code
+REASONS: Final = Reasons(
+    no_database=codes.RESEAL_NO_DATABASE, in_use=codes.RESEAL_IN_USE, database=codes.RESEAL_DATABASE
+)
 
 
 async def reseal(
@@ -80,74 +72,16 @@ async def reseal(
     """Seal all that is sealed in the database ``url`` under ``new``; ``dry_run``: see that it goes.
 
     Values that ``new`` opens stay as they are, so that it may be repeated. Raises `ConfigError`;
-    of these `ResealRefused` where the database, or a value in it, is not as it must be.
+    of these `Refused` where the database, or a value in it, is not as it must be.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigError("database is not an SQLAlchemy URL") from error
-    engine = make_engine(parsed, limits)
-    there = engine.dialect.name != "sqlite" or Path(parsed.database or "").is_file()  # noqa: ASYNC240 - before there is anything to wait for
-    if not there:
-        await engine.dispose()  # to open it would make it
-        raise ResealRefused(codes.RESEAL_NO_DATABASE, f"{parsed.database}: there is no such file")
-    try:
-        async with engine.connect() as connection:
-            if dry_run:
-                await connection.execution_options(**{READ: True})
-            else:
-                await _alone(connection)
-            await connection.run_sync(_check_revision)
-            found = [await _table(connection, each, old, new, dry_run) for each in SEALED]
-            if not dry_run:
-                await connection.commit()
-            return found
-    except OperationalError as error:
-        if "locked" in str(error.orig):
-            raise ResealRefused(codes.RESEAL_IN_USE, _IN_USE) from error
-        raise _unavailable(error, parsed.database) from error
-    except (SQLAlchemyError, OSError, asyncpg.PostgresError) as error:
-        raise _unavailable(error, parsed.database) from error
-    finally:
-        await engine.dispose()
-
-
-_IN_USE: Final = "the database is in use: stop every broker, and end what else has it open"
-
-
-async def _alone(connection: AsyncConnection) -> None:
-    """Begin the transaction, with nobody else in the database. Raises `ResealRefused`."""
-    if connection.dialect.name == "sqlite":
-        await connection.run_sync(_lock_file)
-        return
-    await _nobody_else(connection)
-    # A broker that starts in between waits here, and finds all under the new key.
-    tables = ", ".join(each.table.name for each in SEALED)
-    await connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
-    await _nobody_else(connection)
-
-
-def _lock_file(connection: Connection) -> None:
-    """A connection to a database in WAL mode holds a lock on the file for as long as it is open.
-
-    Idle or not; so the exclusive one is only had where there is no other (sqlite.org/wal.html).
-    """
-    cursor = connection.connection.cursor()
-    try:
-        # secure_delete: the values under the old key do not stay in pages that are free.
-        for pragma in ("busy_timeout=1000", "secure_delete=ON", "locking_mode=EXCLUSIVE"):
-            cursor.execute(f"PRAGMA {pragma}")
-    finally:
-        cursor.close()
-
-
-async def _nobody_else(connection: AsyncConnection) -> None:
-    others = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND usesysid IS NOT NULL AND pid <> pg_backend_pid()"
-    )
-    if sessions := (await connection.execute(others)).scalar_one():
-        raise ResealRefused(codes.RESEAL_IN_USE, f"{_IN_USE} (other sessions: {sessions})")
+    async with connected(url, limits, REASONS, read=dry_run) as connection:
+        if not dry_run:
+            await alone(connection, REASONS, [each.table for each in SEALED])
+        await connection.run_sync(_check_revision)
+        found = [await _table(connection, each, old, new, dry_run) for each in SEALED]
+        if not dry_run:
+            await connection.commit()
+        return found
 
 
 def _check_revision(connection: Connection) -> None:
@@ -157,7 +91,7 @@ def _check_revision(connection: Connection) -> None:
     newest = ScriptDirectory.from_config(config).get_current_head()
     there = MigrationContext.configure(connection).get_current_revision()
     if there != newest:
-        raise ResealRefused(
+        raise Refused(
             codes.RESEAL_OTHER_VERSION,
             f"the database is at revision {there or 'none'}, this program at {newest}: use the "
             "version whose broker ran last",
@@ -189,7 +123,7 @@ async def _table(
             elif _open(new, value, kid) is not None:
                 already += 1
             else:
-                raise ResealRefused(
+                raise Refused(
                     codes.RESEAL_WRONG_KEY,
                     f"{sealed.table.name} {kid} opens under neither key: another old key, or the "
                     "database was changed",
@@ -205,9 +139,3 @@ def _open(sealer: Sealer, value: bytes, kid: str) -> bytes | None:
         return sealer.open(value, kid=kid)
     except SealBroken:
         return None
-
-
-def _unavailable(error: Exception, name: str | None) -> ResealRefused:
-    # The database's own message may quote a row; its type says enough.
-    kind = type(error).__name__
-    return ResealRefused(codes.RESEAL_DATABASE, f"database {name} can't be used ({kind})")
