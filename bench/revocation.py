@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import random
 import secrets
 import signal
 import socket
@@ -43,13 +45,14 @@ from tests.support.postgres import Postgres, _programs
 from valetkey.contracts import logs
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import ValetkeyError
+from valetkey.contracts.signals import STANDBY_NONCE
 from valetkey.proxy import feed as feed_module
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.decision import Principal
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
-from valetkey.proxy.feed import FeedReceiver
+from valetkey.proxy.feed import _FIRST_PAUSE, FeedReceiver
 from valetkey.proxy.feed_client import FeedClient
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.metrics import Metrics
@@ -158,20 +161,20 @@ class Light:
         self._url, self._token, self._replicas = url, token, replicas
         self._preferred = preferred
         self._key = ProofKey()
-        self._nonce = ""
+        self._nonce = self._standby = ""
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.stream = ""
         self.got: set[str] = set()
 
     async def _send(self, path: str, body: bytes) -> tuple[int, bytes]:
         for _ in range(3):
-            status, answer, nonce = await self._once(path, body)
-            self._nonce = nonce or self._nonce
+            status, answer, nonce, standby = await self._once(path, body)
+            self._nonce, self._standby = nonce or self._nonce, standby or self._standby
             if status != 401:
                 break
         return status, answer
 
-    async def _once(self, path: str, body: bytes) -> tuple[int, bytes, str]:
+    async def _once(self, path: str, body: bytes) -> tuple[int, bytes, str, str]:
         if self._streams is None:
             port = self._replicas.port_for(self._preferred)
             self._streams = await asyncio.open_connection("127.0.0.1", port)
@@ -194,7 +197,8 @@ class Light:
         if fields.get("connection") == "close":
             writer.close()
             self._streams = None
-        return int(head.split(" ", 2)[1]), answer, fields.get("dpop-nonce", "")
+        status = int(head.split(" ", 2)[1])
+        return status, answer, fields.get("dpop-nonce", ""), fields.get(STANDBY_NONCE.lower(), "")
 
     async def begin(self) -> None:
         status, answer = await self._send("/ssf/streams", b"{}")
@@ -212,8 +216,8 @@ class Light:
                 ack = list(msgspec.json.decode(answer)["sets"])
                 self.got.update(ack)
             except (OSError, EOFError):
-                self._streams = None
-                await asyncio.sleep(0.05)
+                self._streams, self._nonce = None, self._standby
+                await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))  # noqa: S311 - as receivers do
 
 
 class Whole:
@@ -424,8 +428,9 @@ async def ask(
 
 
 def quantile(values: list[float], share: float) -> float:
+    """By nearest rank: the least value that at least ``share`` of all do not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
 def report(incidents: list[Incident], sidecars: int, where: str) -> str:

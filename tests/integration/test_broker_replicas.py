@@ -237,7 +237,7 @@ async def in_turn(world: World) -> AsyncIterator[list[str]]:
             await runner.cleanup()
 
 
-def _identity(world: World, file: Path) -> FileIdentity:
+def identity_of(world: World, file: Path) -> FileIdentity:
     compact = world.workload()
     CANARIES.add(compact, name="token of a workload", allow=[file])
     file.write_text(compact)
@@ -248,7 +248,7 @@ def _identity(world: World, file: Path) -> FileIdentity:
 
 @asynccontextmanager
 async def exchanging(world: World, root: Path) -> AsyncIterator[ExchangeClient]:
-    identity = await asyncio.to_thread(_identity, world, root / "workload.token")
+    identity = await asyncio.to_thread(identity_of, world, root / "workload.token")
     client = ExchangeClient(world.url + "/token", identity, ProofKey(), ca_file=None, timeout=5.0)
     try:
         yield client
@@ -270,7 +270,7 @@ async def test_a_client_whose_requests_get_to_the_replicas_in_turn_never_fails(
             credential = await client.exchange(key, BearerInjector(), None)
             assert await client.is_active(credential)
         assert set(errors) == {"dpop.nonce"}
-        identity = await asyncio.to_thread(_identity, world, tmp_path / "receiver.token")
+        identity = await asyncio.to_thread(identity_of, world, tmp_path / "receiver.token")
         feed = FeedClient(world.url, identity, ca_file=None, timeout=5.0)
         try:
             for _ in range(10):

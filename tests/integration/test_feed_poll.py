@@ -10,13 +10,15 @@ import pytest
 
 from tests.integration.broker_support import BOT, IDP, READER, USERS, Served, World, serving
 from tests.integration.feed_support import Receiver, ended, feed_of, publish
-from tests.integration.test_broker_replicas import replicas, shared
+from tests.integration.test_broker_replicas import identity_of, replicas, shared
 from tests.support.ports import free_url
 from tests.support.postgres import Postgres
 from valetkey.broker import feed as module
 from valetkey.broker.api import ssf_poll
 from valetkey.broker.store.streams import IDLE
+from valetkey.contracts.errors import BrokerError
 from valetkey.contracts.signals import Signal
+from valetkey.proxy.feed_client import FeedClient
 
 
 @pytest.fixture
@@ -322,6 +324,44 @@ async def test_a_receiver_that_changes_replicas_misses_nothing(
                     await receiver.poll(ack=list(answer["sets"]), maxEvents=0)
             assert set(seen) == {f"t-{n}" for n in range(6)}
             assert list(dict.fromkeys(seen)) == [f"t-{n}" for n in range(6)]
+
+
+async def test_who_comes_from_a_replica_that_is_gone_is_not_refused_first(
+    tmp_path, postgres: Postgres, monkeypatch
+) -> None:
+    world = shared(tmp_path, postgres)
+    identity = await asyncio.to_thread(identity_of, world, tmp_path / "receiver.token")
+    answered = []
+    once = FeedClient._send_once
+
+    async def noting(self, *arguments, **named):
+        answer = await once(self, *arguments, **named)
+        answered.append(answer[0])
+        return answer
+
+    monkeypatch.setattr(FeedClient, "_send_once", noting)
+    client = FeedClient(world.url, identity, ca_file=None, timeout=5.0)
+
+    async def poll() -> None:
+        await client.poll(stream, ack=[], errors={}, wait=0)
+
+    try:
+        async with serving(world):
+            stream = await client.create("agent-0")
+            await poll()
+            assert answered == [401, 201, 200]
+        with pytest.raises(BrokerError):
+            await poll()
+        async with serving(world):  # another process, as far as nonces go
+            answered.clear()
+            await poll()
+            await poll()
+            assert answered == [200, 200]
+            client._nonce = client._standby
+            await poll()  # it is good for more than one proof
+            assert answered == [200, 200, 200]
+    finally:
+        await client.close()
 
 
 async def test_a_stream_ended_at_one_replica_is_gone_at_the_other(

@@ -24,6 +24,10 @@ from valetkey.contracts.errors import ConfigError, ValetkeyError
 from valetkey.contracts.logs import Log, place_of
 from valetkey.contracts.settings import Settings
 
+# Connections that wait to be taken, as many as Linux allows by default. When a replica ends, all its
+# clients come to another one in the same moment; whom the kernel drops tries again a second later.
+BACKLOG: Final = 4096
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _BY_STATUS: Final = {
     400: codes.SERVICE_BAD_REQUEST,
@@ -143,12 +147,16 @@ class Listener:
         """Raises `OSError`."""
         host, port = address(self.bind)
         bound = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            (host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=BACKLOG,
         )
         bound.setblocking(False)
         # Said before requests can come, since what they may do depends on it.
         self.announce(bound.getsockname()[1])
-        await web.SockSite(runner, bound, ssl_context=self.context).start()
+        await web.SockSite(
+            runner, bound, ssl_context=self.context, backlog=BACKLOG
+        ).start()
 
 
 async def serve(
@@ -175,7 +183,8 @@ async def serve(
     try:
         for listener in also:
             await listener.open(runner)
-        site = web.TCPSite(runner, host, port, ssl_context=tls.context() if tls else None)
+        context = tls.context() if tls else None
+        site = web.TCPSite(runner, host, port, ssl_context=context, backlog=BACKLOG)
         await site.start()
         if announce:
             announce(runner.addresses[0][1])

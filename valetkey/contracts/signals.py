@@ -112,6 +112,12 @@ SIGNAL_HEADER: Final = "Valetkey-Signal"
 
 An id of its own choice where it begins afresh: a broker that has not heard of an id catches up.
 """
+
+STANDBY_NONCE: Final = "Valetkey-Standby-Nonce"
+"""With an answer of the feed: a DPoP nonce for the request after a connection failed.
+
+Any replica takes it, so that none of a lost one's sidecars has to be refused for its nonce first.
+"""
 MAX_SIGNAL: Final = 64
 """Characters of such an id; a longer one is taken no notice of."""
 

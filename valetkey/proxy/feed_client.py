@@ -22,6 +22,7 @@ from valetkey.contracts.errors import BrokerError
 from valetkey.contracts.jose import TokenInvalid
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.sets import SetKeys, SetRefused, read_keys
+from valetkey.contracts.signals import STANDBY_NONCE
 from valetkey.proxy.credentials.exchange import NONCE_RETRIES, broker_context
 
 _STREAMS: Final = "/ssf/streams"
@@ -65,6 +66,7 @@ class FeedClient:
         self._identity = identity
         self._key = ProofKey()
         self._nonce = ""
+        self._standby = ""
         self._ssl = broker_context(ca_file) if url.startswith("https:") else None
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
@@ -199,10 +201,13 @@ class FeedClient:
                     raise BrokerError(codes.BROKER_BAD_RESPONSE, "the answer is too large")
                 given = response.headers.get("DPoP-Nonce", "")
                 self._nonce = given or self._nonce
+                self._standby = response.headers.get(STANDBY_NONCE, "") or self._standby
                 challenge = response.headers.get("WWW-Authenticate", "")
                 wanted = response.status == 401 and 'error="use_dpop_nonce"' in challenge
                 return response.status, answer, given if wanted else ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # The replica may be gone, and no other takes its own nonces.
+            self._nonce = self._standby or self._nonce
             raise BrokerError(codes.BROKER_UNAVAILABLE, type(error).__name__) from error
 
 

@@ -16,6 +16,7 @@ from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.service import Handler, problem_response
+from valetkey.contracts.signals import STANDBY_NONCE
 
 PUSH: Final = "urn:ietf:rfc:8935"
 POLL: Final = "urn:ietf:rfc:8936"
@@ -152,6 +153,9 @@ class Callers:
             nonce = self._clients.nonce(proofs)
             if nonce and not response.prepared:
                 response.headers["DPoP-Nonce"] = nonce
+                standby = self._clients.standby_nonce()
+                if standby:
+                    response.headers[STANDBY_NONCE] = standby
             return response
 
         return guarded

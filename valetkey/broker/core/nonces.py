@@ -1,12 +1,15 @@
 """DPoP nonces of a broker's replicas, without a table of them (RFC 9449 §8).
 
 A nonce is a MAC over what it says and the number of a time window, under a key that the replicas
-have in common. So it is good for one to two windows. There are two kinds:
+have in common. So it is good for one to two windows. There are three kinds:
 
 - *own*: the replica process that gave it takes it, and no other does. Proofs that carry one are
   remembered in that process alone, and every proof from before a restart, which the process no
   longer knows, fails on its nonce.
 - *shared*: every replica takes it. Proofs that carry one are used up where all replicas look.
+- *standby*: as a shared one. It comes beside an own one, for a client that follows the feed, and
+  is for the request that comes after a connection failed: when a replica ends, all its sidecars
+  come to another one at once, and none of them has to be refused first.
 
 Which memory a proof is used up in depends on its nonce, and so on the proof alone: none counts
 twice, wherever it is shown.
@@ -14,6 +17,7 @@ twice, wherever it is shown.
 A client repeats a refused request once with the nonce of the refusal (RFC 9449 §8), and the
 repetition may get to any replica: so a refusal gives a shared one. What was accepted brings an own
 one, which costs nothing; but a client that was seen at two replicas gets shared ones for `SPREAD`.
+Who showed a standby one is not such a client: it is here because it could not stay there.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ _MAC: Final = 16
 _REPLICA: Final = 8
 _UNTIL: Final = 4
 _LENGTH: Final = 1 + _REPLICA + _UNTIL + _MAC
-Kind = Literal["own", "shared"]
-_KINDS: Final[dict[bytes, Kind]] = {b"o": "own", b"s": "shared"}
+Kind = Literal["own", "shared", "standby"]
+_KINDS: Final[dict[bytes, Kind]] = {b"o": "own", b"s": "shared", b"b": "standby"}
+_LETTERS: Final[dict[Kind, bytes]] = {kind: letter for letter, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,11 @@ class Nonces:
         said = self._read(nonce, now)
         if said is None or (said.kind == "own" and said.replica != self._replica):
             return None
-        return None if said.kind == "shared" and self._alone else said.kind
+        return None if said.kind != "own" and self._alone else said.kind
 
     def is_shared(self, nonce: str) -> bool:
-        """Whether a nonce that was taken here is a shared one, however long ago that was."""
-        return b64url_decode(nonce)[:1] == b"s"
+        """Whether all replicas take a nonce that was taken here, however long ago that was."""
+        return b64url_decode(nonce)[:1] != _LETTERS["own"]
 
     def next(self, shown: str, now: float, *, refused: bool) -> str:
         """The nonce to answer with where ``shown`` came, perhaps empty; ``refused``: for it."""
@@ -85,8 +90,12 @@ class Nonces:
                 return self._make("shared", window, until)
         return self._make("own", window, 0)
 
+    def standby(self, now: float) -> str:
+        """One to keep for when this replica is gone; empty where there is no other."""
+        return "" if self._alone else self._make("standby", _window(now), 0)
+
     def _make(self, kind: Kind, window: int, until: int) -> str:
-        said = kind[:1].encode() + self._replica + until.to_bytes(_UNTIL)
+        said = _LETTERS[kind] + self._replica + until.to_bytes(_UNTIL)
         return b64url(said + self._mac(said, window))
 
     def _read(self, nonce: str, now: float) -> _Said | None:

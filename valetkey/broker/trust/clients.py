@@ -103,6 +103,10 @@ class ClientAuthenticator:
         refused = code is codes.DPOP_NONCE
         return self._nonces.next(shown, self._clock(), refused=refused)  # RFC 9449 §8.2
 
+    def standby_nonce(self) -> str:
+        """A nonce for when this replica is gone, or nothing where there is no other."""
+        return self._nonces.standby(self._clock())
+
     async def authenticate(
         self,
         form: Form,

@@ -50,6 +50,8 @@ from valetkey.proxy.audit.segment import (
 # An outcome event with its frame takes at most this; see recorder. One takes about 700 bytes: the
 # rest is room for names at their longest, and is only set aside while the call goes on.
 OUTCOME_ROOM: Final = 2560
+# A copy of what is ready is had for half of what a new one costs, which OpenSSL looks up by name.
+_NOTHING: Final = hashlib.sha256()
 # Below this a segment could not hold a decision with a long reason, and its outcome.
 LEAST_SEGMENT: Final = 64 << 10
 _RETRY: Final = 1.0
@@ -157,7 +159,9 @@ class Spool:
         current = self._current
         if current.end + len(raw) > self._limit or self.open_calls >= self._covered:
             current = self._make_room(FRAME_SIZE + len(raw), decision=decision)
-        self.link = link = hashlib.sha256(raw).hexdigest().encode()
+        digest = _NOTHING.copy()
+        digest.update(raw)
+        self.link = link = digest.hexdigest().encode()
         current.store(raw, link)
         if self.seq == self.kept and self._loop is not None:
             self._loop.call_soon(self.keep)

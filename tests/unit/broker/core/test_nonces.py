@@ -66,7 +66,11 @@ def test_what_is_none(nonce: str) -> None:
     assert replica().kind(nonce, NOW) is None
 
 
-@pytest.mark.parametrize("make", [own, shared])
+def standby(nonces: Nonces, now: float = NOW) -> str:
+    return nonces.standby(now)
+
+
+@pytest.mark.parametrize("make", [own, shared, standby])
 def test_no_bit_can_be_changed(make: object) -> None:
     one = replica()
     raw = b64url_decode(make(one))  # type: ignore[operator]
@@ -104,8 +108,26 @@ def test_a_refusal_is_repeated_once_wherever_the_repetition_gets_to() -> None:
             assert second.kind(first.next(shown, NOW, refused=True), NOW) == "shared"
 
 
+def test_a_standby_one_is_taken_by_all_and_is_the_last_that_costs_anything() -> None:
+    one, other = replica(b"a"), replica(b"b")
+    nonce = one.standby(NOW)
+    for taker in (one, other):
+        assert taker.kind(nonce, NOW + WINDOW) == "standby"
+        assert taker.is_shared(nonce)
+        assert taker.kind(nonce, NOW + 2 * WINDOW) is None
+        assert taker.kind(taker.next(nonce, NOW, refused=False), NOW) == "own"
+        assert not taker.is_shared(taker.next(nonce, NOW, refused=False))
+
+
+def test_where_no_other_is_none_stands_by() -> None:
+    alone = Nonces(KEY, replica=b"a" * 8, alone=True)
+    assert alone.standby(NOW) == ""
+    assert alone.kind(replica(b"a").standby(NOW), NOW) is None
+
+
 def test_nonces_change() -> None:
     one = replica()
+    assert one.standby(NOW) != one.standby(NOW + WINDOW)
     assert own(one) != own(one, NOW + WINDOW)
     assert shared(one) != shared(one, NOW + WINDOW)
 
