@@ -217,7 +217,7 @@ class Light:
                 self.got.update(ack)
             except (OSError, EOFError):
                 self._streams, self._nonce = None, self._standby
-                await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))  # noqa: S311 - as receivers do
+                await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))
 
 
 class Whole:

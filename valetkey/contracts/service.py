@@ -24,8 +24,9 @@ from valetkey.contracts.errors import ConfigError, ValetkeyError
 from valetkey.contracts.logs import Log, place_of
 from valetkey.contracts.settings import Settings
 
-# Connections that wait to be taken, as many as Linux allows by default. When a replica ends, all its
-# clients come to another one in the same moment; whom the kernel drops tries again a second later.
+# Connections that wait to be taken, as many as Linux allows by default. When a replica ends, all
+# its clients come to another one in the same moment; whom the kernel drops tries again a second
+# later.
 BACKLOG: Final = 4096
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -154,9 +155,7 @@ class Listener:
         bound.setblocking(False)
         # Said before requests can come, since what they may do depends on it.
         self.announce(bound.getsockname()[1])
-        await web.SockSite(
-            runner, bound, ssl_context=self.context, backlog=BACKLOG
-        ).start()
+        await web.SockSite(runner, bound, ssl_context=self.context, backlog=BACKLOG).start()
 
 
 async def serve(
