@@ -381,8 +381,9 @@ def test_the_job_of_the_page_on_recovery_has_what_the_broker_has() -> None:
     job = yaml.safe_load(shown)["spec"]["template"]["spec"]
     # The namespace's policy, and the broker's own user: the volume's files are its.
     broker = pod(helm.objects(helm.render("minimal")), "broker")
-    assert job["securityContext"] | {"fsGroupChangePolicy": "OnRootMismatch"} == (
-        broker["securityContext"]
+    assert (
+        job["securityContext"] | {"fsGroupChangePolicy": "OnRootMismatch"}
+        == (broker["securityContext"])
     )
     [container], [own] = job["containers"], broker["containers"]
     assert container["securityContext"] == own["securityContext"]
