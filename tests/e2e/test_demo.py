@@ -7,31 +7,96 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.canaries import Canaries
+from tests.support.namespaces import Namespace, lacking
 from valetkey.cli.demo import main, stage
 
 COMMAND = (sys.executable, "-c", "from valetkey.cli.main import main; main()", "demo")
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_step_holds_and_nothing_stays_behind(tmp_path: Path) -> None:
-    done = subprocess.run(
-        COMMAND,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
+@dataclass(frozen=True)
+class Run:
+    """The demo from beginning to end. ``beyond``: packets that were to leave the machine."""
+
+    done: subprocess.CompletedProcess[str]
+    left: list[Path]
+    beyond: int | None
+
+
+BEYOND = """
+table inet beyond {
+    chain out {
+        type filter hook output priority 0; policy accept;
+        oifname != "lo" meta l4proto != ipv6-icmp counter
+    }
+}
+"""
+
+
+class Alone:
+    """A network in which packets may leave, to nobody, and each is counted."""
+
+    def __init__(self) -> None:
+        self.namespace = Namespace()
+        for command in (
+            "ip link add way type veth peer name end",
+            "ip link set end up",
+            "ip addr add 192.0.2.1/24 dev way",
+            "ip link set way up",
+            "ip route add default via 192.0.2.254 dev way",
+            "ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:01 dev way",
+        ):
+            self.namespace.run(*command.split())
+        subprocess.run(self.namespace.argv("nft", "-f", "-"), input=BEYOND, text=True, check=True)
+
+    def beyond(self) -> int:
+        listed = self.namespace.run("nft", "list", "table", "inet", "beyond").stdout
+        return int(re.findall(r"counter packets (\d+)", listed)[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Once for all, in a network of its own where one can be made."""
+    directory = tmp_path_factory.mktemp("demo")
+    alone = None if lacking() else Alone()
+    try:
+        done = subprocess.run(
+            alone.namespace.argv(*COMMAND) if alone else COMMAND,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env={**os.environ, "TMPDIR": str(directory)},
+        )
+        yield Run(done, list(directory.iterdir()), alone.beyond() if alone else None)
+        if alone:
+            seen = alone.beyond()
+            alone.namespace.inside(_to_nobody)
+            assert alone.beyond() > seen, "nothing would have been counted"
+    finally:
+        if alone:
+            alone.namespace.close()
+
+
+def _to_nobody() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", ("203.0.113.7", 9))  # RFC 5737
+
+
+def test_every_step_holds_and_nothing_stays_behind(whole: Run) -> None:
+    done = whole.done
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     steps = re.findall(r"^✓ (\d+)\. (.+)$", done.stdout, re.MULTILINE)
@@ -39,7 +104,15 @@ def test_every_step_holds_and_nothing_stays_behind(tmp_path: Path) -> None:
     assert "✗" not in done.stdout
     for part in ("The trail", "denied grant.scope", "dropped authorization", "for user-7"):
         assert part in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert whole.left == []
+
+
+def test_it_speaks_to_nobody_beyond_this_machine(whole: Run) -> None:
+    """Not even a look-up of a name: docs/how-to/run-without-internet.md."""
+    if whole.beyond is None:
+        pytest.skip(lacking())
+    assert whole.done.returncode == 0
+    assert whole.beyond == 0
 
 
 def test_a_step_that_does_not_hold_fails_the_demo(

@@ -404,3 +404,53 @@ def test_the_settings_of_the_how_to_load() -> None:
     assert [block.mtls.terminator for block in loaded if block.mtls] == ["", "loopback"]
     sources = [block.workload.identity for block in loaded if block.workload]
     assert [source.spiffe is not None for source in sources] == [True]
+
+
+# What opens connections, by the file that does, and the row of the page on air gaps that says where to.
+CONNECTS = re.compile(
+    r"ClientSession\(|create_connection\(|open_connection\(|smtplib\.SMTP|HTTPConnection\(|"
+    r"ldap\.initialize|create_async_engine\(url|\.WorkloadApiClient\(|urlopen|nats\.connect"
+)
+CONNECTIONS = {
+    "broker/directory/ldap.py": "directory.ldap.url",
+    "broker/incidents/polling.py": "incidents.transmitters.name.poll.url",
+    "broker/notify/email.py": "approvals.notices.email.host",
+    "broker/notify/webhook.py": "approvals.notices.webhooks.url",
+    "broker/push.py": "feed.receivers.push",
+    "broker/store/database.py": "database",
+    "broker/store/postgres.py": "database",
+    "contracts/fetch.py": "issuers.jwks_url",
+    "injector/wait.py": "",  # the sidecar beside it, on loopback
+    "proxy/audit/shipper.py": "collector.url",
+    "proxy/credentials/exchange.py": "broker.url",
+    "proxy/feed_client.py": "broker.url",
+    "proxy/http1/dial.py": "targets.name.url",
+    "proxy/identity/workload_api.py": "workload.identity.spiffe.socket",
+}
+
+
+def test_the_page_on_air_gaps_names_what_connects() -> None:
+    package = ROOT / "valetkey"
+    found = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if CONNECTS.search(file.read_text())
+    }
+    programs = {name for name in found if not name.startswith("cli/")}
+    assert programs == set(CONNECTIONS), "say on the page where it connects to"
+    page = (ROOT / "docs/how-to/run-without-internet.md").read_text()
+    named = set(re.findall(r"`([a-z_.]+)`", page.partition("## Bring it in")[0]))
+    assert set(CONNECTIONS.values()) - {""} <= named
+
+
+def test_no_program_takes_a_proxy_of_the_environment() -> None:
+    for file in (ROOT / "valetkey").rglob("*.py"):
+        if file.is_relative_to(ROOT / "valetkey/cli"):
+            continue
+        text = file.read_text()
+        sessions = re.findall(r"ClientSession\(((?:[^()]|\([^()]*\))*)\)", text)
+        assert len(sessions) == text.count("ClientSession("), file
+        for arguments in sessions:
+            assert "trust_env=False" in arguments, file
+        assert "trust_env=True" not in text
+        assert "allow_redirects=True" not in text

@@ -25,6 +25,8 @@ from valetkey.cli.reference import PROGRAMS
 from valetkey.contracts import settings
 from valetkey.injector.core import names
 from valetkey.injector.core.environment import of_workload
+from valetkey.injector.core.mutation import Injected, Place, Refusal, mutate
+from valetkey.injector.core.validation import validate
 from valetkey.injector.settings import InjectorSettings
 
 ROOT = Path(__file__).parents[3]
@@ -180,6 +182,7 @@ def test_no_page_s_blocks_are_overlooked() -> None:
         "let-others-report.md": 3,
         "mcp.md": 3,
         "provision-users.md": 1,
+        "run-beside-a-mesh.md": 2,
         "status-lists.md": 1,
         "transaction-tokens.md": 3,
         "transparent.md": 1,
@@ -255,3 +258,82 @@ def test_the_policies_of_the_page_name_what_its_settings_have(tmp_path: Path) ->
         {f"block {number}": text for number, text in enumerate(cedar)}, loaded.compiled_places()
     )
     assert len(policies.written) >= 6
+
+
+# As meshes leave a pod: what sets up their rules, and their proxy, native or not.
+MESHES = {
+    "istio": ("istio-init", "istio-proxy", {"runAsUser": 0, "runAsNonRoot": False}, 1337),
+    "linkerd": ("linkerd-init", "linkerd-proxy", {"runAsUser": 65534}, 2102),
+}
+
+
+def meshed(pod: dict[str, Any], mesh: str, *, native: bool) -> dict[str, Any]:
+    init, proxy, setup, uid = MESHES[mesh]
+    image = "registry.example.com/mesh:1"
+    rules = {"name": init, "image": image, "securityContext": setup}
+    beside: dict[str, Any] = {"name": proxy, "image": image, "securityContext": {"runAsUser": uid}}
+    spec = pod["spec"]
+    first = [rules, {**beside, "restartPolicy": "Always"}] if native else [rules]
+    return {
+        **pod,
+        "spec": {
+            **spec,
+            "initContainers": [*first, *spec.get("initContainers", ())],
+            "containers": [*spec["containers"], *(() if native else [beside])],
+        },
+    }
+
+
+def of_mesh() -> tuple[dict[str, Any], InjectorSettings]:
+    """The pod of the page on meshes, and the settings that it shows, put into the example."""
+    page = ROOT / "docs/how-to/run-beside-a-mesh.md"
+    [pod] = [yaml.safe_load(text) for text in texts(page) if "kind: Pod" in text]
+    [shown] = [
+        block.shown for block in BLOCKS if (block.page, block.program) == (page.name, "injector")
+    ]
+    config = yaml.safe_dump(whole("injector", shown))
+    return pod, settings.parse(
+        InjectorSettings, config, name="page", program="injector", environ={}
+    )
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "plain"])
+@pytest.mark.parametrize("mesh", sorted(MESHES))
+def test_beside_a_mesh_the_sidecar_is_first_and_whole(mesh: str, native: bool) -> None:
+    pod, loaded = of_mesh()
+    place = Place("agents")
+    once = mutate(pod, place, loaded)
+    assert isinstance(once, Injected)
+    # The mesh's webhook comes after it, and it is asked again.
+    again = mutate(meshed(once.pod, mesh, native=native), place, loaded)
+    assert isinstance(again, Injected)
+    assert validate(again.pod, place, loaded) is None
+    inits = again.pod["spec"]["initContainers"]
+    assert [each["name"] for each in inits[:2]] == ["valetkey", MESHES[mesh][0]]
+    assert inits[0]["restartPolicy"] == "Always"
+    others = [*inits[1:], *again.pod["spec"]["containers"]]
+    assert len(others) == 3
+    for container in others:
+        given = {each["name"]: each["value"] for each in container["env"]}
+        assert {".svc", ".cluster.local"} <= set(given["NO_PROXY"].split(","))
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts == {names.TRUST}
+    annotations = again.pod["metadata"]["annotations"]
+    ports = {"7080", "7090"}
+    for name in (
+        "traffic.sidecar.istio.io/excludeOutboundPorts",
+        "config.linkerd.io/skip-outbound-ports",
+    ):
+        assert set(annotations[name].split(",")) == ports
+    urls = (loaded.sidecar.broker.url, loaded.sidecar.collector and loaded.sidecar.collector.url)
+    assert {str(url).rpartition(":")[2] for url in urls} == ports
+
+
+def test_beside_istio_s_setup_as_root_there_is_no_transparent_mode() -> None:
+    pod, loaded = of_mesh()
+    pod["metadata"]["annotations"][names.MODE] = "transparent"
+    pod["spec"]["containers"][0]["securityContext"] = {"runAsUser": 1000}
+    assert isinstance(mutate(pod, Place("agents"), loaded), Injected)
+    refused = mutate(meshed(pod, "istio", native=True), Place("agents"), loaded)
+    assert isinstance(refused, Refusal)
+    assert refused.code.name == "inject.redirect_user"
