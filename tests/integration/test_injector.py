@@ -22,10 +22,10 @@ import pytest
 import trustme
 import yaml
 
-from tests.support.canaries import CANARIES
 from tests.support.kube_api import NAMESPACE, SERVICE, KubeApi
 from tests.support.pods import EXAMPLE, api_token, applied, pod
 from tests.support.procs import Program
+from tests.support.secret_volume import Pair, SecretVolume
 from tests.support.waiting import until
 from valetkey.injector import authorities
 from valetkey.injector.core import names
@@ -131,22 +131,6 @@ def own(kube: KubeApi, **more: Any) -> dict[str, Any]:
         "api": kube.settings,
         "own": {"service": SERVICE, "mutating": SERVICE, "validating": SERVICE, **more},
     }
-
-
-def files(directory: Path, ca: trustme.CA, *, replace: bool = False) -> dict[str, Any]:
-    """A Secret's volume as the kubelet makes it: a link to a directory, exchanged as a whole."""
-    issued = ca.issue_cert(HOST)
-    version = directory / f"..{time.monotonic_ns()}"
-    version.mkdir(parents=True)
-    issued.cert_chain_pems[0].write_to_path(str(version / "tls.crt"))
-    issued.private_key_pem.write_to_path(str(version / "tls.key"))
-    CANARIES.allow(version / "tls.key")
-    (directory / "new").symlink_to(version.name)
-    (directory / "new").replace(directory / "..data")
-    if not replace:
-        for name in ("tls.crt", "tls.key"):
-            (directory / name).symlink_to(f"..data/{name}")
-    return {"cert_file": str(directory / "tls.crt"), "key_file": str(directory / "tls.key")}
 
 
 @pytest.fixture
@@ -398,8 +382,9 @@ async def test_files_are_read_again_and_halves_that_do_not_fit_change_nothing(
 ) -> None:
     one, two = trustme.CA(), trustme.CA()
     pems = [ca.cert_pem.bytes().decode() for ca in (one, two)]
-    tls = files(tmp_path / "tls", one)
-    replica = Process(tmp_path / "injector", tls=tls, api=kube.settings)
+    volume = SecretVolume(tmp_path / "tls")
+    volume.put(Pair.of(one, HOST))
+    replica = Process(tmp_path / "injector", tls=volume.settings, api=kube.settings)
     async with running(replica):
         await replica.ready()
         kube_writes = list(kube.writes)
@@ -416,7 +401,7 @@ async def test_files_are_read_again_and_halves_that_do_not_fit_change_nothing(
             (tmp_path / "tls/..data").resolve().joinpath("tls.crt").write_text("no certificate")
             await replica.program.event("certificate_unusable")
             assert (await ask(session, replica.url, pems[0], review(pod())))["allowed"]
-            files(tmp_path / "tls", two, replace=True)
+            volume.put(Pair.of(two, HOST))
             await replica.program.event(
                 "certificate_taken_up",
                 where=lambda line: line != first_taken_up(replica),

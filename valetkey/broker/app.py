@@ -61,16 +61,18 @@ from valetkey.broker.store.uses import GrantUses
 from valetkey.broker.trust.admins import Admins
 from valetkey.broker.trust.clients import ClientAuthenticator
 from valetkey.broker.trust.kinds import KINDS
-from valetkey.broker.trust.mtls import Certificates, server_context
+from valetkey.broker.trust.mtls import Certificates
 from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import logs, service, settings
+from valetkey.contracts.certificate_files import CertificateFiles
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import TrustedIssuers
 from valetkey.contracts.logs import Log
 from valetkey.contracts.memory import close_memory
+from valetkey.contracts.served_certificate import ServedCertificate
 from valetkey.contracts.service import TlsSettings
 
 # How often the grants file is looked at and the key schedule is asked.
@@ -140,9 +142,14 @@ class Broker:
         await policies.load()
         cedar = CedarFiles(config.policies, config.compiled_places(), metrics=metrics)
         await cedar.load()
+        served = _served(config, metrics)
+        if served is not None:
+            await served.load()
         database = await Database.open(config.database, config.postgres)
         try:
-            base = _foundation(config, database, sealer, policies, cedar, metrics, clock, timer)
+            base = _foundation(
+                config, database, sealer, policies, cedar, metrics, served, clock, timer
+            )
             # First of all: what is read from now on may be newer, never older.
             await base.changes.load()
             await base.ring.load()
@@ -232,6 +239,7 @@ def _foundation(
     policies: PolicyFile,
     cedar: CedarFiles,
     metrics: Metrics,
+    served: CertificateFiles | None,
     clock: Callable[[], float],
     timer: Callable[[], float],
 ) -> Foundation:
@@ -305,7 +313,7 @@ def _foundation(
         found_by=found_by,
         carries_roles=any(issuer.issuer == config.issuer for issuer in config.issuers),
     )
-    certificates = _certificates(config)
+    certificates = _certificates(config, served)
     return Foundation(
         config=config,
         clock=clock,
@@ -338,6 +346,7 @@ def _foundation(
             found_by=found_by.read,
         ),
         certificates=certificates,
+        served=served,
         clients=ClientAuthenticator(tokens, assertions, proofs, nonces, certificates, clock=clock),
         issuer=issuer,
         admin=AdminApi(
@@ -366,11 +375,16 @@ def _audience(config: BrokerSettings) -> Audience:
     )
 
 
-def _certificates(config: BrokerSettings) -> Certificates:
+def _served(config: BrokerSettings, metrics: Metrics) -> CertificateFiles | None:
+    if not isinstance(config.tls, TlsSettings):
+        return None
+    return CertificateFiles(config.tls, ServedCertificate(), metrics.certificate)
+
+
+def _certificates(config: BrokerSettings, served: CertificateFiles | None) -> Certificates:
     speaks_tls = config.mtls is not None and config.mtls.terminator != LOOPBACK
-    tls = config.tls if speaks_tls and isinstance(config.tls, TlsSettings) else None
-    context = server_context(tls) if tls is not None else None
-    return Certificates(config.issuers, config.mtls, context)
+    certificate = served.served if speaks_tls and served is not None else None
+    return Certificates(config.issuers, config.mtls, certificate)
 
 
 def _admins(
@@ -406,11 +420,17 @@ def listeners(config: BrokerSettings, certificates: Certificates) -> list[servic
 async def _serve(config: BrokerSettings) -> None:
     log = Log("broker")
     broker = await Broker.open(config, clock=time.time)
+    served = broker.base.served
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        for watched in (broker.base.policies, broker.base.cedar):
-            task = asyncio.create_task(watched.reload(force=True))
+        looks = [
+            watched.reload(force=True) for watched in (broker.base.policies, broker.base.cedar)
+        ]
+        if served is not None:
+            looks.append(served.look())
+        for look in looks:
+            task = asyncio.create_task(look)
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
@@ -420,7 +440,7 @@ async def _serve(config: BrokerSettings) -> None:
         await service.serve(
             broker.app,
             config.bind,
-            tls=config.tls if isinstance(config.tls, TlsSettings) else None,
+            context=served.served.context if served is not None else None,
             announce=lambda port: log.info("listening", port=port),
             also=listeners(config, broker.base.certificates),
         )

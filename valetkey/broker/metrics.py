@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from valetkey import __version__
 from valetkey.broker.core.grants import LiveGrants
+from valetkey.contracts.certificate_files import CertificateMetrics
 from valetkey.contracts.codes import Code
 
 # From a warm exchange on an idle core (0.5 ms) to one that waited for an issuer's keys (5 s).
@@ -144,6 +145,7 @@ class Metrics:
             registry=self.registry,
         )
         self.grant_tokens = GrantTokens()
+        self.certificate = CertificateMetrics(self.registry, "valetkey_broker")
         self._grants_made = Gauge(
             "valetkey_broker_grants_made",
             "Grants made by API that are in force or ended in the last hour.",

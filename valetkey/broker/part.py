@@ -38,6 +38,7 @@ from valetkey.broker.trust.parties import PartyResolver
 from valetkey.broker.trust.people import People
 from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
+from valetkey.contracts.certificate_files import CertificateFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Foundation:
     says when, the other for how long. ``tokens`` verifies what workloads and users present;
     administrators come through ``admin`` only. ``signals`` tells all sidecars what has
     ended: publish in the transaction that ends it. ``certificates`` are what clients bring by
-    mutual TLS.
+    mutual TLS, ``served`` is the broker's own, where it speaks TLS itself.
     """
 
     config: BrokerSettings
@@ -75,6 +76,7 @@ class Foundation:
     directories: Sources
     tokens: TokenVerifier
     certificates: Certificates
+    served: CertificateFiles | None
     clients: ClientAuthenticator
     parties: PartyResolver
     people: People

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import uvloop
@@ -21,14 +22,21 @@ from valetkey.collector.store import queries
 from valetkey.collector.store.database import Database, open_database
 from valetkey.collector.store.writer import Writer
 from valetkey.contracts import logs, service, settings
+from valetkey.contracts.certificate_files import CertificateFiles
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
+from valetkey.contracts.served_certificate import ServedCertificate
 from valetkey.contracts.service import TlsSettings
 
 
-def build_app(loaded: CollectorSettings, database: Database) -> web.Application:
-    """The service over an open database."""
-    metrics = make_metrics()
+def build_app(
+    loaded: CollectorSettings,
+    database: Database,
+    metrics: Metrics | None = None,
+    certificate: CertificateFiles | None = None,
+) -> web.Application:
+    """The service over an open database. ``certificate`` is its own, where it speaks TLS itself."""
+    metrics = metrics or make_metrics()
     authenticator = Authenticator(loaded)
     ingest = Ingest(authenticator, Writer(database), metrics)
     read = Read(authenticator, database)
@@ -46,11 +54,15 @@ def build_app(loaded: CollectorSettings, database: Database) -> web.Application:
             return "the database does not answer"
         return ""
 
-    service.add_probes(app, metrics.registry, ready)
+    def details() -> dict[str, str]:
+        return {"certificate": certificate.state} if certificate is not None else {}
+
+    service.add_probes(app, metrics.registry, ready, details=details)
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         await _count(database, metrics)
-        yield
+        async with certificate.kept_up() if certificate is not None else nullcontext():
+            yield
         await database.close()
 
     app.cleanup_ctx.append(lifetime)
@@ -78,9 +90,14 @@ async def _serve(loaded: CollectorSettings, database: Database) -> None:
     def announce(port: int) -> None:
         Log("collector").info("listening", port=port)
 
-    app = build_app(loaded, database)
-    tls = loaded.tls if isinstance(loaded.tls, TlsSettings) else None
+    metrics = make_metrics()
+    certificate = None
+    if isinstance(loaded.tls, TlsSettings):
+        certificate = CertificateFiles(loaded.tls, ServedCertificate(), metrics.certificate)
+        await certificate.load()
+    app = build_app(loaded, database, metrics, certificate)
+    context = certificate.served.context if certificate is not None else None
     try:
-        await service.serve(app, loaded.bind, tls=tls, announce=announce)
+        await service.serve(app, loaded.bind, context=context, announce=announce)
     except OSError as error:
         raise ConfigError(f"bind {loaded.bind}: {error.strerror}") from error

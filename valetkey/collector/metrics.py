@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from valetkey import __version__
+from valetkey.contracts.certificate_files import CertificateMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Metrics:
     gaps: Gauge
     breaks: Gauge
     conflicts: Counter
+    certificate: CertificateMetrics
 
 
 def make_metrics() -> Metrics:
@@ -65,4 +67,5 @@ def make_metrics() -> Metrics:
             "Batches refused for other bytes under a known id.",
             registry=registry,
         ),
+        CertificateMetrics(registry, "valetkey_collector"),
     )

@@ -39,20 +39,10 @@ _BY_STATUS: Final = {
 
 
 class TlsSettings(Settings, frozen=True, kw_only=True):
-    """Server certificate and key, PEM files."""
+    """Server certificate (with its chain) and key, PEM files; taken up anew when they change."""
 
     cert_file: Path
     key_file: Path
-
-    def context(self) -> ssl.SSLContext:
-        """A server context. Raises `ConfigError`."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.cert_file, self.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{self.cert_file}: can't be used as certificate: {error}") from error
-        return context
 
 
 def address(bind: str) -> tuple[str, int]:
@@ -162,15 +152,15 @@ async def serve(
     app: web.Application,
     bind: str,
     *,
-    tls: TlsSettings | None = None,
+    context: ssl.SSLContext | None = None,
     announce: Callable[[int], None] | None = None,
     also: Iterable[Listener] = (),
     drain: float = 10.0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in flight get ``drain`` seconds to finish.
 
-    ``announce`` is called with the bound port once connections are accepted, ``also`` are more
-    addresses of the same service.
+    ``context`` is what it speaks TLS with. ``announce`` is called with the bound port once
+    connections are accepted, ``also`` are more addresses of the same service.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -182,7 +172,6 @@ async def serve(
     try:
         for listener in also:
             await listener.open(runner)
-        context = tls.context() if tls else None
         site = web.TCPSite(runner, host, port, ssl_context=context, backlog=BACKLOG)
         await site.start()
         if announce:

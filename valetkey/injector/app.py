@@ -19,14 +19,15 @@ import uvloop
 from aiohttp import web
 
 from valetkey.contracts import codes, logs, service, settings
+from valetkey.contracts.certificate_files import CertificateFiles, CertificateSource
 from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.logs import Log, place_of
+from valetkey.contracts.served_certificate import ServedCertificate
 from valetkey.injector import review
-from valetkey.injector.certificates import Certificates, FileCertificates, OwnCertificates
+from valetkey.injector.certificates import OwnCertificates
 from valetkey.injector.kube import Kube, KubeError, namespace_of
 from valetkey.injector.metrics import Metrics, make_metrics
 from valetkey.injector.review import Request
-from valetkey.injector.serving import ServedCertificate
 from valetkey.injector.settings import InjectorSettings, WebhookSettings, version_of
 
 _VERSION_EVERY: Final = 2.0
@@ -58,12 +59,13 @@ class Injector:
         self._stop = asyncio.Event()
         self.failed = False
 
-    def _source(self) -> Certificates:
+    def _source(self) -> CertificateSource:
+        metrics = self.metrics.certificates
         if self._webhook.tls is not None:
-            return FileCertificates(self._webhook.tls, self._served, self.metrics)
+            return CertificateFiles(self._webhook.tls, self._served, metrics)
         assert self._webhook.own is not None, "the settings want one of them"
         assert self._kube is not None, "own certificates are kept there"
-        return OwnCertificates(self._webhook.own, self._kube, self._served, self.metrics)
+        return OwnCertificates(self._webhook.own, self._kube, self._served, metrics)
 
     async def run(self) -> None:
         """Raises `ConfigError` where an address can't be had."""

@@ -1,7 +1,6 @@
-"""Where the webhook's certificate comes from: files that somebody renews, or the injector itself.
+"""The webhook's certificate, where the injector makes it itself.
 
-Both are looked at again and again. What can't be had or used changes nothing in force, and says so:
-log, metric, ``/readyz``.
+Where files are to be taken, `valetkey.contracts.certificate_files` does it.
 """
 
 from __future__ import annotations
@@ -10,120 +9,47 @@ import asyncio
 import base64
 import binascii
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from valetkey.contracts.certificate_files import CertificateMetrics, CertificateSource, Clock
 from valetkey.contracts.errors import ConfigError
-from valetkey.contracts.logs import Log
-from valetkey.contracts.service import TlsSettings
+from valetkey.contracts.served_certificate import ServedCertificate
 from valetkey.injector import authorities
 from valetkey.injector.core import rotation
 from valetkey.injector.core.rotation import State, Step, Times
 from valetkey.injector.kube import SECRETS, WEBHOOKS, Conflict, Kube, KubeError
-from valetkey.injector.metrics import Metrics
-from valetkey.injector.serving import ServedCertificate
 from valetkey.injector.settings import OwnCertificateSettings
 
-Clock = Callable[[], float]
 _KEY: Final = "state.json"
 # A look makes at most so many steps: each is one write, and others may be at it too.
 _STEPS: Final = 20
-_FILES_EVERY: Final = 2.0
 
 
-class Certificates(ABC):
-    """Looks for a certificate now and then. ``problem`` says why the last look failed."""
-
-    def __init__(self, served: ServedCertificate, metrics: Metrics, every: float) -> None:
-        self.served = served
-        self.problem = "no certificate yet"
-        self._metrics = metrics
-        self._every = every
-        self._log = Log("certificates")
-
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(self._every)
-
-    async def look(self) -> None:
-        """Once."""
-        try:
-            changed = await self._look()
-        except (ConfigError, KubeError) as error:
-            self.problem = str(error)
-            self._metrics.certificates.labels("failed").inc()
-            self._log.error("certificate_unusable", reason=self.problem)
-            return
-        self.problem = ""
-        if changed:
-            self._metrics.certificates.labels("taken_up").inc()
-            self._metrics.expiry.set(self.served.expires)
-            self._log.info("certificate_taken_up", seconds=round(self.served.expires - time.time()))
-
-    @abstractmethod
-    async def _look(self) -> bool:
-        """Whether another is served now. Raises `ConfigError`, `KubeError`."""
-
-
-class FileCertificates(Certificates):
-    """Files of cert-manager, or your own."""
-
-    def __init__(
-        self,
-        files: TlsSettings,
-        served: ServedCertificate,
-        metrics: Metrics,
-        every: float = _FILES_EVERY,
-    ) -> None:
-        super().__init__(served, metrics, every)
-        self._files = files
-
-    async def _look(self) -> bool:
-        # A volume of a Secret is exchanged as a whole, but between two reads; then the two do not
-        # fit together, and the next look finds those that do.
-        certificate, key = await asyncio.to_thread(self._read)
-        return await self.served.replace(certificate, key)
-
-    def _read(self) -> tuple[bytes, bytes]:
-        return _content(self._files.cert_file), _content(self._files.key_file)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-
-
-class OwnCertificates(Certificates):
+class OwnCertificates(CertificateSource):
     """A CA and a leaf that all replicas share through a Secret (`core.rotation`)."""
+
+    failures = (ConfigError, KubeError)
 
     def __init__(
         self,
         settings: OwnCertificateSettings,
         kube: Kube,
         served: ServedCertificate,
-        metrics: Metrics,
+        metrics: CertificateMetrics,
         now: Clock = time.time,
     ) -> None:
-        super().__init__(served, metrics, settings.check_every)
+        super().__init__(served, metrics, settings.check_every, now)
         self._settings = settings
         self._kube = kube
-        self._now = now
         self._times = Times(settings.ca_lifetime, settings.leaf_lifetime, settings.overlap)
         host = f"{settings.service}.{kube.namespace}"
         # The API server asks for SERVICE.NAMESPACE.svc.
         self.names = (f"{host}.svc", f"{host}.svc.cluster.local", host, settings.service)
         self._secrets = SECRETS.format(namespace=kube.namespace)
 
-    async def _look(self) -> bool:
-        changed = False
+    async def _look(self) -> None:
         for _ in range(_STEPS):
             try:
                 secret, state = await self._read()
@@ -131,12 +57,10 @@ class OwnCertificates(Certificates):
                 if state is not None and not self._is_lost(state, now):
                     await self._announce(state.bundle)
                     leaf = state.leaf
-                    changed |= await self.served.replace(
-                        leaf.certificate.encode(), leaf.key.encode()
-                    )
+                    await self.served.replace(leaf.certificate.encode(), leaf.key.encode(), now=now)
                 step = rotation.due(state, self.names, self._times, now)
                 if step is Step.NOTHING:
-                    return changed
+                    return
                 made = await asyncio.to_thread(self._after, step, state, now)
                 await self._write(secret, made)
                 self._log.info("certificates_step", action=step.value)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 
 from valetkey import __version__
+from valetkey.contracts.certificate_files import CertificateMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,7 @@ class Metrics:
     registry: CollectorRegistry
     reviews: Counter
     seconds: Histogram
-    certificates: Counter
-    expiry: Gauge
+    certificates: CertificateMetrics
 
 
 def make_metrics() -> Metrics:
@@ -30,14 +30,6 @@ def make_metrics() -> Metrics:
             "python": platform.python_version(),
         }
     )
-    certificates = Counter(
-        "valetkey_injector_certificates",
-        "Looks at the webhook's certificate by what came of them: taken_up, failed.",
-        ["result"],
-        registry=registry,
-    )
-    for result in ("taken_up", "failed"):
-        certificates.labels(result)
     return Metrics(
         registry,
         Counter(
@@ -54,10 +46,5 @@ def make_metrics() -> Metrics:
             registry=registry,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         ),
-        certificates,
-        Gauge(
-            "valetkey_injector_certificate_expiry_timestamp_seconds",
-            "When the certificate that is served ends.",
-            registry=registry,
-        ),
+        CertificateMetrics(registry, "valetkey_injector"),
     )

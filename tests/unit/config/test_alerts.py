@@ -81,6 +81,15 @@ def one(metric: str, values: str, labels: str = BOT) -> dict[str, str]:
 
 
 BROKER: Final = 'job="valetkey-broker",instance="a"'
+
+
+def certificate(program: str, ends: str, lifetime: int) -> dict[str, str]:
+    name = f"valetkey_{program}_certificate"
+    return one(f"{name}_expiry_timestamp_seconds", ends, BROKER) | one(
+        f"{name}_lifetime_seconds", f"{lifetime}x30", BROKER
+    )
+
+
 A: Final = {"job": "valetkey-broker", "instance": "a"}
 FAST, SLOW = {"window": "1h"}, {"window": "6h"}
 CASES: Final = (
@@ -164,6 +173,23 @@ CASES: Final = (
          one("valetkey_broker_notices_total", "_x10 1x10", f'{BROKER},channel="ops",result="failed"')),
     Case("ValetkeyNoticesGivenUp", "long ago", "60m",
          one("valetkey_broker_notices_total", "1x60", f'{BROKER},channel="ops",result="given_up"')),
+    Case("ValetkeyCertificateEnds", "90 days, of which half a day is left", "5m",
+         certificate("broker", "40000x5", 90 * 86_400), ({**A, "program": "broker"},)),
+    Case("ValetkeyCertificateEnds", "an hour, of which ten minutes are left", "5m",
+         certificate("collector", "900x5", 3600), ({**A, "program": "collector"},)),
+    Case("ValetkeyCertificateEnds", "an hour, of which half is left", "5m",
+         certificate("broker", "2100x5", 3600)),
+    Case("ValetkeyCertificateEnds", "90 days, of which 30 are left", "5m",
+         certificate("collector", "2592000x5", 90 * 86_400)),
+    Case("ValetkeyCertificateEnds", "it has ended", "20m",
+         certificate("broker", "600x20", 3600), ({**A, "program": "broker"},)),
+    Case("ValetkeyCertificateEnds", "there is no TLS", "5m", certificate("broker", "0x5", 0)),
+    Case("ValetkeyCertificateRejected", "for ten minutes", "10m",
+         one("valetkey_broker_certificate_failing", "1x10", BROKER)
+         | one("valetkey_collector_certificate_failing", "0x10", BROKER),
+         ({**A, "program": "broker"},)),
+    Case("ValetkeyCertificateRejected", "files that are written one after the other", "10m",
+         one("valetkey_collector_certificate_failing", "0x3 1 0x10", BROKER)),
     Case("ValetkeySidecarWithoutFeed", "one of two", "5m",
          one("valetkey_feed_lost", "1x5")
          | one("valetkey_feed_lost", "0x5", 'namespace="agents",workload="bot",pod="bot-1"'), (OF_BOT,)),
@@ -213,6 +239,7 @@ BEGUN: Final = {
     "ValetkeyPolicyFileRejected": "0m",
     "ValetkeySigningKeyOverdue": "18m",
     "ValetkeyApprovalsWaiting": "11m",
+    "ValetkeyCertificateRejected": "2m",
     "ValetkeySidecarWithoutFeed": "0m",
     "ValetkeyRevocationSlow": "1m",
     "ValetkeySpoolOld": "3m",

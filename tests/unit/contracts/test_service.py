@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -14,7 +13,6 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from valetkey.contracts import codes, service
 from valetkey.contracts.errors import ConfigError, PolicyError
-from valetkey.contracts.service import TlsSettings
 
 ADDRESSES = {
     "127.0.0.1:7080": ("127.0.0.1", 7080),
@@ -32,14 +30,6 @@ def test_addresses(bind: str, expected: tuple[str, int]) -> None:
 def test_what_is_not_an_address(bind: str) -> None:
     with pytest.raises(ConfigError, match="is not host:port"):
         service.address(bind)
-
-
-def test_a_certificate_that_can_not_be_used_is_a_config_error(tmp_path: Path) -> None:
-    (tmp_path / "bad.pem").write_text("nothing")
-    for name in ("missing.pem", "bad.pem"):
-        settings = TlsSettings(cert_file=tmp_path / name, key_file=tmp_path / name)
-        with pytest.raises(ConfigError, match=f"{name}: can't be used as certificate"):
-            settings.context()
 
 
 class Served:

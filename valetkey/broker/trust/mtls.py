@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,7 +32,7 @@ from valetkey.contracts import binding, codes
 from valetkey.contracts.errors import CallerError
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.jose import TokenInvalid, VerifiedClaims
-from valetkey.contracts.service import TlsSettings
+from valetkey.contracts.served_certificate import ServedCertificate
 
 # A chain that held is taken to hold for as long as keys of tokens are (contracts/issuer.py).
 _REMEMBERED: Final = 60.0
@@ -70,16 +69,18 @@ class Certificates:
     """The certificates of a broker's clients.
 
     ``issuers`` are those in settings. Without ``settings`` nobody comes with a certificate.
-    ``context`` is what their listener speaks TLS with, if it is not a terminator's on loopback.
+    ``served`` is what their listener presents, if it is not a terminator's on loopback: ``context``
+    is what that speaks TLS with.
     """
 
     def __init__(
         self,
         issuers: Iterable[IssuerSettings],
         settings: MtlsSettings | None,
-        context: ssl.SSLContext | None = None,
+        served: ServedCertificate | None = None,
     ) -> None:
-        self.context = context
+        self._served = served
+        self.context = served.asking_clients() if served is not None else None
         self._base = settings.url if settings is not None else ""
         self._terminator = settings.terminator if settings is not None else ""
         self._ports: set[int] = set()
@@ -202,11 +203,11 @@ class Certificates:
 
     async def load_roots(self) -> None:
         """Add the current roots. None is taken out: `of` judges by the current bundle alone."""
-        if self.context is None:
+        if self._served is None:
             return
         for roots in (*self._domains.values(), *self._pkis):
-            for authority in await roots.not_known():
-                self.context.load_verify_locations(cadata=authority.public_bytes(Encoding.DER))
+            new = await roots.not_known()
+            self._served.trust(authority.public_bytes(Encoding.DER) for authority in new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,18 +216,6 @@ class _Held:
     subject: str
     begins: float
     expires: float
-
-
-def server_context(tls: TlsSettings) -> ssl.SSLContext:
-    """For the listener that asks for certificates; who has none does not get through TLS.
-
-    Raises `ConfigError`.
-    """
-    context = tls.context()
-    context.verify_mode = ssl.CERT_REQUIRED
-    # A bundle's root need not be self-signed.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
 
 
 def _from_header(request: web.Request) -> list[bytes]:
