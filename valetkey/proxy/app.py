@@ -52,6 +52,7 @@ from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.revocation import Revocation
 from valetkey.proxy.settings_file import SettingsFile
+from valetkey.proxy.trusted_roots import Stamp, stamp
 
 if TYPE_CHECKING:
     from valetkey.proxy.intercept.authority import InterceptionAuthority
@@ -129,12 +130,19 @@ class Sidecar:
         self._revalidation = Revalidation(
             self.cache, self._exchange, self._revocation, current.broker.revalidate
         )
+        self._feed_client: FeedClient | None = None
         self._feed = self._make_feed(instance)
         self._shipper = self._make_shipper()
         self._admin = Admin(
             current.admin.bind, self.metrics, ready=self._ready, health=self._health
         )
         self._rejected = ""
+        self._roots = [
+            client.roots
+            for client in (self._exchange, self._feed_client, self._shipper)
+            if client is not None and client.roots is not None
+        ]
+        self._target_roots = _roots_of(snapshot)
         self._reload_asked = asyncio.Event()
         self.broken = asyncio.Event()
         """Set when a background task ended by itself: the sidecar is not what it should be."""
@@ -159,8 +167,11 @@ class Sidecar:
         if broker.feed is None:
             return None
         issuer = broker.url.rstrip("/")
+        self._feed_client = FeedClient(
+            issuer, self.identity, ca_file=broker.ca_file, timeout=broker.timeout
+        )
         return FeedReceiver(
-            FeedClient(issuer, self.identity, ca_file=broker.ca_file, timeout=broker.timeout),
+            self._feed_client,
             self.identity,
             self._revocation,
             self.cache,
@@ -248,6 +259,8 @@ class Sidecar:
         """Apply the file as it is now, or keep what is in force and say why."""
         try:
             snapshot = await asyncio.to_thread(self._compile_reload)
+            # Also of what is refused because of them: once they are good, it is tried again.
+            self._target_roots |= await asyncio.to_thread(_roots_of, snapshot)
             self.pep.apply(snapshot)
         except ConfigError as error:
             self._rejected = str(error)
@@ -277,9 +290,29 @@ class Sidecar:
                     await self._reload_asked.wait()
             for listener in self._listeners:
                 await asyncio.to_thread(listener.refresh)
-            if await asyncio.to_thread(self._file.changed) or self._reload_asked.is_set():
+            await self._refresh_roots()
+            if (
+                await asyncio.to_thread(self._has_other_target_roots)
+                or await asyncio.to_thread(self._file.changed)
+                or self._reload_asked.is_set()
+            ):
                 self._reload_asked.clear()
                 await self.reload()
+
+    def _has_other_target_roots(self) -> bool:
+        """Whether a ``ca_file`` of a target changed: a reload reads it."""
+        before = self._target_roots
+        self._target_roots = {path: stamp(path) for path in before}
+        return self._target_roots != before
+
+    async def _refresh_roots(self) -> None:
+        """Take up whom broker and collector are to be known by now."""
+        for roots in self._roots:
+            if await asyncio.to_thread(roots.refresh):
+                if roots.problem:
+                    self._log.error("roots_unusable", reason=roots.problem)
+                else:
+                    self._log.info("roots_taken_up", file=roots.path)
 
     async def _beat(self) -> None:
         while True:
@@ -318,11 +351,16 @@ class Sidecar:
             "boot": self.spool.boot,
             "rejected_config": self._rejected,
             "feed": "off" if self._feed is None else self._feed.health,
+            "roots": self._roots_problem or "good",
         }
         if self._authority is not None:
             until = datetime.fromtimestamp(self._authority.expires, UTC)
             details["interception_ca"] = self._authority_problem or f"good until {until:%FT%TZ}"
         return details
+
+    @property
+    def _roots_problem(self) -> str:
+        return "; ".join(sorted({roots.problem for roots in self._roots if roots.problem}))
 
     def _export_gauges(self) -> None:
         cache, spool, pep, recorder = self.cache, self.spool, self.pep, self._recorder
@@ -370,6 +408,10 @@ class Sidecar:
                 lambda: float(feed is not None and feed.lost),
             ),
         }
+        self.metrics.gauges["valetkey_roots_failing"] = (
+            "1 while broker.ca_file or collector.ca_file is bad, and the last good one is trusted.",
+            lambda: float(bool(self._roots_problem)),
+        )
         authority = self._authority
         self.metrics.gauges["valetkey_interception_ca_expiry_timestamp_seconds"] = (
             "When the CA that clients trust ends, Unix time; 0 without interception.",
@@ -407,6 +449,12 @@ class Sidecar:
                 lambda: shipper.age if shipper is not None else 0.0,
             ),
         }
+
+
+def _roots_of(snapshot: Snapshot) -> dict[Path, Stamp | None]:
+    """The ``ca_file`` of all targets, each as it is now. Blocking."""
+    files = {target.settings.ca_file for target in snapshot.targets.values()}
+    return {path: stamp(path) for path in files if path is not None}
 
 
 def _difference(key: str, old: object, new: object) -> str:

@@ -23,7 +23,8 @@ from valetkey.contracts.jose import TokenInvalid
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.sets import SetKeys, SetRefused, read_keys
 from valetkey.contracts.signals import STANDBY_NONCE
-from valetkey.proxy.credentials.exchange import NONCE_RETRIES, broker_context
+from valetkey.proxy.credentials.exchange import NONCE_RETRIES
+from valetkey.proxy.trusted_roots import TrustedRoots
 
 _STREAMS: Final = "/ssf/streams"
 _POLL: Final = "/ssf/poll/"
@@ -67,7 +68,8 @@ class FeedClient:
         self._key = ProofKey()
         self._nonce = ""
         self._standby = ""
-        self._ssl = broker_context(ca_file) if url.startswith("https:") else None
+        https = url.startswith("https:")
+        self.roots = TrustedRoots("broker.ca_file", ca_file) if https else None
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
@@ -190,7 +192,7 @@ class FeedClient:
                 self._url + path,
                 data=body,
                 headers=sent,
-                ssl=self._ssl if self._ssl is not None else True,
+                ssl=self.roots.context if self.roots is not None else True,
                 timeout=aiohttp.ClientTimeout(total=limit),
                 allow_redirects=False,
             ) as response:

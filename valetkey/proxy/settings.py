@@ -92,7 +92,7 @@ class BrokerSettings(Settings, frozen=True, kw_only=True):
     exchanges go there with the workload's X.509-SVID (``identity: {spiffe: …}``). ``revalidate``
     is how often it is asked whether credentials in use are still good: the longest that a revoked
     one goes on being used where the feed does not say so at once. ``feed`` is that feed; ``null``
-    does without.
+    does without. ``ca_file`` stands for the system's roots, and is taken up anew when it changes.
     """
 
     url: str

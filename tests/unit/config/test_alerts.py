@@ -190,6 +190,11 @@ CASES: Final = (
          ({**A, "program": "broker"},)),
     Case("ValetkeyCertificateRejected", "files that are written one after the other", "10m",
          one("valetkey_collector_certificate_failing", "0x3 1 0x10", BROKER)),
+    Case("ValetkeyRootsRejected", "one of two, for ten minutes", "10m",
+         one("valetkey_roots_failing", "1x10")
+         | one("valetkey_roots_failing", "0x10", BOT.replace("bot-0", "bot-1")), (OF_BOT,)),
+    Case("ValetkeyRootsRejected", "put right at once", "10m",
+         one("valetkey_roots_failing", "1x2 0x10")),
     Case("ValetkeySidecarWithoutFeed", "one of two", "5m",
          one("valetkey_feed_lost", "1x5")
          | one("valetkey_feed_lost", "0x5", 'namespace="agents",workload="bot",pod="bot-1"'), (OF_BOT,)),
@@ -240,6 +245,7 @@ BEGUN: Final = {
     "ValetkeySigningKeyOverdue": "18m",
     "ValetkeyApprovalsWaiting": "11m",
     "ValetkeyCertificateRejected": "2m",
+    "ValetkeyRootsRejected": "2m",
     "ValetkeySidecarWithoutFeed": "0m",
     "ValetkeyRevocationSlow": "1m",
     "ValetkeySpoolOld": "3m",

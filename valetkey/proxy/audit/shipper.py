@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 import time
 from collections import deque
 from pathlib import Path
@@ -23,7 +22,7 @@ import aiohttp
 import msgspec
 
 from valetkey.contracts import events
-from valetkey.contracts.errors import AuditError, ConfigError, ValetkeyError
+from valetkey.contracts.errors import AuditError, ValetkeyError
 from valetkey.contracts.logs import Log
 from valetkey.proxy.audit.reader import SegmentTail, segments
 from valetkey.proxy.audit.recorder import Recorder
@@ -32,6 +31,7 @@ from valetkey.proxy.audit.spool import Spool
 from valetkey.proxy.identity.source import Identity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.settings import CollectorSettings
+from valetkey.proxy.trusted_roots import TrustedRoots
 
 _INTERVAL: Final = 0.1
 _BACKOFF: Final = (0.2, 5.0)
@@ -64,7 +64,8 @@ class Shipper:
         metrics: Metrics,
     ) -> None:
         self._url = settings.url.rstrip("/") + "/v1/events"
-        self._ssl = _context(settings) if self._url.startswith("https:") else None
+        https = self._url.startswith("https:")
+        self.roots = TrustedRoots("collector.ca_file", settings.ca_file) if https else None
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
         self._batch = settings.batch
         self._spool = spool
@@ -238,7 +239,7 @@ class Shipper:
                 "Content-Type": events.CONTENT_TYPE_BATCH,
                 "Authorization": f"Bearer {token.reveal()}",
             },
-            ssl=self._ssl if self._ssl is not None else True,
+            ssl=self.roots.context if self.roots is not None else True,
             allow_redirects=False,
         ) as response:
             if response.status != 200:
@@ -284,12 +285,3 @@ def _unlink(path: Path) -> int:
     size = path.stat().st_size
     path.unlink()
     return size
-
-
-def _context(settings: CollectorSettings) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(
-            cafile=str(settings.ca_file) if settings.ca_file else None
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"collector.ca_file: {settings.ca_file}: {error}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import ssl
 import time
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,6 @@ from valetkey.contracts.errors import (
     ApprovalError,
     BrokerError,
     CallerError,
-    ConfigError,
     PolicyError,
     ValetkeyError,
 )
@@ -35,6 +33,7 @@ from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.held import Deferred
 from valetkey.proxy.credentials.injector import Injector
 from valetkey.proxy.identity.source import Identity
+from valetkey.proxy.trusted_roots import TrustedRoots
 
 _MAX_ANSWER: Final = 64 << 10
 # How often a request is repeated for the nonce: once is enough, but where a window ends just then,
@@ -77,7 +76,8 @@ class ExchangeClient:
         able = (*_CAPABILITIES, "feed") if follows_feed else _CAPABILITIES
         self._capabilities = " ".join(able)
         self._nonce = ""
-        self._ssl = broker_context(ca_file) if endpoint.startswith("https:") else None
+        https = endpoint.startswith("https:")
+        self.roots = TrustedRoots("broker.ca_file", ca_file) if https else None
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self.told = ""
@@ -201,7 +201,7 @@ class ExchangeClient:
                 url,
                 data=form,
                 headers={"DPoP": proof, "Accept": "application/json", SIGNAL_HEADER: self.told},
-                ssl=certificate or self._ssl or True,
+                ssl=certificate or (self.roots.context if self.roots is not None else True),
                 allow_redirects=False,
             ) as response:
                 body = await response.content.read(_MAX_ANSWER + 1)
@@ -323,11 +323,3 @@ def _refusal(status: int, body: bytes) -> ValetkeyError:
 
 def _unusable(reason: str) -> BrokerError:
     return BrokerError(codes.BROKER_BAD_RESPONSE, reason)
-
-
-def broker_context(ca_file: Path | None) -> ssl.SSLContext:
-    """What the broker's certificate is checked with. Raises `ConfigError`."""
-    try:
-        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"broker.ca_file: {ca_file}: {error}") from error

@@ -26,6 +26,7 @@ from valetkey.proxy.identity.workload_api import (
     WorkloadApiFailed,
     X509Svid,
 )
+from valetkey.proxy.trusted_roots import Stamp, stamp
 
 _TICK: Final = 0.5
 _FIRST_RETRY: Final = 1.0
@@ -45,7 +46,8 @@ class Svids(Protocol):
 class SpiffeIdentity(Identity):
     """A JWT-SVID for one audience, and with ``certificates`` an X.509-SVID besides.
 
-    ``ca_file`` is whom connections with that certificate trust, if not the system's roots.
+    ``ca_file`` is whom connections with that certificate trust, if not the system's roots; it is
+    read again when it changes.
     ``clock`` is monotonic, in seconds.
     """
 
@@ -70,6 +72,7 @@ class SpiffeIdentity(Identity):
         self._retry = _FIRST_RETRY
         self._context: ssl.SSLContext | None = None
         self._certificate_expires = 0.0
+        self._roots: Stamp | None = None
 
     @classmethod
     def open(
@@ -101,6 +104,7 @@ class SpiffeIdentity(Identity):
         if self._clock() < self._due:
             return
         starting = self._due == 0.0
+        self._roots = stamp(self._ca_file)  # before it is read: a change meanwhile is then seen
         try:
             token = self._svids.jwt_svid(self._audience)
             certificate = self._svids.x509_svid() if self._certificates else None
@@ -134,8 +138,13 @@ class SpiffeIdentity(Identity):
         """Keep up with the agent until cancelled."""
         while True:
             await asyncio.sleep(_TICK)
+            if self._certificates and await asyncio.to_thread(self._has_other_roots):
+                self._due = self._clock()
             if self._clock() >= self._due:
                 await asyncio.to_thread(self.refresh)
+
+    def _has_other_roots(self) -> bool:
+        return stamp(self._ca_file) != self._roots
 
     def _fail(self, problem: str) -> None:
         if problem != self._problem:
