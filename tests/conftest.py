@@ -111,7 +111,8 @@ def _exclude(blockbuster: BlockBuster) -> None:
         # An import reads its module once per process.
         function.can_block_in("<frozen importlib._bootstrap>", {"_load_unlocked", "_find_spec"})
         # Migrations run once, in a thread and a loop of their own.
-        function.can_block_in("broker/store/database.py", {"migrate"})
+        for program in ("broker", "collector"):
+            function.can_block_in(f"{program}/store/database.py", {"migrate"})
         # asyncpg looks for the user's own files at each connect, as libpq does.
         function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
         # A log line goes to the standard error, which is never waited for in deployment.

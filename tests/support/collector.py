@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.chain import WORKLOAD
 from tests.support.idp import Idp
 from tests.support.procs import Program
 from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import settings
 from valetkey.contracts.events import CONTENT_TYPE_BATCH
+
+ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+"""What the store promises, it promises on both databases (tests/unit/collector/conftest.py)."""
 
 AUDIENCE = "https://collector.test.example"
 READER = "security-team"
@@ -43,10 +48,11 @@ class CollectorBench:
         text = json.dumps(self.tree(**changes))
         return settings.parse(CollectorSettings, text, name="test", program="collector")
 
-    def program(self, **changes: Any) -> Program:
-        """The process, not started yet."""
-        self.config.write_text(json.dumps(self.tree(**changes)))
-        return Program.of("collector", self.config, self.directory / "process")
+    def program(self, *, replica: str = "", **changes: Any) -> Program:
+        """The process, not started yet. ``replica`` tells it from others of this bench."""
+        config = self.config.with_stem(f"collector{replica}")
+        config.write_text(json.dumps(self.tree(**changes)))
+        return Program.of("collector", config, self.directory / f"process{replica}")
 
     def sidecar(self, subject: str = WORKLOAD) -> dict[str, str]:
         """Headers of a sidecar that delivers."""

@@ -27,7 +27,6 @@ from valetkey.broker.core.rate_limit import RateLimit
 from valetkey.broker.core.resources import ResourceInvalid, parse_resource
 from valetkey.broker.core.risk import Risk
 from valetkey.broker.core.roles import Role, RoleRule
-from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.directory.settings import DirectorySettings
 from valetkey.broker.feed_settings import FeedSettings
 from valetkey.broker.incident_settings import IncidentSettings
@@ -45,6 +44,7 @@ from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.oauth import Capability
 from valetkey.contracts.service import TlsSettings, address
 from valetkey.contracts.settings import Duration, Settings, duration
+from valetkey.sql.settings import PostgresSettings
 
 # RFC 9068 tokens are checked offline: what can't be called back must not live long.
 MAX_TTL: Final = 3600.0

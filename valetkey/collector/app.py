@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 import uvloop
 from aiohttp import web
-from sqlalchemy import text
-from sqlalchemy.exc import DatabaseError
 
 from valetkey.collector.api.authenticate import Authenticator
 from valetkey.collector.api.ingest import Ingest
 from valetkey.collector.api.read import Read
 from valetkey.collector.metrics import Metrics, make_metrics
-from valetkey.collector.settings import CollectorSettings, database_file
+from valetkey.collector.settings import CollectorSettings, database_url
 from valetkey.collector.store import queries
-from valetkey.collector.store.database import Database, open_database
+from valetkey.collector.store.database import FAILED, Database, answers
+from valetkey.collector.store.open import open_database
 from valetkey.collector.store.writer import Writer
 from valetkey.contracts import logs, service, settings
 from valetkey.contracts.certificate_files import CertificateFiles
@@ -27,6 +28,9 @@ from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.served_certificate import ServedCertificate
 from valetkey.contracts.service import TlsSettings
+
+# How long a gauge may say what another collector has changed since, seconds.
+_COUNT_EVERY: Final = 10.0
 
 
 def build_app(
@@ -47,12 +51,7 @@ def build_app(
     app.router.add_get("/v1/gaps", read.gaps, allow_head=False)
 
     async def ready() -> str:
-        try:
-            async with database.reader.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except DatabaseError:
-            return "the database does not answer"
-        return ""
+        return "" if await answers(database) else "the database does not answer"
 
     def details() -> dict[str, str]:
         return {"certificate": certificate.state} if certificate is not None else {}
@@ -61,8 +60,12 @@ def build_app(
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         await _count(database, metrics)
-        async with certificate.kept_up() if certificate is not None else nullcontext():
+        counting = asyncio.create_task(_count_on(database, metrics), name="count")
+        async with certificate.kept_up() if certificate is not None else contextlib.nullcontext():
             yield
+        counting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await counting
         await database.close()
 
     app.cleanup_ctx.append(lifetime)
@@ -76,13 +79,21 @@ async def _count(database: Database, metrics: Metrics) -> None:
         metrics.breaks.set(await connection.scalar(queries.all_breaks()) or 0)
 
 
+async def _count_on(database: Database, metrics: Metrics) -> None:
+    """Follow what other collectors find; alone, this one knows."""
+    while database.shared:
+        await asyncio.sleep(_COUNT_EVERY)
+        with contextlib.suppress(*FAILED):  # `/readyz` says so, and the gauges go on later
+            await _count(database, metrics)
+
+
 def run(config: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` before the first request is taken."""
     loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
     logs.configure(loaded.log_level)
     # It narrates every start; what goes wrong in it is a ConfigError.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    database = open_database(database_file(loaded.database))
+    database = open_database(database_url(loaded.database), loaded.postgres)
     uvloop.run(_serve(loaded, database))
 
 

@@ -8,10 +8,11 @@ Invariants, checked while loading:
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import msgspec
 from msgspec import Meta
+from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -20,8 +21,10 @@ from valetkey.contracts.fetch import is_loopback
 from valetkey.contracts.issuer import IssuerSettings
 from valetkey.contracts.service import TlsSettings, address
 from valetkey.contracts.settings import Settings, Size, size
+from valetkey.sql.settings import PostgresSettings
 
-_DRIVER: Final = "sqlite+aiosqlite"
+_SQLITE: Final = "sqlite+aiosqlite"
+_POSTGRES: Final = "postgresql+asyncpg"
 
 
 class ReaderSettings(Settings, frozen=True, kw_only=True):
@@ -37,12 +40,17 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
     ``tls`` is a certificate and key, or ``terminated``: something in front of the collector
     speaks TLS, and nothing else can reach it. ``issuers`` are those whose tokens count at all;
     sidecars write with tokens of ``use: workload``. An empty ``readers`` lets nobody read.
+
+    ``database`` is an SQLite file (``sqlite+aiosqlite:///FILE``), for one collector, or PostgreSQL
+    (``postgresql+asyncpg://USER:PASSWORD@HOST/NAME``), which any number of collectors share. It is
+    a database of the collector's own, not the broker's.
     """
 
     issuers: tuple[IssuerSettings, ...]
     bind: str = "127.0.0.1:7090"
     tls: TlsSettings | Literal["terminated"] | None = None
     database: str = "sqlite+aiosqlite:////var/lib/valetkey/collector.db"
+    postgres: PostgresSettings = msgspec.field(default_factory=PostgresSettings)
     readers: tuple[ReaderSettings, ...] = ()
     max_batch_bytes: Size = size(8 << 20)
     verified_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
@@ -74,15 +82,17 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(f"readers: {reader.issuer} is not one of the issuers")
         if self.max_batch_bytes < 1:
             raise ValueError("max_batch_bytes must be positive")
-        database_file(self.database)
+        database_url(self.database)
 
 
-def database_file(url: str) -> Path:
-    """The SQLite file that the URL names. Raises `ValueError`."""
+def database_url(url: str) -> URL:
+    """The database: a file for SQLite, or PostgreSQL. Raises `ValueError`."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
         raise ValueError("database is not an SQLAlchemy URL") from error
-    if parsed.drivername != _DRIVER or not parsed.database or parsed.database == ":memory:":
-        raise ValueError(f"database must be {_DRIVER}:///FILE")
-    return Path(parsed.database)
+    if parsed.drivername == _POSTGRES and parsed.database:
+        return parsed
+    if parsed.drivername != _SQLITE or not parsed.database or parsed.database == ":memory:":
+        raise ValueError(f"database must be {_SQLITE}:///FILE or {_POSTGRES}://…/NAME")
+    return parsed

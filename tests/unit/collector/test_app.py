@@ -6,7 +6,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tests.support.chain import Chain, batch
 from valetkey.collector.app import build_app
-from valetkey.collector.store.database import open_database
+from valetkey.collector.store.sqlite import open_file
 
 
 async def test_probes(client):
@@ -21,7 +21,7 @@ async def test_build_info(client):
 
 
 async def test_not_ready_without_its_database(bench):
-    opened = await asyncio.to_thread(open_database, bench.database)
+    opened = await asyncio.to_thread(open_file, bench.database)
     async with TestClient(TestServer(build_app(bench.settings(), opened))) as client:
         await opened.reader.dispose()
         bench.database.unlink()
@@ -36,7 +36,7 @@ async def test_gauges_say_what_is_in_the_database(bench):
     broken.add("t", {}, prevhash="ab" * 32)
     broken.calls(3)
     for missing, expected in ((True, None), (False, b"valetkey_collector_gaps 1.0")):
-        opened = await asyncio.to_thread(open_database, bench.database)
+        opened = await asyncio.to_thread(open_file, bench.database)
         async with TestClient(TestServer(build_app(bench.settings(), opened))) as client:
             if missing:
                 raws = broken.events[:2] + broken.events[4:]

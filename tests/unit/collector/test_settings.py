@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.collector import AUDIENCE
-from valetkey.collector.settings import CollectorSettings, database_file
+from valetkey.collector.settings import CollectorSettings, database_url
 from valetkey.contracts import settings
 from valetkey.contracts.errors import ConfigError
 
@@ -27,7 +27,7 @@ def test_what_is_not_said_is_closed():
     assert loaded.bind == "127.0.0.1:7090"
     assert loaded.tls is None
     assert loaded.max_batch_bytes == 8 * 1024 * 1024
-    assert database_file(loaded.database) == Path("/var/lib/valetkey/collector.db")
+    assert database_url(loaded.database).database == "/var/lib/valetkey/collector.db"
 
 
 REFUSED = {

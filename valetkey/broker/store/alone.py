@@ -17,10 +17,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.store.database import READ, StoreError, make_engine
 from valetkey.contracts.codes import CommandCode
 from valetkey.contracts.errors import ConfigError
+from valetkey.sql.settings import PostgresSettings
 
 
 class Reasons(NamedTuple):

@@ -3,7 +3,7 @@
 Both take the same schema and the same statements; what differs is said here. A write is one
 transaction that begins as one (SQLite: IMMEDIATE), so that what it reads first is still so when
 it writes. Nobody waits for a database that does not answer for longer than settings say
-(`store.postgres`; SQLite: for a lock, 5 s).
+(`sql.postgres`; SQLite: for a lock, 5 s).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from valetkey.broker.database_settings import PostgresSettings
-from valetkey.broker.store import postgres
 from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError, ValetkeyError
+from valetkey.sql import postgres
+from valetkey.sql.settings import PostgresSettings
 
 T = TypeVar("T")
 

@@ -21,13 +21,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, Table, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.store.alone import Reasons, Refused, alone, connected
 from valetkey.broker.store.database import MIGRATIONS
 from valetkey.broker.store.deferrals import deferral_kid
 from valetkey.broker.store.schema import DEFERRALS, FEED_STREAMS, SIGNING_KEYS
 from valetkey.broker.store.sealing import SealBroken, Sealer
 from valetkey.contracts import codes
+from valetkey.sql.settings import PostgresSettings
 
 _PAGE: Final = 500
 

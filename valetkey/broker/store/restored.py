@@ -21,7 +21,6 @@ from typing import Final, Literal, NamedTuple, get_args
 from sqlalchemy import ColumnElement, Table, Update, delete, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.alone import Reasons, alone, connected, refusing
 from valetkey.broker.store.database import Database
@@ -40,6 +39,7 @@ from valetkey.broker.store.schema import (
     WINDOWS,
 )
 from valetkey.contracts import codes
+from valetkey.sql.settings import PostgresSettings
 
 Kept = Literal["grants", "windows", "approvals", "uses", "users"]
 KEPT: Final[tuple[Kept, ...]] = get_args(Kept)

@@ -32,14 +32,14 @@ COLLECTOR: Final = Dashboard(
                 stat(
                     "Open gaps",
                     "Places where events are missing that may still come.",
-                    "sum(valetkey_collector_gaps)",
+                    "max(valetkey_collector_gaps)",
                     bad=1,
                     width=6,
                 ),
                 stat(
                     "Breaks",
                     "Places where a chain of stored events does not hold.",
-                    "sum(valetkey_collector_breaks)",
+                    "max(valetkey_collector_breaks)",
                     bad=1,
                     width=6,
                 ),

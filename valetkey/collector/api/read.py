@@ -15,16 +15,14 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 from sqlalchemy import Row, Select
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from valetkey.collector.api.authenticate import Authenticator
 from valetkey.collector.core.filters import Filters
 from valetkey.collector.store import queries
-from valetkey.collector.store.database import Database
+from valetkey.collector.store.database import FAILED, Database, unavailable
 from valetkey.collector.store.queries import MAX_PAGE
 from valetkey.contracts import codes
-from valetkey.contracts.errors import AuditError, CallerError
+from valetkey.contracts.errors import CallerError
 
 _DEFAULT_PAGE: Final = 100
 EVENTS: Final = Filters.names() | {"after", "limit", "last", "order", "raw", "outcomes"}
@@ -94,9 +92,8 @@ class Read:
         try:
             async with self._engine.connect() as connection:
                 return list((await connection.execute(statement)).all())
-        except (DatabaseError, PoolTimeout) as error:
-            kind = type(error).__name__
-            raise AuditError(codes.SERVICE_UNAVAILABLE, f"the database refuses: {kind}") from error
+        except FAILED as error:
+            raise unavailable(error) from error
 
 
 def _item(row: Row[Any], raw: bool, outcome: bytes | None) -> dict[str, Any]:
@@ -124,6 +121,8 @@ def _parameters(request: web.Request, known: frozenset[str]) -> dict[str, str]:
             raise _bad("unknown parameter")
         if name in query:
             raise _bad(f"{name} is given twice")
+        if "\0" in value:  # no text of PostgreSQL's, and in no event's name
+            raise _bad(f"{name} has a null character")
         query[name] = value
     return query
 

@@ -1,68 +1,78 @@
-"""The database file: migrated first, then one connection that writes and a few that read.
+"""The record's database: an SQLite file beside one collector, or PostgreSQL beneath many.
 
-A transaction that writes begins with BEGIN IMMEDIATE, so what it reads can't change before it
-commits, and commits with synchronous=FULL: once `commit` returns, the events survive power loss.
-Readers never block the writer (WAL) and can't write at all (``query_only``).
+It is migrated before it is used. Both take the same schema, and the same statements except for
+what `store.dialects` names. What is the same of both:
+
+- A write is one transaction; once `Database.write` returns, it survives power loss.
+- Readers never block a writer, and can't write at all.
+
+SQLite: one connection writes, in threads, and its transactions begin with BEGIN IMMEDIATE, so that
+what they read can't change before they commit (synchronous=FULL, WAL). PostgreSQL: collectors write
+side by side, and what must not happen at the same time is locked where it is done (`store.writer`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from valetkey.contracts.errors import ConfigError
+from valetkey.contracts import codes
+from valetkey.contracts.errors import AuditError
+from valetkey.sql import postgres
+
+T = TypeVar("T")
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_READERS: Final = 4
+
+FAILED: Final = (SQLAlchemyError, *postgres.LOST)
+"""What a database raises that does not do what it is asked to."""
 
 
-class Database:
-    """The engines of one file: ``writer`` for threads, ``reader`` for the event loop.
+class Database(Protocol):
+    """A migrated database."""
 
-    `open_database` makes it.
-    """
+    @property
+    def reader(self) -> AsyncEngine:
+        """What questions are answered from."""
 
-    def __init__(self, file: Path) -> None:
-        self.writer: Engine = create_engine(f"sqlite:///{file}", pool_size=1, max_overflow=0)
-        self.reader: AsyncEngine = create_async_engine(
-            f"sqlite+aiosqlite:///{file}", pool_size=_READERS, max_overflow=0
-        )
-        _begin_with(self.writer, "BEGIN IMMEDIATE")
-        _begin_with(self.reader.sync_engine, "BEGIN")
-        event.listen(self.reader.sync_engine, "connect", _query_only)
+    @property
+    def shared(self) -> bool:
+        """Whether others may write to it at the same time."""
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Do ``work`` in one transaction. Raises what it does, and `FAILED`."""
 
     async def close(self) -> None:
-        await self.reader.dispose()
-        # Its last connection checkpoints the log into the file.
-        await asyncio.to_thread(self.writer.dispose)
+        """Let go of all connections."""
 
 
-def open_database(file: Path) -> Database:
-    """Create and migrate the file. Raises `ConfigError`. Blocks: call it before the loop runs."""
+def unavailable(error: Exception) -> AuditError:
+    """503. The driver's own text may quote parameters, so only its kind goes on."""
+    kind = type(getattr(error, "orig", None) or error).__name__
+    return AuditError(codes.SERVICE_UNAVAILABLE, f"the database refuses: {kind}")
+
+
+async def answers(database: Database, *, within: float = 2.0) -> bool:
+    """Whether the database is there now. SQLite's driver can't be left in the middle of asking."""
     try:
-        # The record names who did what: for the collector's own user alone.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-        engine = create_engine(f"sqlite:///{file}", poolclass=NullPool)
-        _begin_with(engine, "BEGIN IMMEDIATE")
-        with engine.begin() as connection:
-            migrate(connection, "head")
-    except (DatabaseError, CommandError, OSError) as error:
-        raise ConfigError(
-            f"database {file}: can't be opened or migrated ({type(error).__name__})"
-        ) from error
-    return Database(file)
+        async with (
+            asyncio.timeout(within if database.shared else None),
+            database.reader.connect() as connection,
+        ):
+            await connection.exec_driver_sql("SELECT 1")
+    except FAILED:
+        return False
+    return True
 
 
 def migrate(connection: Connection, revision: str) -> None:
@@ -82,34 +92,3 @@ def migrate(connection: Connection, revision: str) -> None:
         command.downgrade(config, revision)
     else:
         command.upgrade(config, revision)
-
-
-def _durable(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    try:
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA busy_timeout=5000")
-        cursor.execute("PRAGMA foreign_keys=ON")
-    finally:
-        cursor.close()
-
-
-def _query_only(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    try:
-        cursor.execute("PRAGMA query_only=ON")
-    finally:
-        cursor.close()
-
-
-def _begin_with(engine: Engine, statement: str) -> None:
-    def connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
-        _durable(connection, record)
-
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
-
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", begin)

@@ -5,13 +5,25 @@ Every list is paged or capped, so that no question can make the collector hold t
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, select, text, union
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    text,
+    union,
+)
 
 from valetkey.collector.core import columns
 from valetkey.collector.core.filters import EQUAL, OF_CALL, Filters
+from valetkey.collector.store.dialects import contains, members_of, unlikely
 from valetkey.collector.store.schema import (
     BOOTS,
     BREAKS,
@@ -67,14 +79,13 @@ def chain(source: str, boot: str, *, after: int, limit: int) -> Select[Any]:
 def outcomes(cursors: list[int]) -> Select[Any]:
     """The outcomes of the decisions at these cursors: ``cursor`` of the decision, ``raw``."""
     decision, outcome = EVENTS.alias("decision"), EVENTS.alias("outcome")
-    wanted = select(text("value")).select_from(func.json_each(json.dumps(cursors)))
     return (
         select(decision.c.cursor, outcome.c.raw)
         .join(
             outcome,
             _answering(outcome, decision.c.boot_id, decision.c.seq) & text("outcome.answers > 0"),
         )
-        .where(decision.c.cursor.in_(wanted))
+        .where(decision.c.cursor.in_(members_of(cursors)))
         .order_by(outcome.c.cursor)
     )
 
@@ -91,7 +102,7 @@ def sources(*, after: int, limit: int) -> Select[Any]:
         )
 
     lost = (
-        select(func.coalesce(func.sum(DECLARATIONS.c.lost), 0))
+        select(_total(DECLARATIONS.c.lost))
         .where(DECLARATIONS.c.boot_id == BOOTS.c.id)
         .scalar_subquery()
     )
@@ -115,7 +126,7 @@ def sources(*, after: int, limit: int) -> Select[Any]:
             lost.label("lost"),
         )
         .join(SOURCES, SOURCES.c.id == BOOTS.c.source_id)
-        .where(BOOTS.c.id > after)
+        .where(BOOTS.c.id > literal(after, BigInteger))
         .order_by(BOOTS.c.id)
         .limit(limit)
     )
@@ -124,7 +135,7 @@ def sources(*, after: int, limit: int) -> Select[Any]:
 def gaps(filters: Filters) -> Select[Any]:
     """Gaps, open ones first. ``missing`` is what of the gap is still awaited."""
     missing = (
-        select(func.coalesce(func.sum(HOLES.c.last - HOLES.c.first + 1), 0))
+        select(_total(HOLES.c.last - HOLES.c.first + 1))
         .where(HOLES.c.gap_id == GAPS.c.id)
         .scalar_subquery()
     )
@@ -166,6 +177,11 @@ def conflicts(filters: Filters) -> Select[Any]:
     return query.order_by(CONFLICTS.c.id.desc()).limit(MAX_PAGE)
 
 
+def _total(number: ColumnElement[int]) -> ColumnElement[int]:
+    """Their sum, 0 of none; PostgreSQL's of large integers would be of another type."""
+    return cast(func.coalesce(func.sum(number), 0), BigInteger)
+
+
 def open_gaps() -> Select[Any]:
     return select(func.count()).select_from(GAPS).where(GAPS.c.closed.is_(None))
 
@@ -202,7 +218,7 @@ def _answering(outcome: Any, boot: Any, decision: Any) -> ColumnElement[bool]:
     Told nothing, SQLite takes "answers > 0", which the index is limited to, for the better way into
     it, and reads every outcome of the boot for each decision.
     """
-    return and_(outcome.c.boot_id == boot, func.unlikely(outcome.c.answers == decision))
+    return and_(outcome.c.boot_id == boot, unlikely(outcome.c.answers == decision))
 
 
 def _of_calls(kind: str, value: str) -> ColumnElement[bool]:
@@ -210,7 +226,7 @@ def _of_calls(kind: str, value: str) -> ColumnElement[bool]:
     named, decision, outcome = (EVENTS.alias(each) for each in ("named", "decision", "outcome"))
     by_decision = (named.c[kind] == value, text(f"named.{kind} <> ''"))
     by_outcome = (
-        func.instr(named.c.more, columns.named(kind, value)) > 0,
+        contains(named.c.more, columns.named(kind, value)),
         text("named.more <> ''"),
     )
     its_outcome = (

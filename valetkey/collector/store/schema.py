@@ -6,7 +6,7 @@ are not here. Rows of `EVENTS` are never changed and never deleted.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -22,6 +22,8 @@ from sqlalchemy import (
     text,
 )
 
+from valetkey.collector.store.dialects import CURSOR
+
 METADATA: Final = MetaData(
     naming_convention={
         "fk": "fk_%(table_name)s_%(column_0_name)s",
@@ -30,6 +32,13 @@ METADATA: Final = MetaData(
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     }
 )
+
+
+def _partial(condition: str, *columns: str, **more: Any) -> Index:
+    """An index of the rows that it is asked for: every index slows the insert."""
+    where = text(condition)
+    return Index(None, *columns, sqlite_where=where, postgresql_where=where, **more)
+
 
 # A source belongs to the identity that wrote it first.
 SOURCES: Final = Table(
@@ -65,7 +74,7 @@ BOOTS: Final = Table(
 EVENTS: Final = Table(
     "events",
     METADATA,
-    Column("cursor", Integer, primary_key=True),
+    Column("cursor", CURSOR, primary_key=True),
     Column("boot_id", ForeignKey("boots.id"), nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("hash", Text, nullable=False),
@@ -84,17 +93,19 @@ EVENTS: Final = Table(
     Column("approval", Text, nullable=False, server_default=""),
     Column("more", Text, nullable=False, server_default=""),
     UniqueConstraint("boot_id", "seq"),
-    # Partial: what is asked for by it is a part of the events, and every index slows the insert.
-    Index(None, "boot_id", "answers", sqlite_where=text("answers > 0")),
-    Index(None, "workload", sqlite_where=text("workload <> ''")),
-    Index(None, "decision", sqlite_where=text("decision = 'denied'")),
-    Index(None, "code", sqlite_where=text("code <> ''")),
-    Index(None, "time"),
-    Index(None, "jti", sqlite_where=text("jti <> ''")),
-    Index(None, "txn", sqlite_where=text("txn <> ''")),
-    Index(None, "approval", sqlite_where=text("approval <> ''")),
-    # Gone through from end to end: few calls go on with another credential.
-    Index(None, "more", sqlite_where=text("more <> ''")),
+    _partial("answers > 0", "boot_id", "answers"),
+    _partial("workload <> ''", "workload"),
+    _partial("decision = 'denied'", "decision"),
+    _partial("code <> ''", "code"),
+    # With the cursor that a span of times stands for (SQLite has it in every index).
+    Index(None, "time", postgresql_include=["cursor"]),
+    _partial("jti <> ''", "jti"),
+    _partial("txn <> ''", "txn"),
+    _partial("approval <> ''", "approval"),
+    # Gone through from end to end: few calls go on with another credential. Its text may be longer
+    # than PostgreSQL takes into an index.
+    _partial("more <> ''", "more").ddl_if(dialect="sqlite"),
+    _partial("more <> ''", "cursor").ddl_if(dialect="postgresql"),
     # An INTEGER PRIMARY KEY is never given twice, not even after its row is gone.
     sqlite_autoincrement=True,
 )

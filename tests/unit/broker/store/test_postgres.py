@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.support.postgres import Postgres
 from tests.support.relay import Relay, relaying
 from tests.support.waiting import until
-from valetkey.broker.database_settings import PostgresSettings
 from valetkey.broker.store import database as module
-from valetkey.broker.store import postgres as driver
 from valetkey.broker.store.changes import Changes
 from valetkey.broker.store.database import Database, StoreError
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.settings import Duration
+from valetkey.sql import postgres as driver
+from valetkey.sql.settings import PostgresSettings
 
 SHORT = PostgresSettings(
     connect=Duration(3),

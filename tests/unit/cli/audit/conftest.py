@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from tests.support.chain import Chain, batch
 from valetkey.cli.main import main
 from valetkey.collector.core.batch import read_batch
-from valetkey.collector.store.database import open_database
+from valetkey.collector.store.sqlite import open_file
 from valetkey.collector.store.writer import Identity, Writer
 
 
@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Callable[..., Path]:
     file = tmp_path / "collector.db"
 
     async def write(chains: tuple[Chain, ...], now: int) -> None:
-        database = await asyncio.to_thread(open_database, file)
+        database = await asyncio.to_thread(open_file, file)
         for chain in chains:
             if chain.events:
                 parsed = read_batch(batch(chain.events))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import contextlib
-import sqlite3
+import asyncio
 
 import pytest
+from sqlalchemy import make_url, text
 
 from tests.support.chain import WORKLOAD, Chain, batch, decision_data, outcome_data
+from tests.support.collector import ON_BOTH
+from valetkey.collector.store.open import open_database
 from valetkey.contracts import events
+from valetkey.sql.settings import PostgresSettings
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ async def get(client, bench, chain):
     return ask
 
 
+@ON_BOTH
 async def test_paging_by_cursor_gives_everything_once(get, chain):
     seen, after = [], 0
     while (page := await get(f"/v1/events?limit=3&after={after}"))["events"]:
@@ -52,6 +56,7 @@ async def test_paging_by_cursor_gives_everything_once(get, chain):
     assert (await get(f"/v1/events?after={after}"))["next"] == after
 
 
+@ON_BOTH
 async def test_raw_gives_the_exact_text(get, chain):
     page = await get("/v1/events?raw=1")
     assert [item["raw"].encode() for item in page["events"]] == chain.events
@@ -61,11 +66,13 @@ async def test_raw_gives_the_exact_text(get, chain):
     }
 
 
+@ON_BOTH
 async def test_the_last(get):
     page = await get("/v1/events?last=2")
     assert [item["seq"] for item in page["events"]] == [7, 8]
 
 
+@ON_BOTH
 async def test_the_chain_of_a_boot(get, chain):
     page = await get(
         f"/v1/events?order=sequence&source={chain.source}&boot={chain.boot}&after=5&limit=2"
@@ -90,6 +97,7 @@ FILTERS = {
 }
 
 
+@ON_BOTH
 @pytest.mark.parametrize(("query", "found"), FILTERS.items())
 async def test_filters(get, query, found):
     assert [item["seq"] for item in (await get(f"/v1/events?{query}"))["events"]] == found
@@ -132,6 +140,7 @@ async def ask(get, client, bench, chain):
     return get
 
 
+@ON_BOTH
 @pytest.mark.parametrize(("query", "found"), NARROW.items())
 async def test_what_a_token_did_and_when(ask, query, found):
     assert [item["seq"] for item in (await ask(f"/v1/events?{query}"))["events"]] == found
@@ -139,6 +148,7 @@ async def test_what_a_token_did_and_when(ask, query, found):
     assert [item["seq"] for item in newest] == found[-2:]
 
 
+@ON_BOTH
 async def test_outcomes_beside_their_decisions(get, chain):
     page = await get("/v1/events?type=valetkey.call.decision.v1&outcomes=1")
     answers = [item.get("outcome", {}).get("id") for item in page["events"]]
@@ -147,6 +157,7 @@ async def test_outcomes_beside_their_decisions(get, chain):
     assert page["events"][0]["outcome"].encode() == chain.events[2]
 
 
+@ON_BOTH
 async def test_sources(get, chain):
     (boot,) = (await get("/v1/sources"))["sources"]
     assert boot["source"] == chain.source
@@ -155,8 +166,10 @@ async def test_sources(get, chain):
     assert boot["head_hash"] == chain.head
     assert boot["last_time"] == "2026-11-01T00:00:00.000Z"
     assert (boot["gaps"], boot["breaks"], boot["lost"]) == (0, 0, 0)
+    assert await get(f"/v1/sources?after={2**63 - 1}") == {"sources": [], "next": 2**63 - 1}
 
 
+@ON_BOTH
 async def test_gaps(get, client, bench):
     later = Chain(boot="00000000000000a2").calls(4)
     later.gap("00000000000000a2", 2, 2)
@@ -172,6 +185,7 @@ async def test_gaps(get, client, bench):
 BAD = [
     "/v1/events?workloads=x",
     "/v1/events?workload=a&workload=b",
+    "/v1/events?workload=a%00",
     "/v1/events?limit=0",
     "/v1/events?limit=1001",
     "/v1/events?limit=x",
@@ -212,7 +226,9 @@ async def test_nothing_is_cached(client, get, bench):
         assert response.headers["Cache-Control"] == "no-store"
 
 
-async def test_a_database_that_fails(get, bench):
-    with contextlib.closing(sqlite3.connect(bench.database)) as connection:
-        connection.execute("DROP TABLE conflicts")
+@ON_BOTH
+async def test_a_database_that_fails(get, database_url):
+    other = await asyncio.to_thread(open_database, make_url(database_url), PostgresSettings())
+    await other.write(lambda connection: connection.execute(text("DROP TABLE conflicts")))
+    await other.close()
     assert (await get("/v1/gaps", 503))["code"] == "service.unavailable"

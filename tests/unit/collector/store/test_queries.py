@@ -79,3 +79,20 @@ async def test_looking_up_a_batch_reads_no_more_than_the_batch(database, stateme
         rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", (1, "[1,2]"))
         plan = [row[3] for row in rows]
     assert any("(boot_id=? AND seq=?)" in step for step in plan), plan
+
+
+AS_IF_LARGE = ("SET LOCAL enable_seqscan = off", "SET LOCAL enable_sort = off")
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("statement", [case[0] for case in PLANS.values()], ids=PLANS)
+async def test_no_question_reads_the_whole_log_of_postgresql(database, statement):
+    """On a table that is empty, and so told what a planner finds out for itself on a large one."""
+    async with database.reader.connect() as connection:
+        for told in AS_IF_LARGE:
+            await connection.exec_driver_sql(told)
+        sql = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        rows = await connection.exec_driver_sql(f"EXPLAIN {sql}")
+        plan = [row[0] for row in rows]
+    assert any("Index" in step for step in plan), plan
+    assert not [step for step in plan if "Seq Scan on events" in step], plan

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 from tests.support.chain import Chain, batch
+from tests.support.collector import ON_BOTH
 from valetkey.collector.core.batch import Contradiction, read_batch
 from valetkey.collector.store import queries
 from valetkey.collector.store.queries import Filters
@@ -14,6 +15,8 @@ from valetkey.collector.store.schema import BOOTS, CONFLICTS, EVENTS, HOLES, SOU
 from valetkey.collector.store.writer import Identity, Writer
 from valetkey.contracts import codes, events
 from valetkey.contracts.errors import AuditError, CallerError, PolicyError
+
+pytestmark = ON_BOTH
 
 AGENT = Identity("https://idp", "agent")
 A, B = "00000000000000a1", "00000000000000b2"
@@ -245,12 +248,11 @@ async def test_any_order_with_repeats_and_overlaps_ends_whole(writer, ask, seed)
 
 
 async def test_a_database_that_fails_is_no_fault_of_the_sidecar(writer, database):
-    def break_it():
-        with database.writer.begin() as connection:
-            connection.execute(text("DROP TABLE breaks"))
-            connection.execute(text("DROP TABLE events"))
+    def break_it(connection):
+        connection.execute(text("DROP TABLE breaks"))
+        connection.execute(text("DROP TABLE events"))
 
-    await asyncio.to_thread(break_it)
+    await database.write(break_it)
     with pytest.raises(AuditError) as refused:
         await store(writer, chain().events)
     assert refused.value.code is codes.SERVICE_UNAVAILABLE

@@ -41,7 +41,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "events",
-        sa.Column("cursor", sa.Integer, primary_key=True, nullable=False),
+        sa.Column(
+            "cursor",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            primary_key=True,
+            nullable=False,
+        ),
         sa.Column("boot_id", sa.Integer, nullable=False),
         sa.Column("seq", sa.BigInteger, nullable=False),
         sa.Column("hash", sa.Text, nullable=False),
@@ -58,19 +63,20 @@ def upgrade() -> None:
         sa.UniqueConstraint("boot_id", "seq", name="uq_events_boot_id_seq"),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "ix_events_boot_id_answers",
-        "events",
-        ["boot_id", "answers"],
-        sqlite_where=sa.text("answers > 0"),
-    )
-    op.create_index(
-        "ix_events_workload", "events", ["workload"], sqlite_where=sa.text("workload <> ''")
-    )
-    op.create_index(
-        "ix_events_decision", "events", ["decision"], sqlite_where=sa.text("decision = 'denied'")
-    )
-    op.create_index("ix_events_code", "events", ["code"], sqlite_where=sa.text("code <> ''"))
+    for columns, condition in (
+        (["boot_id", "answers"], "answers > 0"),
+        (["workload"], "workload <> ''"),
+        (["decision"], "decision = 'denied'"),
+        (["code"], "code <> ''"),
+    ):
+        where = sa.text(condition)
+        op.create_index(
+            f"ix_events_{'_'.join(columns)}",
+            "events",
+            columns,
+            sqlite_where=where,
+            postgresql_where=where,
+        )
     op.create_table(
         "gaps",
         sa.Column("id", sa.Integer, nullable=False),

@@ -32,17 +32,30 @@ def upgrade() -> None:
     for name in _NAMES:
         op.add_column("events", sa.Column(name, sa.Text, nullable=False, server_default=""))
     _fill(op.get_bind())
-    op.create_index("ix_events_time", "events", ["time"])
+    op.create_index("ix_events_time", "events", ["time"], postgresql_include=["cursor"])
     for name in _NAMES:
+        indexed = _indexed(name)
+        where = sa.text(f"{name} <> ''")
         op.create_index(
-            f"ix_events_{name}", "events", [name], sqlite_where=sa.text(f"{name} <> ''")
+            f"ix_events_{indexed}",
+            "events",
+            [indexed],
+            sqlite_where=where,
+            postgresql_where=where,
         )
 
 
 def downgrade() -> None:
     for name in (*_NAMES[::-1], "time"):
-        op.drop_index(f"ix_events_{name}", "events")
+        op.drop_index(f"ix_events_{_indexed(name)}", "events")
         op.drop_column("events", name)
+
+
+def _indexed(name: str) -> str:
+    """PostgreSQL takes no text into an index that is as long as this one may be."""
+    if name == "more" and op.get_bind().dialect.name == "postgresql":
+        return "cursor"
+    return name
 
 
 def _fill(connection: sa.Connection) -> None:

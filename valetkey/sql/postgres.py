@@ -29,7 +29,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from valetkey.broker.database_settings import PostgresSettings
+from valetkey.sql.settings import PostgresSettings
 
 # How long a connection may take to show that it is there, seconds: a round trip, and much room.
 _LOOK: Final = 2.0
@@ -74,13 +74,16 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def pooled(url: URL, limits: PostgresSettings) -> AsyncEngine:
-    """A pool for what requests wait for."""
+def pooled(
+    url: URL, limits: PostgresSettings, *, size: int = 8, read_only: bool = False
+) -> AsyncEngine:
+    """A pool for what requests wait for: ``size`` connections, and in need twice as many."""
     engine = create_async_engine(
         url,
         connect_args=_limited(url, limits),
-        pool_size=8,
-        max_overflow=8,
+        pool_size=size,
+        max_overflow=size,
+        execution_options={"postgresql_readonly": read_only},
         pool_timeout=float(limits.acquire),
     )
     event.listen(engine.sync_engine, "handle_error", _not_used_again)

@@ -1,4 +1,4 @@
-"""How long the broker waits for PostgreSQL."""
+"""How long broker and collector wait for PostgreSQL."""
 
 from __future__ import annotations
 
