@@ -16,7 +16,7 @@ AT_ONCE := -n $(WORKERS) --dist loadfile
 IN ?= .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test failed spire helm chart lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test failed spire helm chart cluster lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -49,6 +49,10 @@ helm: $(VENV)/.dev ## Build what the chart is tested with, into .helm/ (Go; minu
 
 chart: helm ## Test the chart with Helm 3 and 4, helm-unittest and kubeconform
 	@$(BIN)/python -m pytest tests/integration/helm_chart.py
+
+cluster: helm ## Test chart and injector on a real API server, built into .kubernetes/ (Go; minutes the first time)
+	@$(BIN)/python -m tests.support.kubernetes
+	@$(BIN)/python -m pytest $(addprefix tests/cluster/,injecting.py)
 
 # What the compiled modules are in: the sidecar's wire, record, streams and tunnels. The programs and
 # clients around it are the same whether it is compiled.
@@ -98,7 +102,7 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) .helm .keycloak .spire .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .helm .keycloak .kubernetes .spire .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,18 +1,14 @@
 """Helm 3 and 4, helm-unittest and kubeconform, built from their Go modules for the tests of the chart.
 
-``make helm`` builds them once, into ``.helm/``. What they are built from is pinned and hashed in
-``requirements/go``, one set of versions for all four, so that what they share is compiled once.
-The schemas that kubeconform goes by are made of the OpenAPI document in the module of Kubernetes, and
-of the resource definitions in that of the Prometheus Operator.
+``make helm`` builds them once, into ``.helm/``. The schemas that kubeconform goes by are made of the
+OpenAPI document in the module of Kubernetes, and of the resource definitions in that of the Prometheus
+Operator.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +17,10 @@ from typing import Any, Final
 
 import yaml
 
-_REPOSITORY: Final = Path(__file__).resolve().parents[2]
-_PINS: Final = _REPOSITORY / "requirements/go"
+from tests.support import go_modules
+
 # The API that manifests are judged by, and where the resources of Prometheus are defined.
-KUBERNETES: Final = "v1.37.2"
+KUBERNETES: Final = go_modules.pinned("k8s.io/kubernetes")
 _OPERATOR: Final = "v0.85.0"
 PROGRAMS: Final = {
     "helm3": "helm.sh/helm/v3/cmd/helm",
@@ -32,44 +28,24 @@ PROGRAMS: Final = {
     "helm-unittest": "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
     "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
 }
-CHART: Final = _REPOSITORY / "helm/valetkey"
-
-
-def _version() -> str:
-    """Names what is built: other pins are built anew."""
-    pins = b"".join((_PINS / name).read_bytes() for name in ("go.mod", "go.sum"))
-    return hashlib.sha256(pins + (KUBERNETES + _OPERATOR).encode()).hexdigest()[:16]
-
-
-_ROOT: Final = _REPOSITORY / ".helm"
-_PLACE: Final = _ROOT / _version()  # put here at last, so that it is whole
+CHART: Final = Path(__file__).resolve().parents[2] / "helm/valetkey"
+_BUILT: Final = go_modules.Built(".helm", _OPERATOR)
 
 
 def missing() -> str:
     """Why the tools are not there, or empty."""
-    return "" if _PLACE.is_dir() else "no Helm: `make helm` builds it (Go, minutes the first time)"
+    return "" if _BUILT.there else "no Helm: `make helm` builds it (Go, minutes the first time)"
 
 
 def build() -> None:
     """Build all of them (their checksums are verified by Go), unless they are there."""
-    _ROOT.mkdir(exist_ok=True)
-    with (_ROOT / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if missing():  # nobody else built it meanwhile
-            with tempfile.TemporaryDirectory(prefix="build-", dir=_ROOT) as name:
-                made = Path(name) / "made"
-                for program, package in PROGRAMS.items():
-                    _build(package, made / "bin" / program)
-                _write_schemas(made / "schemas")
-                made.rename(_PLACE)
-            for old in _ROOT.iterdir():
-                if old.is_dir() and old != _PLACE:
-                    shutil.rmtree(old)
+    _BUILT.make(_fill)
 
 
-def _build(package: str, program: Path) -> None:
-    command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w"]
-    subprocess.run([*command, "-o", program, package], check=True, cwd=_PINS)
+def _fill(place: Path) -> None:
+    for program, package in PROGRAMS.items():
+        go_modules.build(package, place / "bin" / program)
+    _write_schemas(place / "schemas")
 
 
 # --- schemas of the Kubernetes API ----------------------------------------------------------------
@@ -77,7 +53,9 @@ def _build(package: str, program: Path) -> None:
 
 def _write_schemas(directory: Path) -> None:
     directory.mkdir(parents=True)
-    document = _fetched(f"k8s.io/kubernetes@{KUBERNETES}") / "api/openapi-spec/swagger.json"
+    document = (
+        go_modules.fetched(f"k8s.io/kubernetes@{KUBERNETES}") / "api/openapi-spec/swagger.json"
+    )
     definitions = json.loads(document.read_text())["definitions"]
     for name, definition in definitions.items():
         for kind in definition.get("x-kubernetes-group-version-kind", ()):
@@ -85,25 +63,26 @@ def _write_schemas(directory: Path) -> None:
             (directory / _name(kind["kind"], kind["group"], kind["version"])).write_text(
                 json.dumps(schema)
             )
-    operator = _fetched(f"github.com/prometheus-operator/prometheus-operator@{_OPERATOR}")
-    for resource in ("podmonitors", "prometheusrules", "servicemonitors"):
-        file = operator / f"example/prometheus-operator-crd/monitoring.coreos.com_{resource}.yaml"
-        spec = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
+    for definition in prometheus_definitions():
+        spec = definition["spec"]
         for version in spec["versions"]:
             name = _name(spec["names"]["kind"], spec["group"], version["name"])
             schema = _strict(version["schema"]["openAPIV3Schema"], [])
             (directory / name).write_text(json.dumps(schema))
 
 
-def _fetched(module: str) -> Path:
-    """The files of a module; Go verifies its checksum."""
-    fetched = subprocess.run(
-        ["go", "mod", "download", "-json", module],
-        check=True,
-        stdout=subprocess.PIPE,
-        cwd=_PINS.parent,  # outside of a module: what is read is nothing that the pins are for
-    )
-    return Path(json.loads(fetched.stdout)["Dir"])
+def prometheus_definitions() -> list[dict[str, Any]]:
+    """What the Prometheus Operator adds to the API, as far as the chart has such resources."""
+    operator = go_modules.fetched(f"github.com/prometheus-operator/prometheus-operator@{_OPERATOR}")
+    return [
+        yaml.load(
+            (
+                operator / f"example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml"
+            ).read_text(),
+            Loader=yaml.CSafeLoader,
+        )
+        for name in ("podmonitors", "prometheusrules", "servicemonitors")
+    ]
 
 
 def _name(kind: str, group: str, version: str) -> str:
@@ -161,7 +140,7 @@ def run(program: str, *arguments: str | Path, **options: Any) -> subprocess.Comp
     with tempfile.TemporaryDirectory() as home:
         environment = {"PATH": os.environ["PATH"], "HOME": home}
         return subprocess.run(
-            [_PLACE / "bin" / program, *map(str, arguments)],
+            [_BUILT.program(program), *map(str, arguments)],
             check=False,
             capture_output=True,
             text=True,
@@ -206,7 +185,7 @@ def objects(manifests: str) -> dict[tuple[str, str], dict[str, Any]]:
 
 def conforms(manifests: str) -> subprocess.CompletedProcess[str]:
     """kubeconform's word on manifests, in strict mode."""
-    schemas = _PLACE / "schemas" / "{{ .ResourceKind }}{{ .KindSuffix }}.json"
+    schemas = _BUILT.place / "schemas" / "{{ .ResourceKind }}{{ .KindSuffix }}.json"
     arguments = ["-strict", "-summary", "-schema-location", str(schemas)]
     return run("kubeconform", *arguments, input=manifests)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from valetkey.contracts import codes
 from valetkey.contracts.codes import Code
 from valetkey.contracts.errors import CallerError
-from valetkey.injector.core import checks, names, reading
+from valetkey.injector.core import checks, names, pod_resources, reading
 from valetkey.injector.core.comparison import difference
 from valetkey.injector.core.parts import Choice, Json, Parts, is_for_users, parts
 from valetkey.injector.core.reading import Pod
@@ -176,6 +176,7 @@ def _merged(pod: Json, made: Parts, view: Pod, place: Place, loaded: InjectorSet
     spec = after["spec"]
     if loaded.pods.api_access == "withdraw" and view.spec.automount_service_account_token is None:
         _withdraw_api_token(spec)
+    pod_resources.keep_what_it_asks_for(spec, view)
     volumes, containers = ours(after)
     others = [volume for volume in spec.get("volumes") or () if volume["name"] not in volumes]
     spec["volumes"] = [*others, *(volumes.get(each["name"], each) for each in made.volumes)]

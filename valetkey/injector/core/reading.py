@@ -48,6 +48,18 @@ class Security(_Read, frozen=True):
     run_as_user: int | None = None
 
 
+class Resources(_Read, frozen=True):
+    """``resources`` of pod or container: quantities by name."""
+
+    limits: dict[str, Any] | None = None
+    requests: dict[str, Any] | None = None
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """What a request is made for: what has a limit and no request is asked for up to that."""
+        return frozenset(self.limits or ()) | frozenset(self.requests or ())
+
+
 class Container(_Read, frozen=True):
     """A container of any of the three lists."""
 
@@ -55,6 +67,7 @@ class Container(_Read, frozen=True):
     env: list[Variable] | None = None
     volume_mounts: list[Mount] | None = None
     ports: list[Port] | None = None
+    resources: Resources | None = None
     security_context: Security | None = None
     # Of an ephemeral container: whose processes it sees.
     target_container_name: str | None = None
@@ -98,6 +111,7 @@ class Spec(_Read, frozen=True):
     init_containers: list[Container] | None = None
     ephemeral_containers: list[Container] | None = None
     volumes: list[Volume] | None = None
+    resources: Resources | None = None
     security_context: Security | None = None
     host_network: bool | None = None
     host_pid: bool | None = msgspec.field(default=None, name="hostPID")

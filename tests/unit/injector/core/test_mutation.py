@@ -388,6 +388,38 @@ def test_the_api_s_token_is_withdrawn_unless_it_is_asked_for() -> None:
     assert "automountServiceAccountToken" not in kept["spec"]
 
 
+ASKING = {
+    "nothing": (None, None, None),
+    "what a pod says itself": ({"requests": {"cpu": "8"}}, None, {"requests": {"cpu": "8"}}),
+    "as much as its limit, where no container asks": (
+        {"requests": {"cpu": "8"}, "limits": {"cpu": "9", "memory": "16Gi"}},
+        None,
+        {"requests": {"cpu": "8", "memory": "16Gi"}, "limits": {"cpu": "9", "memory": "16Gi"}},
+    ),
+    "what containers ask, with the sidecar's": (
+        {"limits": {"cpu": "9", "memory": "16Gi"}},
+        {"requests": {"memory": "1Gi"}},
+        {"requests": {"cpu": "9"}, "limits": {"cpu": "9", "memory": "16Gi"}},
+    ),
+    "what containers ask by a limit": (
+        {"limits": {"memory": "16Gi"}},
+        {"limits": {"memory": "1Gi"}},
+        {"limits": {"memory": "16Gi"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_pod_with_resources_as_a_whole_asks_for_no_less(name: str) -> None:
+    """As the API server fills them in after webhooks, with a sidecar as without."""
+    whole, container, wanted = ASKING[name]
+    document = pod({**APP, **({"resources": container} if container else {})},
+                   **({"resources": whole} if whole else {}))  # fmt: skip
+    made = done(document)
+    assert made["spec"].get("resources") == wanted
+    assert done(made) == made
+
+
 def test_a_volume_of_that_kind_that_something_else_mounts_stays() -> None:
     document = api_token(pod())
     document["spec"]["containers"][0]["volumeMounts"].append(
