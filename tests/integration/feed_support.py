@@ -27,6 +27,12 @@ async def publish(served: Served, *signals: Signal) -> None:
     await base.changes.catch_up()
 
 
+async def acknowledged(served: Served, txn: str) -> dict[str, float | None]:
+    """By stream, when it had acknowledged all of ``txn``."""
+    told = await served.broker.base.signals.progress(txn)
+    return {one.stream: one.acknowledged_at for one in told}
+
+
 def ended(value: str, **more: Any) -> Signal:
     return Signal(**{"kind": "txn", "value": value, "at": 1.5, **more})
 

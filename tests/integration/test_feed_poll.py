@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.integration.broker_support import BOT, IDP, READER, USERS, Served, World, serving
-from tests.integration.feed_support import Receiver, ended, feed_of, publish
+from tests.integration.feed_support import Receiver, acknowledged, ended, feed_of, publish
 from tests.integration.test_broker_replicas import identity_of, replicas, shared
 from tests.support.ports import free_url
 from tests.support.postgres import Postgres
@@ -93,12 +93,11 @@ async def test_so_many_at_a_time_and_whether_there_are_more(served: Served) -> N
 async def test_acknowledged_is_durable_and_known_by_name(served: Served) -> None:
     receiver, other = await following(served), await following(served)
     await publish(served, ended("t-1", txn="inc-1"))
-    signals = served.broker.base.signals
-    assert await signals.acknowledged("inc-1") == {receiver.id: None, other.id: None}
+    assert await acknowledged(served, "inc-1") == {receiver.id: None, other.id: None}
     answer = await receiver.poll()
     await receiver.poll(ack=list(answer["sets"]))
     await feed_of(served).flush()
-    found = await signals.acknowledged("inc-1")
+    found = await acknowledged(served, "inc-1")
     assert found == {receiver.id: served.world.clock(), other.id: None}
 
 
@@ -124,7 +123,7 @@ async def test_an_event_that_a_receiver_refuses_is_not_called_acknowledged(serve
     answer = await receiver.poll(setErrs={jti: {"err": "invalid_key", "description": "unknown"}})
     assert answer["sets"] == {}
     await feed_of(served).flush()
-    assert await served.broker.base.signals.acknowledged("inc-1") == {receiver.id: None}
+    assert await acknowledged(served, "inc-1") == {receiver.id: None}
 
 
 async def test_a_newer_poll_of_the_same_stream_ends_the_older(served: Served) -> None:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.integration.broker_support import IDP, Served, World, serving
-from tests.integration.feed_support import Receiver, ended, feed_of, publish
+from tests.integration.feed_support import Receiver, acknowledged, ended, feed_of, publish
 from tests.integration.test_broker_replicas import replicas
 from tests.support.canaries import CANARIES
 from tests.support.ports import free_url
@@ -87,9 +87,9 @@ async def values(receiver: Receiver, siem: Siem) -> list[str]:
     return [event.value for event in await receiver.events({"sets": sets}, AUDIENCE)]
 
 
-async def acknowledged(served, receiver: Receiver, txn: str) -> bool:
+async def has_acknowledged(served, receiver: Receiver, txn: str) -> bool:
     async with asyncio.timeout(10):
-        while (await served.broker.base.signals.acknowledged(txn))[receiver.id] is None:
+        while (await acknowledged(served, txn))[receiver.id] is None:
             await asyncio.sleep(0.02)
     return True
 
@@ -104,7 +104,7 @@ async def test_events_are_pushed_in_order_with_the_receivers_header(tmp_path: Pa
         assert {kind for kind, _, _ in siem.requests} == {"application/secevent+jwt"}
         assert {header for _, header, _ in siem.requests} == {SECRET}
         assert await values(receiver, siem) == ["t-1", "t-2"]
-        assert await acknowledged(served, receiver, "inc-1")
+        assert await has_acknowledged(served, receiver, "inc-1")
         # What is pushed is not for polling as well.
         assert (await receiver.ask("POST", f"/ssf/poll/{receiver.id}", {}))[0] == 404
 
@@ -148,8 +148,8 @@ async def test_an_event_that_is_refused_makes_room_for_the_next(tmp_path: Path) 
         await publish(served, ended("t-1", txn="inc-1"), ended("t-2", txn="inc-2"))
         await siem.has(2)
         assert await values(receiver, siem) == ["t-1", "t-2"]
-        assert await acknowledged(served, receiver, "inc-2")
-        assert await served.broker.base.signals.acknowledged("inc-1") == {receiver.id: None}
+        assert await has_acknowledged(served, receiver, "inc-2")
+        assert await acknowledged(served, "inc-1") == {receiver.id: None}
 
 
 def counted(served: Served) -> dict[str, float]:
@@ -186,8 +186,8 @@ async def test_a_receiver_that_does_not_believe_an_event_gets_it_again(
         await publish(served, ended("t-1", txn="inc-1"), ended("t-2", txn="inc-2"))
         await siem.has(4)
         assert await values(receiver, siem) == ["t-1", "t-1", "t-1", "t-2"]
-        assert await acknowledged(served, receiver, "inc-1")
-        assert await acknowledged(served, receiver, "inc-2")
+        assert await has_acknowledged(served, receiver, "inc-1")
+        assert await has_acknowledged(served, receiver, "inc-2")
         assert counted(served) == {"disbelieved": 2.0, "delivered": 2.0}
 
 

@@ -103,10 +103,21 @@ class Audience:
                 return True
             claims = event_claims(signal, issuer=self.issuer, with_reason=False)
             return canonical_subject(claims["sub_id"]) not in stream.excluded
-        if signal.kind != "subject" or self.chained:
-            return True
-        return signal.issuer not in self.workload_issuers or (
+        return not self._is_of_one(signal) or (
             (signal.issuer, signal.value) == (stream.owner_issuer, stream.owner_subject)
+        )
+
+    def owners(self, published: Published) -> frozenset[tuple[str, str]] | None:
+        """The (issuer, subject) whose streams alone it can go to; ``None``: anybody's."""
+        signal = published.event
+        if published.stream or not isinstance(signal, Signal) or not self._is_of_one(signal):
+            return None
+        return self.receivers | {(signal.issuer, signal.value)}
+
+    def _is_of_one(self, signal: Signal) -> bool:
+        """Whether no other workload than its subject is told."""
+        return (
+            signal.kind == "subject" and not self.chained and signal.issuer in self.workload_issuers
         )
 
 

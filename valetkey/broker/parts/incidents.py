@@ -151,13 +151,12 @@ class IncidentsPart(Part):
         base = self._base
         since = base.clock() - within
         for incident in await base.incidents.uncontained(since=since, limit=_WATCHED):
-            times = (await base.signals.acknowledged(incident.id)).values()
-            known = [time for time in times if time is not None]
-            if len(known) < len(times):
+            complete, acknowledged_at = await base.signals.containment(incident.id)
+            if not complete:
                 continue
             # Where no sidecar follows the feed, there is nobody to wait for.
-            at = max([incident.renewed_at, *known])
-            if await base.incidents.note_contained(incident.id, at) and known:
+            at = max(incident.renewed_at, acknowledged_at or 0.0)
+            if await base.incidents.note_contained(incident.id, at) and acknowledged_at:
                 seconds = at - incident.renewed_at
                 base.metrics.incident_contained.observe(seconds)
                 self._log.info("incident_contained", instance=incident.id, seconds=seconds)

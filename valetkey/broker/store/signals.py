@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, exists, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.feed import Audience, Progress, Published, progress
@@ -29,7 +29,16 @@ from valetkey.contracts.signals import Event, Signal, StreamUpdated, Verificatio
 # Twice the longest life of a token (`settings.MAX_TTL`); streams that are away for as long end.
 KEPT: Final = 7200.0
 _TOPIC: Final = "signals"
+# How many streams are read at once where one is enough, if it is concerned; nearly all are.
+_LOOKED_AT: Final = 50
 _REMEMBERED: Final = 4096
+
+
+class Containment(NamedTuple):
+    """``complete``: all streams have it; ``at`` is when the last one did, if there was any."""
+
+    complete: bool
+    at: float | None
 
 
 class Signals:
@@ -134,9 +143,8 @@ class Signals:
 
     async def progress(self, txn: str) -> list[Progress]:
         """How far every stream is with what was published under ``txn``."""
-        told_query = select(SIGNALS).where(SIGNALS.c.txn == txn).order_by(SIGNALS.c.seq)
         async with self._database.read() as connection:
-            told = [_published(row) for row in (await connection.execute(told_query)).mappings()]
+            told = await self._told(connection, txn)
             if not told:
                 return []
             seqs = [one.seq for one in told]
@@ -150,9 +158,45 @@ class Signals:
             rows = (await connection.execute(stream_query)).mappings()
             return progress(told, [stream_of(row) for row in rows], acks, self.audience)
 
-    async def acknowledged(self, txn: str) -> dict[str, float | None]:
-        """By stream, when it acknowledged all of ``txn``; ``None``: not yet."""
-        return {one.stream: one.acknowledged_at for one in await self.progress(txn)}
+    async def containment(self, txn: str) -> Containment:
+        """Whether every stream has what was published under ``txn``, and since when.
+
+        For whoever looks again and again: as long as one has not, that one is all that is read.
+        """
+        async with self._database.read() as connection:
+            told = await self._told(connection, txn)
+            for one in told:
+                if await self._is_awaited(connection, one):
+                    return Containment(complete=False, at=None)
+            seqs = [one.seq for one in told]
+            last = select(func.max(SIGNAL_ACKS.c.at)).where(SIGNAL_ACKS.c.seq.in_(seqs))
+            return Containment(complete=True, at=(await connection.execute(last)).scalar())
+
+    async def _is_awaited(self, connection: AsyncConnection, published: Published) -> bool:
+        """Whether a stream that is concerned has not acknowledged it."""
+        columns = FEED_STREAMS.c
+        acked = exists().where(
+            SIGNAL_ACKS.c.seq == published.seq, SIGNAL_ACKS.c.stream == columns.id
+        )
+        query = select(FEED_STREAMS).where(columns.start < published.seq, ~acked)
+        owners = self.audience.owners(published)
+        if owners is not None:
+            query = query.where(tuple_(columns.owner_issuer, columns.owner_subject).in_(owners))
+        query = query.order_by(columns.id).limit(_LOOKED_AT)
+        seen = ""
+        while True:
+            found = await connection.execute(query.where(columns.id > seen))
+            streams = [stream_of(row) for row in found.mappings()]
+            if any(self.audience.concerns(published, stream) for stream in streams):
+                return True
+            if len(streams) < _LOOKED_AT:
+                return False
+            seen = streams[-1].id
+
+    @staticmethod
+    async def _told(connection: AsyncConnection, txn: str) -> list[Published]:
+        query = select(SIGNALS).where(SIGNALS.c.txn == txn).order_by(SIGNALS.c.seq)
+        return [_published(row) for row in (await connection.execute(query)).mappings()]
 
     async def sweep(self) -> int:
         """Forget what is older than `KEPT`; gives the highest number that is gone.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 
+import msgspec
 import pytest
 
 from valetkey.broker.core.feed import Audience, Stream
@@ -58,6 +60,10 @@ async def begin(streams: FeedStreams, name: str, subject: str = "bot", **more) -
     stream = await streams.create(Stream(name, IDP, subject, "", 0, 0, **more), most=10)
     assert stream is not None
     return stream
+
+
+async def acknowledged(signals: Signals, txn: str) -> dict[str, float | None]:
+    return {one.stream: one.acknowledged_at for one in await signals.progress(txn)}
 
 
 async def test_what_was_published_comes_back_in_order(database: Database, signals: Signals) -> None:
@@ -158,7 +164,7 @@ async def test_a_position_only_grows(streams: FeedStreams) -> None:
 async def test_progress_of_what_an_incident_told(
     database: Database, signals: Signals, streams: FeedStreams
 ) -> None:
-    assert await signals.acknowledged("inc-1") == {}
+    assert await acknowledged(signals, "inc-1") == {}
     for name in ("s-1", "s-2"):
         await begin(streams, name, description=f"agent {name}")
     await publish(
@@ -166,15 +172,67 @@ async def test_progress_of_what_an_incident_told(
     )
     await begin(streams, "s-late")
     first, _, last = await signals.after(0, limit=3)
-    assert await signals.acknowledged("inc-1") == {"s-1": None, "s-2": None}
+    assert await acknowledged(signals, "inc-1") == {"s-1": None, "s-2": None}
     await signals.acknowledge([(first.seq, "s-1", 5.0)])
-    assert await signals.acknowledged("inc-1") == {"s-1": None, "s-2": None}
+    assert await acknowledged(signals, "inc-1") == {"s-1": None, "s-2": None}
     await signals.acknowledge([(last.seq, "s-1", 6.0), (first.seq, "s-1", 9.0)])  # twice: the first
-    assert await signals.acknowledged("inc-1") == {"s-1": 6.0, "s-2": None}
+    assert await acknowledged(signals, "inc-1") == {"s-1": 6.0, "s-2": None}
     assert [one.description for one in await signals.progress("inc-1")] == [
         "agent s-1",
         "agent s-2",
     ]
+
+
+SIEM = (IDP, "siem")
+OTHER_IDP = "https://other.example"
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize(
+    "event",
+    [
+        signal("a", txn="inc-1"),
+        Signal(kind="subject", value="bot", issuer=IDP, at=1.5, txn="inc-1"),
+        Signal(kind="subject", value="nobody", issuer=IDP, at=1.5, txn="inc-1"),
+        Signal(kind="subject", value="alice", issuer=OTHER_IDP, at=1.5, txn="inc-1"),
+    ],
+    ids=["to all", "to its own", "of a workload without a stream", "of a user"],
+)
+async def test_it_is_contained_once_everybody_concerned_has_it(
+    database: Database, signals: Signals, streams: FeedStreams, event: Signal, chained: bool,
+    monkeypatch,
+) -> None:  # fmt: skip
+    """Whoever acknowledges, in whichever order: as what is reported of each says."""
+    monkeypatch.setattr(module, "_LOOKED_AT", 2)
+    signals.audience = dataclasses.replace(
+        signals.audience, receivers=frozenset({SIEM}), chained=chained
+    )
+    assert await signals.containment("inc-1") == (True, None)
+    for name in ("s-1", "s-4", "s-5"):
+        await begin(streams, name)
+    for name in ("s-2", "s-3"):
+        await begin(streams, name, subject="other")
+    await begin(streams, "s-6", subject="siem", events_requested=())
+    await begin(streams, "s-7", subject="siem")
+    await publish(database, signals, event, msgspec.structs.replace(event, value="bot"))
+    await begin(streams, "s-8")  # knew it from the start
+    both = await signals.after(0, limit=2)
+    for at, name in enumerate(("s-5", "s-7", "s-1", "s-2", "s-4", "s-3"), 10):
+        for one in both:
+            stream = await streams.find(name)
+            assert stream is not None
+            told = await acknowledged(signals, "inc-1")
+            assert "s-6" not in told
+            assert "s-8" not in told
+            times = [time for time in told.values() if time is not None]
+            complete = len(times) == len(told)
+            expected = (True, max(times, default=None)) if complete else (False, None)
+            assert await signals.containment("inc-1") == expected
+            if signals.audience.concerns(one, stream):
+                await signals.acknowledge([(one.seq, name, float(at))])
+    complete, at = await signals.containment("inc-1")
+    assert complete
+    assert at == max(time or 0.0 for time in (await acknowledged(signals, "inc-1")).values())
 
 
 async def test_old_signals_go_and_take_along_who_is_behind_them(
@@ -196,7 +254,7 @@ async def test_old_signals_go_and_take_along_who_is_behind_them(
     assert await streams.sweep(gone) == 1
     assert [one.id for one in await streams.owned_by(IDP, "bot")] == ["s-current"]
     assert [one.event for one in await signals.after(0, limit=9)] == [signal("young")]
-    assert await signals.acknowledged("inc-1") == {}
+    assert await acknowledged(signals, "inc-1") == {}
 
 
 async def test_a_stream_that_nobody_follows_ends_and_replicas_are_told(
