@@ -69,10 +69,11 @@ class UsedAssertions:
 
     async def _commit(self, batch: dict[bytes, tuple[float, asyncio.Future[bool]]]) -> None:
         rows = [{"id": key, "expires_at": expires} for key, (expires, _) in batch.items()]
-        statement = self._database.insert(USED_ASSERTIONS).values(rows).on_conflict_do_nothing()
+        statement = self._database.insert(USED_ASSERTIONS).on_conflict_do_nothing()
         try:
             async with self._database.write() as connection:
-                new = await connection.execute(statement.returning(USED_ASSERTIONS.c.id))
+                # Rows beside the statement: it is compiled once, however many there are.
+                new = await connection.execute(statement.returning(USED_ASSERTIONS.c.id), rows)
                 inserted = set(new.scalars())
         except StoreError as error:
             for _, first in batch.values():

@@ -216,14 +216,11 @@ class Signals:
     async def acknowledge(self, acks: Iterable[tuple[int, str, float]]) -> None:
         """Note when streams acknowledged signals with a ``txn``: (seq, stream, time)."""
         rows = [{"seq": seq, "stream": stream, "at": at} for seq, stream, at in acks]
+        if not rows:
+            return
+        noted = self._database.insert(SIGNAL_ACKS).on_conflict_do_nothing()
         async with self._database.write() as connection:
-            for begin in range(0, len(rows), _ROWS):
-                noted = self._database.insert(SIGNAL_ACKS).values(rows[begin : begin + _ROWS])
-                await connection.execute(noted.on_conflict_do_nothing())
-
-
-# Each row has three parameters; SQLite takes 32,766 of them, PostgreSQL's protocol 65,535.
-_ROWS: Final = 5000
+            await connection.execute(noted, rows)
 
 
 def _columns(event: Event) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.feed import Stream
@@ -133,10 +133,9 @@ class FeedStreams:
         async with self._database.write() as connection:
             for position, ids in sorted(by_position.items()):
                 for some in _pieces(sorted(ids)):  # in one order, so that replicas never deadlock
+                    forward = case((columns.position < position, position), else_=columns.position)
                     moved = update(FEED_STREAMS).where(columns.id.in_(some))
-                    forward = moved.where(columns.position < position)
-                    await connection.execute(forward.values(position=position))
-                    await connection.execute(moved.values(contacted_at=now))
+                    await connection.execute(moved.values(position=forward, contacted_at=now))
 
     async def pushing(self) -> list[Stream]:
         """The streams whose events are pushed."""

@@ -289,10 +289,18 @@ async def test_one_replica_pushes_at_a_time(streams: FeedStreams, clock: Clock) 
     assert [one.id for one in await streams.pushing()] == ["s-1"]
 
 
-async def test_many_acknowledgements_at_once(signals: Signals, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 7)
-    await signals.acknowledge([(1, f"s-{n}", float(n)) for n in range(20)])
+async def test_many_acknowledgements_at_once(
+    database: Database, signals: Signals, streams: FeedStreams
+) -> None:
+    """As many as a fleet has sidecars; more than a statement has parameters."""
+    for name in ("s-0", "s-6999", "s-7000"):
+        await begin(streams, name)
+    await publish(database, signals, signal("a", txn="inc-1"))
+    seq = await signals.head()
+    await signals.acknowledge([(seq, f"s-{n}", float(n)) for n in range(35_000)])
+    await signals.acknowledge([(seq, "s-0", 9.0)])  # again: the first counts
     await signals.acknowledge([])
+    assert await acknowledged(signals, "inc-1") == {"s-0": 0.0, "s-6999": 6999.0, "s-7000": 7000.0}
 
 
 @pytest.fixture
