@@ -393,3 +393,37 @@ def test_the_job_of_the_page_on_recovery_has_what_the_broker_has() -> None:
             assert each == held[each["name"]]
     [config] = [word for word in container["command"] if word.startswith("--config=")]
     assert config.removeprefix("--config=") in own["command"]
+
+
+def test_the_chart_makes_of_the_tutorial_s_values_what_its_test_starts() -> None:
+    """tests/integration/test_tutorial_cluster.py, which has no Helm, writes these settings itself."""
+    page = (ROOT / "docs/tutorial-in-a-cluster.md").read_text()
+    [block] = re.findall(r"^    # values\.yaml\n((?:    .*\n|\n)+)", page, re.MULTILINE)
+    shown = yaml.safe_load(block)
+    jwks = {"files": {"cluster-jwks.json": '{"keys": []}'}}
+    made = helm.objects(
+        helm.render(shown | {name: shown[name] | jwks for name in ("broker", "collector")})
+    )
+    tls = {"cert_file": "/etc/valetkey/tls/tls.crt", "key_file": "/etc/valetkey/tls/tls.key"}
+    for program, port in (("broker", 7080), ("collector", 7090)):
+        text = made["ConfigMap", f"valetkey-{program}"]["data"][f"{program}.yaml"]
+        expected = shown[program]["settings"] | {
+            "bind": f"0.0.0.0:{port}",
+            "tls": tls,
+            "database": f"sqlite+aiosqlite:////var/lib/valetkey/{program}.db",
+        }
+        if program == "broker":
+            expected |= {
+                "master_key_file": "/etc/valetkey/master/master.key",
+                "grants_file": "/etc/valetkey/grants/grants.yaml",
+            }
+        assert yaml.safe_load(text) == expected
+    assert loaded(made, "injector").sidecar.image == "valetkey:0.1.0"
+
+
+def test_kubernetes_knows_every_field_of_the_tutorial_s_manifests() -> None:
+    page = (ROOT / "docs/tutorial-in-a-cluster.md").read_text()
+    shown = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    done = helm.conforms("---\n".join(shown))
+    assert "Valid: 6, Invalid: 0, Errors: 0, Skipped: 0" in done.stdout, done.stdout

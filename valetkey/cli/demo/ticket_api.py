@@ -262,14 +262,24 @@ def make_app(issuer: str, url: str, record: TextIO) -> web.Application:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ticket-api", description="A ticketing API.")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--url", help="where its clients reach it; default: that port on loopback")
+    parser.add_argument("--cert-file", type=Path, help="PEM, with --key-file: speak TLS")
+    parser.add_argument("--key-file", type=Path)
     parser.add_argument("--issuer", required=True, help="the authorization server")
     parser.add_argument("--record", type=Path, required=True, help="one line per call")
     options = parser.parse_args()
+    if (options.cert_file is None) is not (options.key_file is None):
+        parser.error("--cert-file and --key-file go together")
     logs.configure()
+    tls = None
+    if options.cert_file is not None:
+        tls = service.TlsSettings(cert_file=options.cert_file, key_file=options.key_file)
+    url = options.url or f"http://127.0.0.1:{options.port}"
     with options.record.open("a", buffering=1, encoding="utf-8") as record:
-        app = make_app(options.issuer, f"http://127.0.0.1:{options.port}", record)
-        asyncio.run(service.serve(app, f"127.0.0.1:{options.port}"))
+        app = make_app(options.issuer, url, record)
+        asyncio.run(service.serve(app, f"{options.host}:{options.port}", tls=tls))
 
 
 if __name__ == "__main__":
