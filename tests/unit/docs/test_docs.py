@@ -418,7 +418,6 @@ CONNECTIONS = {
     "broker/notify/webhook.py": "approvals.notices.webhooks.url",
     "broker/push.py": "feed.receivers.push",
     "broker/store/database.py": "database",
-    "broker/store/postgres.py": "database",
     "contracts/fetch.py": "issuers.jwks_url",
     "injector/wait.py": "",  # the sidecar beside it, on loopback
     "proxy/audit/shipper.py": "collector.url",
@@ -426,6 +425,7 @@ CONNECTIONS = {
     "proxy/feed_client.py": "broker.url",
     "proxy/http1/dial.py": "targets.name.url",
     "proxy/identity/workload_api.py": "workload.identity.spiffe.socket",
+    "sql/postgres.py": "database",
 }
 
 

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import hashlib
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -273,13 +274,14 @@ def main() -> None:
     if (options.cert_file is None) is not (options.key_file is None):
         parser.error("--cert-file and --key-file go together")
     logs.configure()
-    tls = None
+    context = None
     if options.cert_file is not None:
-        tls = service.TlsSettings(cert_file=options.cert_file, key_file=options.key_file)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(options.cert_file, options.key_file)
     url = options.url or f"http://127.0.0.1:{options.port}"
     with options.record.open("a", buffering=1, encoding="utf-8") as record:
         app = make_app(options.issuer, url, record)
-        asyncio.run(service.serve(app, f"{options.host}:{options.port}", tls=tls))
+        asyncio.run(service.serve(app, f"{options.host}:{options.port}", context=context))
 
 
 if __name__ == "__main__":
