@@ -84,10 +84,11 @@ main.add_command(windows)
 @main.command()
 @click.argument("program", type=click.Choice(PROGRAMS))
 @click.argument("file", type=_FILE)
-def check(program: str, file: Path) -> None:
+@click.option("--owner", type=_FILE, help="A routes file that is to narrow it.")
+def check(program: str, file: Path, owner: Path | None) -> None:
     """Validate a settings FILE of a PROGRAM, VALETKEY_* variables included."""
     try:
-        check_file(program, file, environ=os.environ)
+        check_file(program, file, environ=os.environ, owner=owner)
     except ConfigError as error:
         fail(str(error))
     click.echo("ok")

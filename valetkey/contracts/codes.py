@@ -186,6 +186,14 @@ ROUTE_NO_MATCH: Final = _code(
     "route.no_match", 403, "No route of the target allows this method and path."
 )
 
+# --- settings: what a workload's owner may take away from the operator's (and not add) -----------
+SETTINGS_OWNER_UNUSABLE: Final = _code(
+    "settings.owner_unusable",
+    503,
+    "The routes file of the workload's owner can't be used, so no call leaves; /readyz says why.",
+    retry_after=10,
+)
+
 # --- mcp: the message in the body (MCP over streamable HTTP, JSON-RPC 2.0) ----------------------
 MCP_MALFORMED: Final = _code(
     "mcp.malformed",
@@ -868,6 +876,54 @@ RESTORED_IN_USE: Final = _command_code(
 RESTORED_DATABASE: Final = _command_code(
     "restored.database", "The database can't be used; the kind of its error is named."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsCode:
+    """Why a settings file, or a route of one, is not in force in a running sidecar."""
+
+    name: str
+    help: str
+
+
+_OF_SETTINGS: dict[str, SettingsCode] = {}
+
+
+def _settings_code(name: str, help_: str) -> SettingsCode:
+    code = SettingsCode(name, help_)
+    assert name not in _OF_SETTINGS, name
+    assert name not in _ALL, name
+    _OF_SETTINGS[name] = code
+    return code
+
+
+# --- settings: what a sidecar does not take up, and goes on without ------------------------------
+SETTINGS_UNREADABLE: Final = _settings_code(
+    "settings.unreadable", "The file is missing, or can't be read."
+)
+SETTINGS_TOO_LARGE: Final = _settings_code(
+    "settings.too_large", "The file is larger than is taken."
+)
+SETTINGS_INVALID: Final = _settings_code(
+    "settings.invalid", "The file is not what settings must be; file, line and key are named."
+)
+SETTINGS_RESTART: Final = _settings_code(
+    "settings.restart", "The file changes what is read only at the start."
+)
+SETTINGS_WIDENS: Final = _settings_code(
+    "settings.widens",
+    "A route of the workload's owner allows more than the operator's does; both are named.",
+)
+
+
+def by_settings_name(name: str) -> SettingsCode | None:
+    """The code of settings with this dotted name, if it is one of ours."""
+    return _OF_SETTINGS.get(name)
+
+
+def settings_codes() -> tuple[SettingsCode, ...]:
+    """Every code of settings that are not in force, in the order of definition."""
+    return tuple(_OF_SETTINGS.values())
 
 
 def command_codes() -> tuple[CommandCode, ...]:

@@ -6,7 +6,7 @@ Adapters convert foreign exceptions into one of these at the boundary, ``from`` 
 
 from __future__ import annotations
 
-from valetkey.contracts.codes import Code
+from valetkey.contracts.codes import Code, SettingsCode
 
 
 class ValetkeyError(Exception):
@@ -59,3 +59,11 @@ class AuditError(ValetkeyError):
 
 class ConfigError(Exception):
     """Settings that can't be used: message with file, line and key path."""
+
+
+class SettingsRefused(ConfigError):  # noqa: N818 - reads as what it is
+    """The same of a running program, which goes on without them; with a code for the record."""
+
+    def __init__(self, code: SettingsCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code

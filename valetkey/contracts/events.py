@@ -30,6 +30,7 @@ TYPE_DECISION: Final = "valetkey.call.decision.v1"
 TYPE_OUTCOME: Final = "valetkey.call.outcome.v1"
 TYPE_BOOT: Final = "valetkey.sidecar.boot.v1"
 TYPE_HEARTBEAT: Final = "valetkey.sidecar.heartbeat.v1"
+TYPE_SETTINGS: Final = "valetkey.sidecar.settings.v1"
 TYPE_GAP: Final = "valetkey.record.gap.v1"
 
 # OCSF 1.6 API Activity (class 6003, category 6): activity by HTTP method.

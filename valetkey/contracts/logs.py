@@ -17,8 +17,8 @@ import msgspec
 FIELDS: Final = frozenset({
     "action", "address", "approval", "attempt", "audience", "boot", "bytes", "channel", "code",
     "config", "count", "error", "error_type", "events", "file", "grant", "hash", "instance",
-    "issuer", "jti", "key", "kid", "line", "listener", "method", "path", "pid", "policy", "port",
-    "program", "reason", "route", "seconds", "segment", "seq", "signal", "size", "status",
+    "issuer", "jti", "key", "kid", "layer", "line", "listener", "method", "path", "pid", "policy",
+    "port", "program", "reason", "route", "seconds", "segment", "seq", "signal", "size", "status",
     "subject", "target", "url", "version", "workload",
 })  # fmt: skip
 

@@ -43,6 +43,10 @@ _SIZE: Final = re.compile(r"(\d+)(B|KiB|MiB|GiB)")
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
+# A thousand routes are 20,000 keys and values. Anchors of anchors can stand for any number.
+_MOST_NODES: Final = 500_000
+
+
 class Duration(float):
     """Seconds, written with a unit in settings: ``250ms``, ``30s``, ``5m``, ``1h``, ``1d``."""
 
@@ -200,6 +204,8 @@ def _construct(
     node: yaml.Node, path: Keys, lines: dict[Keys, int], name: str, loader: _Loader
 ) -> Any:
     lines[path] = node.start_mark.line + 1
+    if len(lines) > _MOST_NODES:
+        raise ConfigError(f"{name}:{lines[path]}: too much (do anchors repeat each other?)")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -15,14 +15,13 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 
 from valetkey import __version__
-from valetkey.contracts import logs, settings
+from valetkey.contracts import logs
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
@@ -33,7 +32,6 @@ from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.shipper import Shipper
 from valetkey.proxy.audit.spool import Spool
-from valetkey.proxy.core.compilation import compile_snapshot
 from valetkey.proxy.core.snapshot import Snapshot
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
@@ -47,6 +45,7 @@ from valetkey.proxy.http1.resolver import Resolver
 from valetkey.proxy.identity.sources import open_identity
 from valetkey.proxy.intercept.connect import ConnectTunnels
 from valetkey.proxy.intercept.listeners import Listener
+from valetkey.proxy.layers import LAYERS, OWNER, Layers
 from valetkey.proxy.limits import Capacity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
@@ -62,27 +61,25 @@ _THREADS: Final = 2
 _WATCH: Final = 1.0
 # How long a start waits for the broker, at most: calls need not.
 _FEED_START: Final = 2.0
-# Sections that a running sidecar can't change: they belong to what was opened at the start.
-_FIXED: Final = (
-    "workload", "broker", "collector", "spool", "listeners", "interception", "admin",
-    "instance", "limits.credentials",
-)  # fmt: skip
+# A file that is written in place is read once it has been left alone for this long, in seconds.
+_SETTLES: Final = 0.2
+_SETTLES_AT_MOST: Final = 50  # times
 
 
 class Sidecar:
     """Everything of one process. `start`, then `stop`."""
 
     def __init__(self, file: SettingsFile, loop: asyncio.AbstractEventLoop) -> None:
-        self._file = file
+        self._layers = Layers(file)
         self._log = Log("sidecar")
-        current = file.read()
+        current = self._layers.settings
         logs.configure(current.log_level)
         self.settings = current
         instance = current.instance or socket.gethostname()
         if not INSTANCE.fullmatch(instance):
             raise ConfigError(f"instance: the host's name {instance!r} can't be used, set one")
         self._proof_key = ProofKey()
-        snapshot = compile_snapshot(current, thumbprint=self._proof_key.thumbprint)
+        snapshot = self._layers.first(self._proof_key.thumbprint)
         self.metrics = Metrics()
         broker = current.broker
         self.identity = open_identity(
@@ -136,7 +133,6 @@ class Sidecar:
         self._admin = Admin(
             current.admin.bind, self.metrics, ready=self._ready, health=self._health
         )
-        self._rejected = ""
         self._roots = [
             client.roots
             for client in (self._exchange, self._feed_client, self._shipper)
@@ -200,6 +196,7 @@ class Sidecar:
         """Take calls. Raises `ConfigError` for what can't be opened."""
         self.spool.start()
         self._recorder.booted(self.pep.snapshot.policy_digest)
+        self._say_problems()
         if self._authority is not None:
             await asyncio.to_thread(self._authority.publish)
         if self._feed is not None:
@@ -255,31 +252,62 @@ class Sidecar:
         """Have the file looked at now, whether it seems changed or not (SIGHUP)."""
         self._reload_asked.set()
 
-    async def reload(self) -> None:
-        """Apply the file as it is now, or keep what is in force and say why."""
-        try:
-            snapshot = await asyncio.to_thread(self._compile_reload)
-            # Also of what is refused because of them: once they are good, it is tried again.
-            self._target_roots |= await asyncio.to_thread(_roots_of, snapshot)
-            self.pep.apply(snapshot)
-        except ConfigError as error:
-            self._rejected = str(error)
-            self.metrics.reloads["rejected"] += 1
-            self._log.error("reload_rejected", reason=error)
-            return
-        self._rejected = ""
-        self.metrics.reloads["applied"] += 1
-        self.settings = snapshot.settings
-        logs.configure(snapshot.settings.log_level)
-        self._log.info("reload_applied", count=len(snapshot.routes))
+    async def reload(self, *, anew: bool = False) -> None:
+        """Apply the files as they are now, or keep what is in force and say why.
 
-    def _compile_reload(self) -> Snapshot:
-        new = self._file.read()
-        for section in _FIXED:
-            key = _difference(section, attrgetter(section)(self.settings), attrgetter(section)(new))
-            if key:
-                raise ConfigError(f"{self._file.path}: {key}: a change needs a restart")
-        return compile_snapshot(new, thumbprint=self._proof_key.thumbprint)
+        ``anew``: what is in force as well, since what it names has changed.
+        """
+        layers = self._layers
+        snapshot = await asyncio.to_thread(layers.reload, anew=anew)
+        try:
+            if snapshot is not None:
+                # Also of what is refused because of them: once they are good, it is tried again.
+                self._target_roots |= await asyncio.to_thread(_roots_of, snapshot)
+                self.pep.apply(snapshot)
+        except ConfigError as error:
+            # A CA of a target, say: only who is to use it finds that it is none.
+            snapshot = await asyncio.to_thread(layers.reject, error)
+            if snapshot is not None:
+                self.pep.apply(snapshot)
+        if snapshot is not None:
+            self.metrics.reloads["applied"] += 1
+            self.settings = snapshot.settings
+            logs.configure(snapshot.settings.log_level)
+            self._log.info("reload_applied", count=len(snapshot.routes))
+            self._record_settings("applied")
+        if layers.problems:
+            self.metrics.reloads["rejected"] += 1
+        self._say_problems()
+
+    def _say_problems(self) -> None:
+        """Say what of the files is not in force."""
+        layers = self._layers
+        for layer in LAYERS:
+            problem = layers.problems.get(layer)
+            self.metrics.rejected[layer] = int(problem is not None)
+            if problem is not None:
+                self._log.error(
+                    "reload_rejected", layer=layer, code=problem.code.name, reason=problem
+                )
+                self._record_settings("rejected", layer, problem.code.name)
+        self.metrics.withheld_routes = len(layers.withheld)
+        for route in layers.withheld:
+            self._log.error(
+                "route_withheld", route=route.within, code=route.code.name, reason=route.reason
+            )
+
+    def _record_settings(self, result: str, layer: str = "", code: str = "") -> None:
+        try:
+            self._recorder.settings(
+                result,
+                self.pep.snapshot.policy_digest,
+                self._layers.digests,
+                layer=layer,
+                code=code,
+                withheld=len(self._layers.withheld),
+            )
+        except AuditError as error:
+            self._log.warning("settings_unrecorded", reason=error.reason)
 
     async def _watch(self) -> None:
         """Reload when the file changes, or when somebody asks for it."""
@@ -291,13 +319,23 @@ class Sidecar:
             for listener in self._listeners:
                 await asyncio.to_thread(listener.refresh)
             await self._refresh_roots()
-            if (
-                await asyncio.to_thread(self._has_other_target_roots)
-                or await asyncio.to_thread(self._file.changed)
-                or self._reload_asked.is_set()
-            ):
+            other_roots = await asyncio.to_thread(self._has_other_target_roots)
+            asked = self._reload_asked.is_set()
+            if asked or other_roots or await asyncio.to_thread(self._layers.changed):
+                if not asked:
+                    await self._settled()
                 self._reload_asked.clear()
-                await self.reload()
+                await self.reload(anew=other_roots)
+
+    async def _settled(self) -> None:
+        """Wait until files that are written in place are written to the end, as it seems."""
+        seen = await asyncio.to_thread(self._layers.look)
+        for _ in range(_SETTLES_AT_MOST):
+            await asyncio.sleep(_SETTLES)
+            now = await asyncio.to_thread(self._layers.look)
+            if now == seen:
+                return
+            seen = now
 
     def _has_other_target_roots(self) -> bool:
         """Whether a ``ca_file`` of a target changed: a reload reads it."""
@@ -344,12 +382,16 @@ class Sidecar:
             return "draining"
         if self.identity.principal() is None:
             return f"no workload identity: {self.identity.problem}"
+        if self._layers.closed:
+            return f"settings: {self._layers.problems[OWNER]}"
         return f"audit: {self.spool.problem}" if self.spool.problem else ""
 
     def _health(self) -> dict[str, str]:
         details = {
             "boot": self.spool.boot,
-            "rejected_config": self._rejected,
+            "rejected_config": self._layers.rejected(),
+            "policy_digest": self.pep.snapshot.policy_digest,
+            **self._layers.health(),
             "feed": "off" if self._feed is None else self._feed.health,
             "roots": self._roots_problem or "good",
         }
@@ -455,17 +497,6 @@ def _roots_of(snapshot: Snapshot) -> dict[Path, Stamp | None]:
     """The ``ca_file`` of all targets, each as it is now. Blocking."""
     files = {target.settings.ca_file for target in snapshot.targets.values()}
     return {path: stamp(path) for path in files if path is not None}
-
-
-def _difference(key: str, old: object, new: object) -> str:
-    """The key path of the first difference between two values of settings, or empty."""
-    if type(old) is type(new) and isinstance(old, settings.Settings):
-        for name in old.__struct_fields__:
-            found = _difference(f"{key}.{name}", getattr(old, name), getattr(new, name))
-            if found:
-                return found
-        return ""
-    return "" if old == new else key
 
 
 def run(config: Path | SettingsFile) -> int:

@@ -66,6 +66,9 @@ class Metrics(Collector):
         self.shipped = 0
         self.ship_failures = 0
         self.reloads: dict[str, int] = {"applied": 0, "rejected": 0}
+        self.rejected: dict[str, int] = {}
+        """By layer of the settings: 1 where its file, as it is now, is not in force."""
+        self.withheld_routes = 0
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.counters: dict[str, tuple[str, Callable[[], float]]] = {}
 
@@ -124,6 +127,19 @@ class Metrics(Collector):
             streams.add_metric([kind], count)
         yield streams
         yield _counts("valetkey_config_reloads_total", "Reloads.", "result", self.reloads)
+        rejected = GaugeMetricFamily(
+            "valetkey_config_rejected",
+            "Whether the settings file, as it is on disk, was refused and is not in force.",
+            labels=["layer"],
+        )
+        for layer, count in self.rejected.items():
+            rejected.add_metric([layer], count)
+        yield rejected
+        yield GaugeMetricFamily(
+            "valetkey_config_withheld_routes",
+            "Routes of the workload's owner that are not in force, since they would widen.",
+            value=self.withheld_routes,
+        )
         added = HistogramMetricFamily(
             "valetkey_added_latency_seconds",
             "Time that the sidecar added to a call, the target's own time not included.",

@@ -342,6 +342,76 @@ class RouteSettings(Settings, frozen=True, kw_only=True):
     spool_full: Literal["deny", "record_gap"] = "deny"
 
 
+class OperatorFileSettings(Settings, frozen=True, kw_only=True):
+    """What the operator of a cluster sets for the sidecars in it, as one file.
+
+    Keys as in the sidecar's file, in which the injector gives every other section.
+    """
+
+    targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
+    routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
+    passthrough: tuple[PassthroughSettings, ...] = ()
+
+
+class NarrowedMatchSettings(Settings, frozen=True, kw_only=True):
+    """The part of an operator's route that is kept: what is left out is as there."""
+
+    path: Annotated[str, Meta(pattern=r"^/")] | None = None
+    methods: Annotated[tuple[Method, ...], Meta(min_length=1)] | None = None
+    mcp: McpMatchSettings | None = None
+
+
+class NarrowedRouteSettings(Settings, frozen=True, kw_only=True):
+    """A route of the operator's, ``within``, or a part of it. What is left out is as there.
+
+    Everything that is said must be as strict as there, or stricter: a path inside its path, some of
+    its methods, messages, scopes and protocols, no more of a bound and no longer a wait (of
+    ``body_rate`` no less; ``0B`` bounds nothing). ``per_request``, ``scrub_answers``, ``approval``,
+    ``audit: durable`` and ``spool_full: deny`` can be added, and not be taken away.
+
+    The operator's id stays the one on record, in metrics and to the broker.
+    """
+
+    within: Name
+    match: NarrowedMatchSettings = field(default_factory=NarrowedMatchSettings)
+    scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)] | None = None
+    upgrade: tuple[UpgradeProtocol, ...] | None = None
+    timeouts: RouteTimeoutSettings = field(default_factory=RouteTimeoutSettings)
+    limits: RouteLimitSettings = field(default_factory=RouteLimitSettings)
+    scrub_answers: bool | None = None
+    per_request: bool | None = None
+    approval: Literal["required"] | RouteApprovalSettings | None = None
+    audit: Literal["buffered", "durable"] | None = None
+    spool_full: Literal["deny", "record_gap"] | None = None
+
+
+class OwnerFileSettings(Settings, frozen=True, kw_only=True):
+    """The file of who owns the workload: the calls that are left of what the operator allows.
+
+    A call that is in none of these ``routes`` is refused. ``passthrough`` lists the hosts, as the
+    operator writes them, that tunnels may still go to; left out: all of the operator's.
+    """
+
+    routes: Annotated[tuple[NarrowedRouteSettings, ...], Meta(min_length=1)]
+    passthrough: tuple[str, ...] | None = None
+
+
+class OwnerSettings(Settings, frozen=True, kw_only=True):
+    """What whoever owns the workload, or its namespace, takes away from all other settings.
+
+    ``file`` narrows routes; it is read again when it changes. Where it can't be used at the start,
+    no call leaves (``settings.owner_unusable``). ``targets`` are the only ones that are kept, of
+    those that there are.
+    """
+
+    file: Path | None = None
+    targets: Annotated[tuple[Name, ...], Meta(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is None and self.targets is None:
+            raise ValueError("give file or targets, or both")
+
+
 class NetworkSettings(Settings, frozen=True, kw_only=True):
     """The network that calls leave by.
 
@@ -408,6 +478,7 @@ class ProxySettings(Settings, frozen=True, kw_only=True):
     targets: Annotated[dict[Name, TargetSettings], Meta(min_length=1)]
     routes: Annotated[tuple[RouteSettings, ...], Meta(min_length=1)]
     passthrough: tuple[PassthroughSettings, ...] = ()
+    owner: OwnerSettings | None = None
     collector: CollectorSettings | None = None
     interception: InterceptionSettings | None = None
     network: NetworkSettings = field(default_factory=NetworkSettings)

@@ -62,13 +62,6 @@ def denials(values: str, code: str = "grant.scope") -> dict[str, str]:
     return {f'valetkey_denials_total{{{BOT},code="{code}"}}': values}
 
 
-def reloads(applied: str, rejected: str) -> dict[str, str]:
-    return {
-        f'valetkey_config_reloads_total{{{BOT},result="applied"}}': applied,
-        f'valetkey_config_reloads_total{{{BOT},result="rejected"}}': rejected,
-    }
-
-
 def received(stored: str, written: str) -> dict[str, str]:
     return {
         'valetkey_collector_events_total{instance="c",result="stored"}': stored,
@@ -109,10 +102,16 @@ CASES: Final = (
     Case("ValetkeyBrokerUnavailable", "a release of another name is there, and up", "5m",
          one("up", "1x5", 'job="team-valetkey-broker",instance="a"')),
     Case("ValetkeySettingsRejected", "a change that is bad", "10m",
-         reloads("0x10", "0x5 1x5"), (OF_BOT,)),
+         one("valetkey_config_rejected", "0x5 1x5", f'{BOT},layer="owner"'),
+         ({**OF_BOT, "layer": "owner"},)),
     Case("ValetkeySettingsRejected", "one that was put right since", "15m",
-         reloads("0x12 1x5", "0x5 1x12")),
-    Case("ValetkeySettingsRejected", "long ago", "40m", reloads("3x40", "2x40")),
+         one("valetkey_config_rejected", "0x5 1x5 0x5", f'{BOT},layer="operator"')),
+    Case("ValetkeySettingsRejected", "one that is put right at once", "6m",
+         one("valetkey_config_rejected", "0x5 1x1", f'{BOT},layer="operator"')),
+    Case("ValetkeyRoutesWithheld", "what the operator took away", "10m",
+         one("valetkey_config_withheld_routes", "0x5 2x5"), (OF_BOT,)),
+    Case("ValetkeyRoutesWithheld", "the file was mended", "15m",
+         one("valetkey_config_withheld_routes", "2x5 0x10")),
     Case("ValetkeyInterceptionCaEnds", "in less than a day", "5m",
          one("valetkey_interception_ca_expiry_timestamp_seconds", "80000x5"), (OF_BOT,)),
     Case("ValetkeyInterceptionCaEnds", "in two days", "5m",
@@ -238,6 +237,8 @@ CASES: Final = (
 # When the first of an alert's cases that fire has begun, but not for as long as its `for` says.
 BEGUN: Final = {
     "ValetkeyDenialsRising": "3m",
+    "ValetkeySettingsRejected": "6m",
+    "ValetkeyRoutesWithheld": "6m",
     "ValetkeyBrokerUnavailable": "0m",
     "ValetkeyBrokerErrorBudgetBurn": "2m",
     "ValetkeyDatabaseNotCurrent": "1m",

@@ -189,7 +189,16 @@ def test_each_code_that_is_named_exists(page: Path) -> None:
     for text in re.findall(r"`([a-z]+\.[a-z_]+)`", page.read_text()):
         family = text.partition(".")[0]
         if family in families - keys and not NO_SETTING.match(text):
-            assert codes.by_name(text) or codes.by_command_name(text), text
+            known = (codes.by_name, codes.by_command_name, codes.by_settings_name)
+            assert any(find(text) for find in known), text
+
+
+def test_the_reference_has_the_codes_of_settings() -> None:
+    page = (ROOT / "docs/reference/codes.md").read_text().partition("## Of settings")[2]
+    shown = re.findall(
+        r"^\| <a id=\S+</a>`([a-z_.]+)` \|", page.partition("\n## ")[0], re.MULTILINE
+    )
+    assert shown == [code.name for code in codes.settings_codes()]
 
 
 def test_the_reference_has_the_codes_of_commands() -> None:
@@ -217,6 +226,11 @@ def test_each_metric_of_the_services_is_documented_and_none_else() -> None:
 def test_the_examples_load(name: str) -> None:
     """Files that they name need not exist here: settings are judged, not the machine."""
     check_file(name, ROOT / f"config/{name}.yaml", environ={})
+
+
+def test_the_examples_of_two_layers_load_and_fit() -> None:
+    operator, owner = ROOT / "config/operator.yaml", ROOT / "config/routes.yaml"
+    check_file("operator", operator, environ={}, owner=owner)
 
 
 def test_the_example_of_mcp_loads_and_its_grants_cover_its_routes() -> None:

@@ -11,7 +11,8 @@ from tests.support.authorities import make
 from tests.support.fleet import Fleet
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.settings import parse
-from valetkey.proxy.app import Sidecar, _difference
+from valetkey.proxy.app import Sidecar
+from valetkey.proxy.layers import difference
 from valetkey.proxy.settings import ProxySettings
 from valetkey.proxy.settings_file import SettingsFile
 
@@ -45,7 +46,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize(("change", "key"), DIFFERENT.values(), ids=DIFFERENT)
 def test_the_first_difference_is_named(fleet, change, key):
-    assert _difference("root", settings(fleet), settings(fleet, **change)) == key
+    assert difference("root", settings(fleet), settings(fleet, **change)) == key
 
 
 async def test_a_background_task_that_ends_is_noticed(fleet, caplog):
@@ -64,6 +65,24 @@ async def test_a_background_task_that_ends_is_noticed(fleet, caplog):
     cancelled.add_done_callback(sidecar._background_ended)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
+    await sidecar.spool.stop()
+
+
+async def test_a_file_that_is_written_in_place_is_read_when_it_is_left_alone(fleet, monkeypatch):
+    """Half of it may be settings as well: a route without the line that asks for a person."""
+    sidecar = await asyncio.to_thread(
+        Sidecar, SettingsFile(fleet.config), asyncio.get_running_loop()
+    )
+    states = iter([1, 2, 3, 3, 4])
+    monkeypatch.setattr(sidecar._layers, "look", lambda: next(states))
+    monkeypatch.setattr("valetkey.proxy.app._SETTLES", 0)
+    await sidecar._settled()
+    assert next(states) == 4
+    # One who never ends does not keep others from being heard.
+    busy = iter(range(1000))
+    monkeypatch.setattr(sidecar._layers, "look", lambda: next(busy))
+    await sidecar._settled()
+    assert next(busy) < 100
     await sidecar.spool.stop()
 
 

@@ -14,6 +14,7 @@ Never in an event: tokens, query values, header values (Host is the exception), 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -269,6 +270,30 @@ class Recorder:
             {"unmapped": {"open_calls": self._spool.open_calls, "lost": self.lost}},
             decision=True,
         )
+
+    def settings(
+        self,
+        result: str,
+        policy_digest: str,
+        digests: Mapping[str, str],
+        *,
+        layer: str = "",
+        code: str = "",
+        withheld: int = 0,
+    ) -> None:
+        """Record that settings were ``applied`` or ``rejected``, and what is in force since.
+
+        ``digests`` are of the files in force, by layer; ``layer`` and ``code`` say whose file was
+        rejected and why, ``withheld`` how many routes of the owner are not in force. Nothing of
+        what is in a file. Raises `AuditError`.
+        """
+        unmapped: dict[str, Any] = {
+            "result": result, "policy_digest": policy_digest, "files": dict(digests),
+            "withheld": withheld,
+        }  # fmt: skip
+        if code:
+            unmapped |= {"layer": layer, "code": code}
+        self._write(events.TYPE_SETTINGS, {"unmapped": unmapped}, decision=True)
 
     def declare_lost(self, boot: str, first: int, last: int, reason: str) -> None:
         """Record that events of a boot can't be delivered any more. Raises `AuditError`."""

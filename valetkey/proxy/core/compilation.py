@@ -25,6 +25,7 @@ from valetkey.proxy.settings import (
     ProxySettings,
     RouteApprovalSettings,
     RouteLimitSettings,
+    RouteSettings,
 )
 
 _LEAF_LIFETIMES: Final = (600, 30 * 86_400)
@@ -37,6 +38,9 @@ _MET: Final = frozenset({"expect"})
 _MAX_DETAILS: Final = 4096
 # What a call may never switch to: messages would then pass that nobody here reads.
 _NO_UPGRADE: Final = frozenset({"h2", "h2c", "http", "tls"})
+_MCP_METHODS: Final = ("POST",)
+
+Endpoints = dict[tuple[Target, Sequence[object]], McpEndpoint[Route]]
 
 
 def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
@@ -63,17 +67,7 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
     subject = normal(settings.workload.subject_header)
     if subject in HOP_BY_HOP | FRAMING:
         raise ConfigError(f"workload.subject_header: {subject!r} can't carry a token")
-    endpoint = settings.broker.url.rstrip("/") + "/token"
-    targets = {
-        name: Target(
-            name,
-            target,
-            endpoint=endpoint,
-            thumbprint=thumbprint,
-            subject=settings.workload.subject_header,
-        )
-        for name, target in settings.targets.items()
-    }
+    targets = make_targets(settings, thumbprint)
     routes = tuple(_compile_routes(settings, targets))
     for index, listener in enumerate(settings.listeners):
         where = f"listeners.{index}"
@@ -89,6 +83,21 @@ def compile_snapshot(settings: ProxySettings, *, thumbprint: str) -> Snapshot:
         if listener.mode == "transparent" and listener.token_file is not None:
             raise ConfigError(f"{where}.token_file: who knows of no proxy brings it no token")
     return Snapshot(settings, targets, routes)
+
+
+def make_targets(settings: ProxySettings, thumbprint: str) -> dict[str, Target]:
+    """The targets, without routes. Raises `ConfigError`."""
+    endpoint = settings.broker.url.rstrip("/") + "/token"
+    return {
+        name: Target(
+            name,
+            target,
+            endpoint=endpoint,
+            thumbprint=thumbprint,
+            subject=settings.workload.subject_header,
+        )
+        for name, target in settings.targets.items()
+    }
 
 
 def _check_interception(settings: InterceptionSettings) -> None:
@@ -115,43 +124,62 @@ def _check_interception(settings: InterceptionSettings) -> None:
 
 def _compile_routes(settings: ProxySettings, targets: dict[str, Target]) -> list[Route]:
     routes: list[Route] = []
-    endpoints: _Endpoints = {}
+    endpoints: Endpoints = {}
     seen: set[str] = set()
     for index, item in enumerate(settings.routes):
         where = f"routes.{index}"
         if item.id in seen:
             raise ConfigError(f"{where}.id: {item.id!r} is taken")
         seen.add(item.id)
-        target = targets.get(item.target)
-        if target is None:
-            raise ConfigError(f"{where}.target: no target {item.target!r}")
-        _check_match(item.match, f"{where}.match")
-        _check_limits(item.limits, settings.limits, f"{where}.limits")
-        if item.upgrade and item.scrub_answers:
-            raise ConfigError(f"{where}.scrub_answers: what goes through a tunnel is not read")
-        for protocol in item.upgrade:
-            if protocol.partition("/")[0] in _NO_UPGRADE:
-                raise ConfigError(f"{where}.upgrade: {protocol!r} can't be allowed")
-        if isinstance(item.approval, RouteApprovalSettings) and not 0 <= item.approval.hold <= 600:
-            raise ConfigError(f"{where}.approval.hold: between 0s and 10m")
-        if item.upgrade and item.match.mcp is not None:
-            raise ConfigError(f"{where}.upgrade: what goes through a tunnel is no message of MCP")
-        if "websocket" in item.upgrade and "GET" not in item.match.methods:
-            raise ConfigError(f"{where}.upgrade: websocket needs the method GET (RFC 6455 §4.1)")
-        try:
-            route = Route(item, target, settings.timeouts, settings.limits)
-            if item.match.mcp is None:
-                target.routes.add(route.methods, route.pattern, route)
-            else:
-                _endpoint(endpoints, route, settings.limits.message).add(route.messages, route)
-        except (PatternError, NameInvalid) as error:
-            raise ConfigError(f"{where}.match: {error}") from error
-        if route.messages and len(route.details) > _MAX_DETAILS:
-            raise ConfigError(
-                f"{where}.match.mcp: too many names for one credential; use * or more routes"
-            )
-        routes.append(route)
+        routes.append(add_route(item, settings, targets, endpoints, where))
     return routes
+
+
+def add_route(
+    item: RouteSettings,
+    settings: ProxySettings,
+    targets: dict[str, Target],
+    endpoints: Endpoints,
+    where: str,
+) -> Route:
+    """Make a route and add it to its target. Raises `ConfigError`; some of it may be added then.
+
+    ``where`` is its key path. ``endpoints`` holds the MCP endpoints of these targets.
+    """
+    target = targets.get(item.target)
+    if target is None:
+        raise ConfigError(f"{where}.target: no target {item.target!r}")
+    _check_route(item, settings, where)
+    try:
+        route = Route(item, target, settings.timeouts, settings.limits)
+        if item.match.mcp is None:
+            target.routes.add(route.methods, route.pattern, route)
+        else:
+            endpoint = _endpoint(endpoints, route, settings.limits.message)
+            endpoint.add(route.messages, route)
+    except (PatternError, NameInvalid) as error:
+        raise ConfigError(f"{where}.match: {error}") from error
+    if route.messages and len(route.details) > _MAX_DETAILS:
+        raise ConfigError(
+            f"{where}.match.mcp: too many names for one credential; use * or more routes"
+        )
+    return route
+
+
+def _check_route(item: RouteSettings, settings: ProxySettings, where: str) -> None:
+    _check_match(item.match, f"{where}.match")
+    _check_limits(item.limits, settings.limits, f"{where}.limits")
+    if item.upgrade and item.scrub_answers:
+        raise ConfigError(f"{where}.scrub_answers: what goes through a tunnel is not read")
+    for protocol in item.upgrade:
+        if protocol.partition("/")[0] in _NO_UPGRADE:
+            raise ConfigError(f"{where}.upgrade: {protocol!r} can't be allowed")
+    if isinstance(item.approval, RouteApprovalSettings) and not 0 <= item.approval.hold <= 600:
+        raise ConfigError(f"{where}.approval.hold: between 0s and 10m")
+    if item.upgrade and item.match.mcp is not None:
+        raise ConfigError(f"{where}.upgrade: what goes through a tunnel is no message of MCP")
+    if "websocket" in item.upgrade and "GET" not in item.match.methods:
+        raise ConfigError(f"{where}.upgrade: websocket needs the method GET (RFC 6455 §4.1)")
 
 
 def _check_limits(own: RouteLimitSettings, general: LimitSettings, where: str) -> None:
@@ -180,19 +208,21 @@ def _check_match(match: MatchSettings, where: str) -> None:
         raise ConfigError(f"{where}.mcp.tools: {METHOD_TOOLS_CALL} is not among the methods")
 
 
-_Endpoints = dict[tuple[Target, Sequence[object]], McpEndpoint[Route]]
-
-
-def _endpoint(endpoints: _Endpoints, route: Route, limit: int) -> McpEndpoint[Route]:
+def _endpoint(endpoints: Endpoints, route: Route, limit: int) -> McpEndpoint[Route]:
     """The MCP endpoint at a route's path, made where it is the first. Raises `PatternError`."""
-    target = route.target
-    place = (target, parse_pattern(route.pattern))
+    place = (route.target, parse_pattern(route.pattern))
     endpoint = endpoints.get(place)
     if endpoint is None:
-        others = target.headers.for_reading()
-        endpoint = endpoints[place] = McpEndpoint(others.without(_MET), others, limit)
-        target.routes.add(route.methods, route.pattern, endpoint)
-        target.has_mcp = True
+        endpoint = endpoints[place] = add_endpoint(route.target, route.pattern, limit)
+    return endpoint
+
+
+def add_endpoint(target: Target, pattern: str, limit: int) -> McpEndpoint[Route]:
+    """An MCP endpoint without routes, which takes no message. Raises `PatternError`."""
+    others = target.headers.for_reading()
+    endpoint: McpEndpoint[Route] = McpEndpoint(others.without(_MET), others, limit)
+    target.routes.add(_MCP_METHODS, pattern, endpoint)
+    target.has_mcp = True
     return endpoint
 
 

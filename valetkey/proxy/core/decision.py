@@ -261,7 +261,7 @@ def decide(
         path = path[path.index("/", 1) :]
     found = target.routes.match(facts.method, segments, start)
     if found is None:
-        return Deny(codes.ROUTE_NO_MATCH, "no route for this method and path", target, path=path)
+        return Deny(snapshot.unmatched, "no route for this method and path", target, path=path)
     if (";" in path or "%3" in path) and target.routes.match(
         facts.method, _bare(segments), start
     ) is not found:

@@ -28,7 +28,9 @@ class _Entry(Generic[R]):
 
     __slots__ = ("methods", "pattern", "route")
 
-    def __init__(self, pattern: NamePattern, methods: Sequence[NamePattern], route: R) -> None:
+    def __init__(
+        self, pattern: NamePattern, methods: Sequence[NamePattern], route: R | None
+    ) -> None:
         self.pattern = pattern
         self.methods = methods
         self.route = route
@@ -75,6 +77,38 @@ class _Names(Generic[R]):
             if other.pattern == pattern and other.is_inside(entry):
                 return
         self._keep(entry)
+
+    def add_hole(self, pattern: NamePattern) -> None:
+        """Names that no route has, whatever is around them, unless the very pattern is there."""
+        if not any(other.pattern == pattern for other in self._overlapping(pattern)):
+            self._keep(_Entry(pattern, (), None))
+
+    def holder(self, pattern: NamePattern) -> R:
+        """The route that has every name of a pattern, narrower patterns inside apart.
+
+        Raises `PatternError` where there is none, or another route's pattern lies across.
+        """
+        around = [each for each in self.entries() if each.pattern.includes(pattern)]
+        # The one that `match` would take for a name that is in no narrower one.
+        around.sort(key=lambda each: (len(each.pattern.prefix), len(each.pattern.suffix)))
+        found = next((each for each in reversed(around) if each.pattern.exact), None)
+        found = found or (around[-1] if around else None)
+        if found is None or found.route is None:
+            raise PatternError(f"nothing has all of {pattern}")
+        for other in self.entries():
+            if (
+                other.route is not found.route
+                and other.pattern.overlaps(pattern)
+                and not other.pattern.includes(pattern)
+                and not pattern.includes(other.pattern)
+            ):
+                raise PatternError(f"{pattern} and {other.pattern} lie across")
+        return found.route
+
+    def entries(self) -> Iterator[_Entry[R]]:
+        yield from self._exact.values()
+        for suffixes in self._globs.values():
+            yield from suffixes.entries.values()
 
     def match(self, name: str) -> R | None:
         """The route of the narrowest pattern.
@@ -158,11 +192,34 @@ class McpEndpoint(Generic[R]):
             for method in methods
             if not any(method.includes(other) for other in methods - {method})
         ]
+        for names, pattern in self._parts(patterns):
+            names.add(pattern, calling if names is self._tools else (), route)
+
+    def holders(self, patterns: Sequence[MessagePattern]) -> set[R]:
+        """The routes that have all messages of these patterns, narrower patterns inside apart.
+
+        Raises `PatternError` where some are nobody's, or a route's pattern lies across.
+        """
+        return {names.holder(pattern) for names, pattern in self._parts(patterns)}
+
+    def add_holes(self, other: McpEndpoint[R], of: R, patterns: Sequence[MessagePattern]) -> None:
+        """What ``other`` gives to routes but ``of`` is nobody's here, where ``patterns`` have it.
+
+        Call it when all routes were added.
+        """
+        for ours, theirs in ((self._tools, other._tools), (self._methods, other._methods)):
+            own = [pattern for names, pattern in self._parts(patterns) if names is ours]
+            for entry in theirs.entries():
+                if entry.route is not of and any(each.includes(entry.pattern) for each in own):
+                    ours.add_hole(entry.pattern)
+
+    def _parts(self, patterns: Sequence[MessagePattern]) -> Iterator[tuple[_Names[R], NamePattern]]:
+        """The names that messages of these patterns are looked up by, and among which."""
         for pattern in patterns:
             if pattern.calls_tools:
-                self._tools.add(pattern.tool, calling, route)
+                yield self._tools, pattern.tool
             if not (pattern.calls_tools and pattern.method.exact):
-                self._methods.add(pattern.method, (), route)
+                yield self._methods, pattern.method
 
     def match(self, message: Message) -> R | None:
         if message.method == METHOD_TOOLS_CALL:

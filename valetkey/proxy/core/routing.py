@@ -16,7 +16,7 @@ The cost of a lookup depends on the number of segments, not on the number of rou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from valetkey.proxy.core.path import lax_segment
 from valetkey.proxy.core.patterns import (
@@ -30,11 +30,13 @@ from valetkey.proxy.core.patterns import (
 
 R = TypeVar("R")
 
+_WITHIN: Final = frozenset({Relation.EQUAL, Relation.INSIDE})
+
 
 class _Leaf(Generic[R]):
     __slots__ = ("pattern", "route", "segments")
 
-    def __init__(self, pattern: str, segments: tuple[Segment, ...], route: R) -> None:
+    def __init__(self, pattern: str, segments: tuple[Segment, ...], route: R | None) -> None:
         self.pattern = pattern
         self.segments = segments
         self.route = route
@@ -85,8 +87,11 @@ class RouteTree(Generic[R]):
         # By method: the routes that another one can shadow. Most can't be, and cost no second look.
         self._inside: dict[str, dict[R, _Reading[R]]] = {}
 
-    def add(self, methods: Sequence[str], pattern: str, route: R) -> None:
-        """Add a route. Raises `PatternError` for a conflict with one that is there."""
+    def add(self, methods: Sequence[str], pattern: str, route: R | None) -> None:
+        """Add a route. Raises `PatternError` for a conflict with one that is there.
+
+        ``None`` is a hole: paths that `match` finds nothing for, whatever is around them.
+        """
         segments = parse_pattern(pattern)
         for method, other in _overlapping(self._root, segments, 0):
             if method not in methods:
@@ -98,6 +103,59 @@ class RouteTree(Generic[R]):
         leaves.update(dict.fromkeys(methods, leaf))
         # Also where the target ignores neither: path parameters are cut by any lax reader.
         self._add_reading(frozenset(methods), segments, route)
+
+    def holder(self, method: str, pattern: str) -> R:
+        """The route that is asked for every path of a pattern, narrower routes inside apart.
+
+        Raises `PatternError` where there is none: no route has all the paths, a route lies across,
+        or to a lax reader another route may have some.
+        """
+        segments = parse_pattern(pattern)
+        found: _Leaf[R] | None = None
+        for other_method, other in _overlapping(self._root, segments, 0):
+            if other_method != method:
+                continue
+            how = relation(segments, other.segments)
+            if how is Relation.CROSSING:
+                raise PatternError(f"{method} {pattern!r} and {other.pattern!r} lie across")
+            # Those around it lie one inside the other, or `add` had refused one.
+            if how in _WITHIN and (
+                found is None or relation(other.segments, found.segments) is Relation.INSIDE
+            ):
+                found = other
+        if found is None or found.route is None:
+            raise PatternError(f"nothing has all of {method} {pattern!r}")
+        read, own = self._as_read(segments), self._as_read(found.segments)
+        for other_method, reading in _overlapping(self._lax, read, 0):
+            if (
+                other_method == method
+                and self._read_within(read, reading)
+                and not self._read_within(own, reading)
+            ):
+                raise PatternError(
+                    f"{method} {pattern!r}, read without regard to case, last slash or path "
+                    f"parameters, is not of {found.pattern!r} alone"
+                )
+        return found.route
+
+    def _read_within(self, segments: tuple[Segment, ...], reading: _Reading[R]) -> bool:
+        return relation(segments, reading.segments, empty_rest=self._last_slash) in _WITHIN
+
+    def entries(self) -> Iterator[tuple[str, str, R | None]]:
+        """Method, pattern and route of all that was added, once per method."""
+        for method, leaf in _below(self._root):
+            yield method, leaf.pattern, leaf.route
+        for table in (self._root.here, self._root.rest):
+            for method, leaf in table.items():
+                yield method, leaf.pattern, leaf.route
+
+    def has(self, method: str, pattern: str) -> bool:
+        """Whether something was added for the method under a pattern of the same paths."""
+        segments = parse_pattern(pattern)
+        return any(
+            other_method == method and other.segments == segments
+            for other_method, other in _overlapping(self._root, segments, 0)
+        )
 
     def match(self, method: str, segments: Sequence[str], start: int = 0) -> R | None:
         """The most specific route for a method and the decoded segments from ``start`` on."""
@@ -136,15 +194,19 @@ class RouteTree(Generic[R]):
             end -= 1
         return [lax_segment(segments[i], self._case) for i in range(start, end)]
 
-    def _add_reading(
-        self, methods: frozenset[str], segments: tuple[Segment, ...], route: R
-    ) -> None:
+    def _as_read(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """A pattern as a lax reader takes it."""
         if self._last_slash and segments[-1] == "":
             segments = segments[:-1]
-        read = tuple(
+        return tuple(
             lax_segment(segment, self._case) if isinstance(segment, str) else segment
             for segment in segments
         )
+
+    def _add_reading(
+        self, methods: frozenset[str], segments: tuple[Segment, ...], route: R | None
+    ) -> None:
+        read = self._as_read(segments)
         others = {
             (method, other)
             for method, other in _overlapping(self._lax, read, 0)
@@ -156,6 +218,8 @@ class RouteTree(Generic[R]):
                 made[method] = self._place_reading(method, read)
         for method, other in others:
             self._relate(method, made[method], other)
+        if route is None:
+            return  # a hole shadows others, and is never asked whether it is
         for method, reading in made.items():
             reading.routes.append(route)
             if reading.shadowed:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from valetkey.contracts import codes
+from valetkey.contracts.codes import Code
 from valetkey.contracts.diagnosis import DIAGNOSIS_HOST
 from valetkey.contracts.errors import CallerError, ConfigError
 from valetkey.contracts.mcp import MessagePattern, message_patterns
@@ -214,16 +216,28 @@ class Snapshot:
 
     __slots__ = (
         "_hosts", "_passthrough", "_prefixes", "diagnosis", "nat64", "origins", "pace",
-        "policy_digest", "routes", "settings", "targets",
+        "policy_digest", "routes", "settings", "targets", "unmatched",
     )  # fmt: skip
 
     def __init__(
-        self, settings: ProxySettings, targets: dict[str, Target], routes: tuple[Route, ...]
+        self,
+        settings: ProxySettings,
+        targets: dict[str, Target],
+        routes: tuple[Route, ...],
+        *,
+        around: Snapshot | None = None,
+        unmatched: Code = codes.ROUTE_NO_MATCH,
     ) -> None:
+        """``around``: the snapshot that this one narrows, which then counts for its digest too."""
         self.settings = settings
         self.targets = targets
         self.routes = routes
         self.policy_digest = _digest(settings)
+        if around is not None:
+            both = f"{around.policy_digest} {self.policy_digest}"
+            self.policy_digest = hashlib.sha256(both.encode()).hexdigest()
+        self.unmatched = unmatched
+        """What a call to a target is told that no route of it matches."""
         self.pace = _pace(settings.limits.body_rate)
         """Seconds that each byte of a body is worth, until there is a route."""
         self.nat64 = _nat64(settings.network)
