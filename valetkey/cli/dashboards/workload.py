@@ -57,6 +57,12 @@ WORKLOAD: Final = Dashboard(
                     (per("valetkey_requests_total", "pod", _ONE),),
                     unit="reqps",
                 ),
+                Panel(
+                    "MCP tools hidden",
+                    "Taken out of lists that targets sent: no route lets the workload call them.",
+                    (per("valetkey_mcp_hidden_tools_total", "pod", _ONE, of="increase"),),
+                    on_failure=True,
+                ),
             ),
         ),
         Row(
