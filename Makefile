@@ -16,7 +16,7 @@ AT_ONCE := -n $(WORKERS) --dist loadfile
 IN ?= .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test failed spire helm chart cluster lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
+.PHONY: help demo test failed spire helm chart cluster image image-test lint format compiled bench bench-revocation decisions exchanges soak chaos fuzz lock generate clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -53,6 +53,31 @@ chart: helm ## Test the chart with Helm 3 and 4, helm-unittest and kubeconform
 cluster: helm ## Test chart and injector on a real API server, built into .kubernetes/ (Go; minutes the first time)
 	@$(BIN)/python -m tests.support.kubernetes
 	@$(BIN)/python -m pytest $(addprefix tests/cluster/,injecting.py)
+
+# The image's base by digest, its name, and what else the build is told (secrets, for one):
+# docs/how-to/build-the-image.md.
+BASE ?= docker.io/library/python:3.11-slim-bookworm
+BASE_DIGEST ?=
+IMAGE ?= localhost/valetkey:$(VERSION)
+IMAGE_OPTIONS ?=
+SOURCE ?=
+BUILDAH ?= buildah
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' valetkey/__init__.py)
+REVISION ?= $(shell git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+image: ## Build the image: BASE_DIGEST=sha256:… (and BASE, IMAGE, SOURCE, IMAGE_OPTIONS)
+	@[ -n "$(BASE_DIGEST)" ] || { echo "BASE_DIGEST=sha256:… of $(BASE) is needed" >&2; exit 1; }
+	$(BUILDAH) build --layers --isolation chroot --format docker --timestamp $(SOURCE_DATE_EPOCH) \
+		--build-arg BASE=$(BASE) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
+		--build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE) \
+		--build-arg CREATED=$$(date -u -d @$(SOURCE_DATE_EPOCH) +%FT%TZ) \
+		$(IMAGE_OPTIONS) --tag $(IMAGE) .
+
+image-test: $(VENV)/.dev ## Build the image on a base made here, and test it (root, buildah, podman, runc, mmdebstrap)
+	@$(BIN)/python -m tests.support.container
+	@VALETKEY_REQUIRE=all $(BIN)/python -m pytest -s tests/integration/image.py
 
 # What the compiled modules are in: the sidecar's wire, record, streams and tunnels. The programs and
 # clients around it are the same whether it is compiled.
@@ -97,12 +122,13 @@ lock: ## Resolve and pin the requirements anew (needs uv)
 	$(LOCK) --upgrade pyproject.toml --extra all -o requirements/runtime.txt
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev -o requirements/dev.txt
 	$(LOCK) --upgrade pyproject.toml --extra all --group dev --group bench -o requirements/bench.txt
+	$(LOCK) --upgrade --constraints requirements/dev.txt requirements/image.in -o requirements/image.txt
 	$(LOCK) --upgrade requirements/ldap.in -o requirements/ldap.txt
 	$(LOCK) --upgrade requirements/mitmproxy.in -o requirements/mitmproxy.txt
 	$(LOCK) --upgrade requirements/clients.in --no-emit-package greenlet -o requirements/clients.txt
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) .helm .keycloak .kubernetes .spire .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .helm .image .keycloak .kubernetes .spire .venv-bench .venv-clients .venv-mitmproxy dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

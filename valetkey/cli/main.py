@@ -95,6 +95,22 @@ def check(program: str, file: Path, owner: Path | None) -> None:
 
 
 @main.command()
+@click.argument("program", type=click.Choice(PROGRAMS), required=False)
+@click.option("--config", type=_FILE, help="The program's settings file (YAML).")
+@click.option("--live", is_flag=True, help="Whether it answers at all, not whether it is ready.")
+def health(program: str | None, config: Path | None, live: bool) -> None:
+    """Ask the probe of a PROGRAM that runs here with this --config; in a container, process 1's.
+
+    Exit status 0 says that it is well, 1 that it is not, and standard error why.
+    """
+    if (program is None) != (config is None):
+        raise click.UsageError("a program needs --config, and --config a program")
+    check = importlib.import_module("valetkey.cli.health")
+    given = [program, "--config", str(config)] if program is not None else []
+    sys.exit(check.main([*given, *(["--live"] if live else [])]))
+
+
+@main.command()
 @click.option("--keep", is_flag=True, help="Leave everything running and print the URLs.")
 def demo(keep: bool) -> None:
     """Run the whole story on this machine: broker, collector, sidecar, agent, target."""

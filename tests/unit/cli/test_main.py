@@ -48,6 +48,7 @@ def test_help_names_every_command(run):
         "audit",
         "demo",
         "doctor",
+        "health",
     ):
         assert command in output
 

@@ -314,6 +314,7 @@ def test_the_requirements_are_pinned_hashed_and_name_no_host() -> None:
         "build.txt",
         "clients.txt",
         "dev.txt",
+        "image.txt",
         "ldap.txt",
         "mitmproxy.txt",
         "runtime.txt",
