@@ -23,6 +23,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.support.pods import pod
 from tests.support.prometheus import Prometheus
 from tests.support.waiting import until_sync
 from tests.support.watched_demo import WatchedStage
@@ -86,6 +87,7 @@ def scraping(stage: WatchedStage) -> dict[str, Any]:
         "valetkey-sidecar": (stage.admin_port, SIDECAR),
         "valetkey-broker": (stage.broker_port, {}),
         "valetkey-collector": (stage.collector_port, {}),
+        "valetkey-injector": (stage.injector_admin_port, {}),
     }
     jobs = [job["job_name"] for job in SCRAPING["scrape_configs"]]
     assert set(jobs) == set(ports)
@@ -170,13 +172,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     stage = WatchedStage(directory)
     began = time.time()
     with Prometheus(directory / "prometheus", scraping(stage)) as prometheus, stage:
-        until_sync(lambda: len(prometheus.query("up == 1")) == 3, "all are scraped", poll=0.1)
+        until_sync(lambda: len(prometheus.query("up == 1")) == 4, "all are scraped", poll=0.1)
         for title, step in Story(stage).steps():
             checks = Checks()
             step(checks)
             assert checks.hold, title
         stage.have_events_pushed()
         stage.open_streams()
+        stage.exchange_the_injector_s_certificate()
         grant(stage)
         held = []
         for number in range(3):  # the first makes a series, the others are what is counted
@@ -187,6 +190,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             stage.revoke()
             stage.change_settings()
             assert call(stage, path="/tools/closed") == 401
+            assert stage.review("/mutate", pod())
+            assert stage.review("/mutate", pod(hostNetwork=True)) is False
+            assert stage.review("/mutate", None) is None
+            assert stage.review("/validate", pod()) is False
             assert {call(stage), call(stage, "DELETE")} <= {200, 403}
             seen = time.time()
             until_sync(
@@ -222,7 +229,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             poll=0.1,
         )
         pages = {}
-        for port in (stage.admin_port, stage.broker_port, stage.collector_port):
+        ports = (
+            stage.admin_port,
+            stage.broker_port,
+            stage.collector_port,
+            stage.injector_admin_port,
+        )
+        for port in ports:
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
                 connection.request("GET", "/metrics")
                 pages[str(port)] = connection.getresponse().read().decode()

@@ -11,6 +11,7 @@ import base64
 import http.client
 import json
 import secrets
+import ssl
 import threading
 import time
 import urllib.parse
@@ -20,10 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import trustme
+import yaml
 from aiohttp import WSMsgType, web
 from websockets.sync.client import connect
 
+from tests.support.pods import EXAMPLE
 from tests.support.ports import free_port
+from tests.support.secret_volume import Pair, SecretVolume
+from tests.support.waiting import until_sync
 from valetkey.cli.demo.agent import Client
 from valetkey.cli.demo.identity import AGENT, USER, WORKLOADS, write_private
 from valetkey.cli.demo.stage import Stage
@@ -55,8 +61,16 @@ class WatchedStage(Stage):
     def __init__(self, directory: Path) -> None:
         self.beside = Beside()
         self.forward_port = free_port()
+        self.injector_port = free_port()
+        self.injector_admin_port = free_port()
         super().__init__(directory)
         self._open = ExitStack()
+        self._ca = trustme.CA()
+        self.certificate = SecretVolume(directory / "injector-tls")
+        self.certificate.put(self._pair())
+        self._write("injector", self._injector_settings())
+        self.injector = self._program("injector", f"http://127.0.0.1:{self.injector_admin_port}")
+        self.programs = (*self.programs, self.injector)
 
     def __enter__(self) -> Self:
         self.beside.start()
@@ -122,7 +136,57 @@ class WatchedStage(Stage):
         settings["listeners"] = [*settings["listeners"], forward]
         settings["interception"] = {}
 
+    def _injector_settings(self) -> dict[str, Any]:
+        """The example's, but for where it listens: no Kubernetes is needed for reviews."""
+        settings: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+        settings["pods"]["kubernetes"] = "1.31"
+        settings["webhook"] = {
+            "bind": f"127.0.0.1:{self.injector_port}",
+            "admin": f"127.0.0.1:{self.injector_admin_port}",
+            "tls": self.certificate.settings,
+            "linger": "0s",
+        }
+        return settings
+
+    def _pair(self) -> Pair:
+        return Pair.of(self._ca, "localhost")
+
     # --- traffic ------------------------------------------------------------------------------
+
+    def review(self, path: str, document: Any) -> bool | None:
+        """Whether the injector lets a pod be, as it answers an API server; nothing for no review."""
+        context = ssl.create_default_context(cadata=self._ca.cert_pem.bytes().decode())
+        asked = {
+            "uid": "7c8c1f7e-0000-4000-8000-000000000001",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "operation": "CREATE",
+            "namespace": "agents",
+            "object": document,
+        }
+        review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}
+        with closing(
+            http.client.HTTPSConnection("localhost", self.injector_port, context=context)
+        ) as api_server:
+            body = json.dumps(review if document is not None else {})
+            api_server.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = json.loads(api_server.getresponse().read())
+        return answer["response"]["allowed"] if "response" in answer else None
+
+    def exchange_the_injector_s_certificate(self) -> None:
+        """By one that can't be used, which is noticed, and then by a good one."""
+        good, before = self._pair(), self._injector_log("certificate_unusable")
+        self.certificate.put(Pair(good.certificate, self._pair().key))
+        until_sync(
+            lambda: self._injector_log("certificate_unusable") > before, "the bad one is noticed"
+        )
+        before = self._injector_log("certificate_taken_up")
+        self.certificate.put(good)
+        until_sync(
+            lambda: self._injector_log("certificate_taken_up") > before, "the good one is taken up"
+        )
+
+    def _injector_log(self, event: str) -> int:
+        return self.injector.log.read_text().count(f'"{event}"')
 
     def have_events_pushed(self) -> None:
         """What a SIEM asks of the broker: events, to the place that settings name (RFC 8935)."""

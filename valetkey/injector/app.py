@@ -57,6 +57,7 @@ class Injector:
         self._loaded = _without_own_namespace(loaded, self._kube, self._webhook)
         self._draining = False
         self._stop = asyncio.Event()
+        self.metrics.ready.set_function(lambda: float(not self._unready()))
         self.failed = False
 
     def _source(self) -> CertificateSource:
@@ -167,13 +168,17 @@ class Injector:
 
         return handle
 
+    def _unready(self) -> str:
+        """Why no API server should come here; empty if it may."""
+        if self._draining:
+            return "draining"
+        if time.time() >= self._served.expires:
+            return f"certificate: {self._certificates.problem or 'it has expired'}"
+        return "" if self._version else "the cluster's version is not known"
+
     def _admin(self) -> web.Application:
         async def ready() -> str:
-            if self._draining:
-                return "draining"
-            if time.time() >= self._served.expires:
-                return f"certificate: {self._certificates.problem or 'it has expired'}"
-            return "" if self._version else "the cluster's version is not known"
+            return self._unready()
 
         def details() -> dict[str, str]:
             return {"certificates": self._certificates.problem or "good"}

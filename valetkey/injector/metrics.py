@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from valetkey import __version__
 from valetkey.contracts.certificate_files import CertificateMetrics
@@ -19,6 +19,7 @@ class Metrics:
     reviews: Counter
     seconds: Histogram
     certificates: CertificateMetrics
+    ready: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -47,4 +48,9 @@ def make_metrics() -> Metrics:
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         ),
         CertificateMetrics(registry, "valetkey_injector"),
+        Gauge(
+            "valetkey_injector_ready",
+            "1 while API servers can use this replica: as /readyz says.",
+            registry=registry,
+        ),
     )

@@ -83,6 +83,27 @@ def certificate(program: str, ends: str, lifetime: int) -> dict[str, str]:
     )
 
 
+INJECTOR: Final = 'job="valetkey-injector",instance="{}"'
+
+
+def injectors(metric: str, of_a: str, of_b: str) -> dict[str, str]:
+    return one(metric, of_a, INJECTOR.format("a")) | one(metric, of_b, INJECTOR.format("b"))
+
+
+def reviews(within: str, later: str) -> dict[str, str]:
+    name = 'valetkey_injector_reviews_seconds_bucket{webhook="mutate",instance="a"'
+    return {
+        f'{name},le="1.0"}}': within,
+        f'{name},le="2.5"}}': later,
+        f'{name},le="+Inf"}}': later,
+    }
+
+
+def refusals(values: str) -> dict[str, str]:
+    labels = 'webhook="mutate",result="refused",code="inject.name_taken",instance="a"'
+    return one("valetkey_injector_reviews_total", values, labels)
+
+
 A: Final = {"job": "valetkey-broker", "instance": "a"}
 FAST, SLOW = {"window": "1h"}, {"window": "6h"}
 CASES: Final = (
@@ -189,6 +210,38 @@ CASES: Final = (
          ({**A, "program": "broker"},)),
     Case("ValetkeyCertificateRejected", "files that are written one after the other", "10m",
          one("valetkey_collector_certificate_failing", "0x3 1 0x10", BROKER)),
+    Case("ValetkeyCertificateEnds", "a week, of which half a day is left", "5m",
+         certificate("injector", "40000x5", 7 * 86_400), ({**A, "program": "injector"},)),
+    Case("ValetkeyCertificateRejected", "the injector's", "10m",
+         one("valetkey_injector_certificate_failing", "1x10", BROKER),
+         ({**A, "program": "injector"},)),
+    Case("ValetkeyInjectorUnavailable", "both are down", "5m",
+         injectors("up", "0x5", "0x5"), ({},)),
+    Case("ValetkeyInjectorUnavailable", "both are up, and not ready", "5m",
+         injectors("up", "1x5", "1x5") | injectors("valetkey_injector_ready", "0x5", "0x5"),
+         ({},)),
+    Case("ValetkeyInjectorUnavailable", "one of two is ready", "5m",
+         injectors("up", "1x5", "1x5") | injectors("valetkey_injector_ready", "0x5", "1x5")),
+    Case("ValetkeyInjectorUnavailable", "there is no injector", "5m", one("up", "1x5", BROKER)),
+    Case("ValetkeyInjectorNotReady", "one of two is not ready", "10m",
+         injectors("up", "1x10", "1x10") | injectors("valetkey_injector_ready", "0x10", "1x10"),
+         ({"job": "valetkey-injector", "instance": "a"},)),
+    Case("ValetkeyInjectorNotReady", "one of two is down", "10m",
+         injectors("up", "1x10", "0x10")
+         | one("valetkey_injector_ready", "1x10", INJECTOR.format("a")),
+         ({"job": "valetkey-injector", "instance": "b"},)),
+    Case("ValetkeyInjectorNotReady", "both start", "10m",
+         injectors("up", "1x10", "1x10")
+         | injectors("valetkey_injector_ready", "0x2 1x8", "0x3 1x8")),
+    Case("ValetkeyInjectorNotReady", "none is: that is another alert", "10m",
+         injectors("up", "1x10", "1x10") | injectors("valetkey_injector_ready", "0x10", "0x10")),
+    Case("ValetkeyInjectorSlow", "half takes longer than a second", "15m",
+         reviews("0+2x15", "0+4x15"), ({"webhook": "mutate"},)),
+    Case("ValetkeyInjectorSlow", "all are quick", "15m", reviews("0+4x15", "0+4x15")),
+    Case("ValetkeyInjectorSlow", "there are none", "15m", reviews("4x15", "4x15")),
+    Case("ValetkeyPodsRefused", "one a minute, for half an hour", "30m",
+         refusals("0+1x30"), ({"webhook": "mutate", "code": "inject.name_taken"},)),
+    Case("ValetkeyPodsRefused", "three, until it was mended", "30m", refusals("0 1 2 3x27")),
     Case("ValetkeyRootsRejected", "one of two, for ten minutes", "10m",
          one("valetkey_roots_failing", "1x10")
          | one("valetkey_roots_failing", "0x10", BOT.replace("bot-0", "bot-1")), (OF_BOT,)),
@@ -246,6 +299,10 @@ BEGUN: Final = {
     "ValetkeySigningKeyOverdue": "18m",
     "ValetkeyApprovalsWaiting": "11m",
     "ValetkeyCertificateRejected": "2m",
+    "ValetkeyInjectorUnavailable": "0m",
+    "ValetkeyInjectorNotReady": "2m",
+    "ValetkeyInjectorSlow": "3m",
+    "ValetkeyPodsRefused": "12m",
     "ValetkeyRootsRejected": "2m",
     "ValetkeySidecarWithoutFeed": "0m",
     "ValetkeyRevocationSlow": "1m",
@@ -313,7 +370,9 @@ def test_links_to_the_pages_are_made_as_the_page_says(tmp_path: Path) -> None:
 
 def test_the_jobs_of_the_scrape_configuration_are_those_of_the_rules() -> None:
     jobs = {job["job_name"] for job in yaml.safe_load(SCRAPING.read_text())["scrape_configs"]}
-    assert jobs == {"valetkey-sidecar", "valetkey-broker", "valetkey-collector"}
+    assert jobs == {
+        "valetkey-sidecar", "valetkey-broker", "valetkey-collector", "valetkey-injector",
+    }  # fmt: skip
     patterns = set(re.findall(r'job=~?"([^"]+)"', RULES.read_text()))
     assert patterns
     for pattern in patterns:

@@ -8,6 +8,7 @@ from valetkey.cli.dashboards.broker import BROKER
 from valetkey.cli.dashboards.collector import COLLECTOR
 from valetkey.cli.dashboards.fleet import FLEET
 from valetkey.cli.dashboards.grafana import Dashboard
+from valetkey.cli.dashboards.injector import INJECTOR
 from valetkey.cli.dashboards.workload import WORKLOAD
 
-DASHBOARDS: Final[tuple[Dashboard, ...]] = (FLEET, WORKLOAD, BROKER, COLLECTOR)
+DASHBOARDS: Final[tuple[Dashboard, ...]] = (FLEET, WORKLOAD, BROKER, COLLECTOR, INJECTOR)
