@@ -13,7 +13,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +29,9 @@ from tests.cluster.installed import (
     RELEASE,
     RESTRICTED,
     Replica,
+    bundles,
+    calling,
+    restricted,
     run_helm,
     values,
 )
@@ -51,7 +53,6 @@ PODS: Final = 200
 AT_ONCE: Final = 6
 SECRET: Final = f"/api/v1/namespaces/{NAMESPACE}/secrets/{INJECTOR}-tls"
 KINDS: Final = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
-WEBHOOKS: Final = "/apis/admissionregistration.k8s.io/v1"
 # Where something is injected: the namespace of the twins, where nothing is.
 TWINS: Final = {"agents": "agents-twins", "loose": "loose-twins", "bounded": "bounded-twins"}
 
@@ -128,23 +129,6 @@ async def _is_injecting(stand: Stand) -> bool:
     return (await stand.make(SIMPLE, "agents", dryRun="All")).status == 201
 
 
-def restricted(*containers: Json, **spec: Any) -> Json:
-    context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    given = containers or ({"name": "app", "image": "registry.example.com/app:1"},)
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"generateName": "agent-", "labels": {"app": "agent"}, "annotations": {}},
-        "spec": {
-            "securityContext": {
-                "runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{"securityContext": context, **each} for each in given],
-            **spec,
-        },
-    }  # fmt: skip
-
-
 SIMPLE: Final = restricted()
 
 
@@ -180,7 +164,7 @@ async def test_each_of_many_pods_comes_out_right_while_certificates_are_exchange
         expected.check_untouched(again.ok(), pod)
         assert again.warnings == answer.warnings
 
-    async with calling(stand) as calls:
+    async with calling(lambda: stand.make(SIMPLE, "agents", dryRun="All")) as calls:
         exchange = asyncio.create_task(_exchange_certificates(stand))
         await asyncio.gather(*(one(shape) for shape in shapes(PODS)))
         await exchange
@@ -200,47 +184,10 @@ def _anew(pod: Json, name: str) -> Json:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod["spec"]}
 
 
-class Calls:
-    def __init__(self) -> None:
-        self.made = 0
-        self.failed: list[str] = []
-
-
-@asynccontextmanager
-async def calling(stand: Stand, namespace: str = "agents") -> AsyncIterator[Calls]:
-    """Somebody makes pods all the time."""
-    calls = Calls()
-
-    async def call() -> None:
-        while True:
-            answer = await stand.make(SIMPLE, namespace, dryRun="All")
-            calls.made += 1
-            if answer.status != 201 or "initContainers" not in answer.body["spec"]:
-                calls.failed.append(answer.message)
-            await asyncio.sleep(0.01)
-
-    task = asyncio.create_task(call())
-    try:
-        yield calls
-        assert not task.done(), task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 async def _stored(stand: Stand) -> tuple[Json, State]:
     secret = (await stand.client.call("GET", SECRET)).ok()
     encoded = base64.b64decode(secret["data"]["state.json"])
     return secret, msgspec.json.decode(encoded, type=State)
-
-
-async def _bundles(stand: Stand) -> set[str]:
-    found = set()
-    for kind in KINDS:
-        configuration = await stand.client.call("GET", f"{WEBHOOKS}/{kind}/{INJECTOR}")
-        (webhook,) = configuration.ok()["webhooks"]
-        found.add(base64.b64decode(webhook["clientConfig"]["caBundle"]).decode())
-    return found
 
 
 async def _exchange_certificates(stand: Stand) -> None:
@@ -264,7 +211,7 @@ async def _exchange_certificates(stand: Stand) -> None:
     both = {old.certificate}
 
     async def trusts_two() -> bool:
-        (bundle, *others) = await _bundles(stand)
+        (bundle, *others) = await bundles(stand.client)
         both.add(bundle.replace(old.certificate, ""))
         return not others and bundle.count("BEGIN CERTIFICATE") == 2
 
@@ -272,7 +219,7 @@ async def _exchange_certificates(stand: Stand) -> None:
     await until(is_over, "the end of the old CA", seconds=60, poll=0.5)
 
     async def trusts_one() -> bool:
-        return await _bundles(stand) == {(await _stored(stand))[1].authorities[0].certificate}
+        return await bundles(stand.client) == {(await _stored(stand))[1].authorities[0].certificate}
 
     await until(trusts_one, "its last trace", poll=0.2)
 
@@ -557,7 +504,7 @@ def _opted_out() -> Json:
 
 async def test_replicas_that_are_restarted_one_after_the_other_cost_no_pod(stand: Stand) -> None:
     """Told to stop, a replica goes on until the endpoints have left it out."""
-    async with calling(stand) as calls:
+    async with calling(lambda: stand.make(SIMPLE, "agents", dryRun="All")) as calls:
         for replica in stand.replicas:
             replica.program.terminate()
             await replica.program.event("draining")

@@ -302,7 +302,11 @@ class Client:
         ) as response:
             # RFC 7234 §5.5: 299 - "text"
             warnings = (each[7:-1] for each in response.headers.getall("Warning", ()))
-            return Answer(response.status, await response.json(), tuple(warnings))
+            text = await response.text()
+            # Of what it does not know it says so without an object.
+            is_json = response.content_type.endswith("json")
+            said = json.loads(text) if is_json else {"message": text}
+            return Answer(response.status, said, tuple(warnings))
 
     async def text(self, path: str) -> str:
         async with self._session.get(path) as response:

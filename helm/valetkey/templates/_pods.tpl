@@ -12,7 +12,8 @@
 {{- define "valetkey.podMeta" -}}
 {{- $root := index . 0 -}}
 labels:
-  {{- include "valetkey.labels" (list $root (index . 1) $root.Values.pods.labels) | nindent 2 }}
+  # Nothing of the chart's version: a new chart of the same programs starts none of them anew.
+  {{- omit (include "valetkey.labels" (list $root (index . 1) $root.Values.pods.labels) | fromYaml) "helm.sh/chart" "app.kubernetes.io/managed-by" | toYaml | nindent 2 }}
 annotations:
   # Programs read their settings at the start: other settings, other pods.
   checksum/settings: {{ index . 2 | sha256sum }}
