@@ -253,7 +253,6 @@ def _variable(variable: Variable) -> dict[str, Any]:
     return {
         **(several if variable.several else {}),
         "datasource": _DATASOURCE,
-        "definition": query,
         "hide": 0,
         "includeAll": variable.several,
         "label": variable.name.capitalize(),
