@@ -81,7 +81,7 @@ class Tree:
             self.at(path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self.at(path))
             # Modules that are scripts as well are none here, and some wheels have all files run.
-            runs = path.parent.name == "bin" or ".so" in path.name
+            runs = path.parent.name == "bin" or re.search(r"\.so[.\d]*$", path.name) is not None
             self.at(path).chmod(0o755 if runs else 0o644)
             self.taken.add(path)
 

@@ -73,7 +73,9 @@ def test_nothing_in_it_runs_but_python(tree: Path) -> None:
     runs = {
         path
         for path, status in files(tree)
-        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111 and ".so" not in Path(path).name
+        if stat.S_ISREG(status.st_mode)
+        and status.st_mode & 0o111
+        and not re.search(r"\.so[.\d]*$", path)
     }
     assert {Path(path).name for path in runs} == {"python3.11", "valetkey"}
     for shell in ("sh", "bash", "/bin/sh", "apt-get", "pip"):

@@ -56,12 +56,15 @@ def test_what_is_unused_stays_out_and_modules_do_not_run(base: Path, tree: Tree)
     ):
         (library / path).parent.mkdir(parents=True, exist_ok=True)
         (library / path).touch()
-    (library / "cProfile.py").touch(mode=0o755)
+    for name in ("cProfile.py", "ld.so.conf", "x.cpython-311.so"):
+        (library / name).touch(mode=0o755)
     tree.take_all(library, rootfs._UNUSED)
     made = tree.at(library)
     found = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
-    assert found == {"email/test.py", "cProfile.py"}
+    assert found == {"email/test.py", "cProfile.py", "ld.so.conf", "x.cpython-311.so"}
     assert (made / "cProfile.py").stat().st_mode & 0o777 == 0o644
+    assert (made / "ld.so.conf").stat().st_mode & 0o777 == 0o644
+    assert (made / "x.cpython-311.so").stat().st_mode & 0o777 == 0o755
 
 
 def test_all_has_one_time_and_bytecode_that_names_none(tree: Tree) -> None:
