@@ -31,6 +31,17 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=
     echo /opt/valetkey/lib/python3.*/site-packages \
         > "$(echo /opt/build/lib/python3.*/site-packages)/valetkey.pth"
 
+# The broker's directory.ldap, where it is asked for: compiled on the base's libldap, so no wheel.
+ARG LDAP_PACKAGES=""
+RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/99-build \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
+    [ -n "${LDAP_PACKAGES}" ] || exit 0; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${LDAP_PACKAGES}; \
+    /opt/build/bin/pip wheel --require-hashes --no-deps --no-build-isolation --wheel-dir /opt/wheel \
+        -r requirements/ldap.txt; \
+    /opt/build/bin/pip --python /opt/valetkey/bin/python install --no-compile --no-index --no-deps \
+        --find-links /opt/wheel python-ldap
+
 # The data path is compiled (docs/adr/0009).
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY valetkey/ valetkey/

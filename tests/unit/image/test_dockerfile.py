@@ -85,11 +85,13 @@ def test_requirements_are_hashed() -> None:
     installs = [
         part for line in LINES for part in line.split(";") if " install " in part and "pip" in part
     ]
-    assert len(installs) == 3
+    assert len(installs) == 4
     for install in installs:
         hashed = "--require-hashes" in install and "--only-binary :all:" in install
         own = "--no-index" in install and "--no-deps" in install
         assert hashed or own, install
+    made = [part for line in LINES for part in line.split(";") if "pip wheel" in part]
+    assert [("--require-hashes" in each, "--no-deps" in each) for each in made] == [(True, True)]
     for name in re.findall(r"-r (requirements/\S+?)(?:;|$|\s)", "\n".join(LINES)):
         assert "--hash=sha256:" in (ROOT / name).read_text()
 
