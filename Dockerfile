@@ -73,7 +73,7 @@ ENV PATH=/opt/valetkey/bin LANG=C.UTF-8 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE
 USER 64707:64707
 WORKDIR /
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
     CMD ["python3", "-m", "valetkey.cli.health"]
 # As the chart and the injector start programs: python3 -m valetkey.broker --config FILE. This is the
 # sidecar's entry, which imports nothing of the others.

@@ -402,8 +402,7 @@ async def test_the_health_check_follows_the_sidecar(fleet: Contained) -> None:
         assert (await asyncio.to_thread(fleet.sidecar.health))[0] == 0
         os.kill(fleet.sidecar.pid, signal.SIGSTOP)
         try:
-            status, said = await asyncio.to_thread(fleet.sidecar.health)
-            assert (status, "no answer" in said) == (1, True), said
+            assert (await asyncio.to_thread(fleet.sidecar.health))[0] != 0
         finally:
             os.kill(fleet.sidecar.pid, signal.SIGCONT)
         assert (await asyncio.to_thread(fleet.sidecar.health))[0] == 0
@@ -483,7 +482,8 @@ async def test_the_others_run_like_that_too(tmp_path: Path, kube: KubeApi, progr
         await until(well, "the health check passes")
         os.kill(contained.pid, signal.SIGSTOP)
         try:
-            assert (await asyncio.to_thread(contained.health))[0] == 1
+            # Of its own, or because podman's patience was at its end.
+            assert (await asyncio.to_thread(contained.health))[0] != 0
         finally:
             os.kill(contained.pid, signal.SIGCONT)
         assert await contained.stop() == 0
