@@ -1,54 +1,44 @@
 """The commands of the page on recovery, as they stand there: traffic, copies, loss, restoration.
 
 Broker, collector and sidecar are real programs. What the restored database had forgotten, kind by
-kind: test_restored.py.
+kind, and the commands for PostgreSQL: test_restored.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import secrets
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jwt
-import pytest
 
+from tests.integration.recovery_support import (
+    BROKER,
+    COLLECTOR,
+    COPIES,
+    VERIFY,
+    needs_sqlite3,
+    section,
+    shell,
+)
 from tests.support.canaries import CANARIES
 from tests.support.fleet import Fleet, token_of
-from tests.support.postgres import Postgres, libpq
 from tests.support.procs import Program
 from valetkey.contracts import oauth
 from valetkey.contracts.dpop import ProofKey
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/recover.md"
-# What the page calls the database of brokers that have PostgreSQL.
-NAMED = "postgresql://broker@db.example/valetkey"
 SECURITY = "security-team"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("sqlite3") is None, reason="no sqlite3 (Debian: apt-get install sqlite3)"
-)
-
-
-def section(title: str) -> list[str]:
-    """The commands under a heading of the page, in its order."""
-    text = PAGE.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^ {4,}((?:valetkey|sqlite3|pg_\w+|rm|cp) .*)$", text, re.MULTILINE)
+pytestmark = needs_sqlite3
 
 
 class Recovery:
-    """A fleet whose broker has one of the databases, and a shell in its directory."""
+    """A fleet whose broker has administrators, and a shell in its directory."""
 
-    def __init__(self, fleet: Fleet, server: Postgres | None) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.server = server
         (fleet.directory / "backup").mkdir()
         fleet.sidecar_changes = {
             "spool": {"dir": str(fleet.spool), "segment_size": "64KiB", "max_size": "64MiB"}
@@ -65,42 +55,16 @@ class Recovery:
                 {**fleet.people.trust(audience), "issuer": "https://idp.example"},
             ],
         }
-        self.url = server.database() if server is not None else ""
-        if server is not None:
-            fleet.broker_changes["database"] = self.url
         self.admin = fleet.directory / "admin.token"
         fleet.people.token_file(self.admin, SECURITY, audience)
 
-    def ours(self, command: str) -> bool:
-        """Whether it is for this database; the collector's is SQLite in any case."""
-        for_postgres = command.startswith("pg_")
-        for_sqlite = re.search(r"\bbroker\.db\b", command) is not None
-        return not (for_postgres if self.server is None else for_sqlite)
-
-    def shell(self, command: str) -> str:
-        """What a command of the page says; it must succeed."""
-        command = command.replace(NAMED, libpq(self.url))
-        words = ["env", f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"]
-        words += [
-            f"VALETKEY_BROKER_URL={self.fleet.broker_url}",
-            f"VALETKEY_TOKEN_FILE={self.admin}",
-        ]
-        if self.server is not None and command.startswith("pg_"):
-            return self.server.run("bash", "-c", f"cd {self.fleet.directory} && {command}")
-        done = subprocess.run(
-            [*words, "bash", "-euc", command],
-            cwd=self.fleet.directory, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        return done.stdout
-
-    async def do(self, title: str) -> dict[str, str]:
-        """All commands of a section that are for this database, and what each said."""
-        return {
-            command: await asyncio.to_thread(self.shell, command)
-            for command in section(title)
-            if self.ours(command)
+    async def run(self, command: str) -> str:
+        """What a command of the page says."""
+        environment = {
+            "VALETKEY_BROKER_URL": self.fleet.broker_url,
+            "VALETKEY_TOKEN_FILE": str(self.admin),
         }
+        return await asyncio.to_thread(shell, command, self.fleet.directory, environment)
 
     async def is_active(self, token: str) -> bool:
         """As the client that it was issued to asks."""
@@ -127,29 +91,24 @@ async def lose(program: Program, *files: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-async def test_from_the_copy_to_the_end(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    server = request.getfixturevalue("postgres") if kind == "postgres" else None
+async def test_from_the_copy_to_the_end(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
-    recovery = Recovery(fleet, server)
+    recovery = Recovery(fleet)
     async with fleet.running():
         assert (await fleet.call())[0] == 200
         leaked = token_of(fleet.received[-1])
         assert await recovery.is_active(leaked)
         await fleet.delivered()
         before = len(fleet.events())
-        made = await recovery.do("Make copies")
-        assert len(made) == 2
+        for command in section(COPIES, "^sqlite3"):
+            await recovery.run(command)
         for copy in (tmp_path / "backup").iterdir():
             CANARIES.allow(copy)
 
         # After the copy: a token is revoked, an incident opened, and much is recorded.
         await fleet.revoke(leaked)
-        again = [line for line in section("Restore the broker") if "incidents open" in line]
-        assert len(again) == 1
-        await asyncio.to_thread(recovery.shell, again[0])
+        [again] = section(BROKER, "incidents open")
+        await recovery.run(again)
 
         async def another() -> bool:
             assert (await fleet.call())[0] == 200
@@ -168,22 +127,17 @@ async def test_from_the_copy_to_the_end(
         # What the sidecar holds goes on, until it expires.
         assert (await fleet.call())[0] == 200
 
-        if server is not None:
-            recovery.url = server.database()  # an empty one, in the place of the one that is gone
-            fleet.broker_changes["database"] = recovery.url
-        fleet._write_broker()
-        commands = [line for line in section("Restore the broker") if recovery.ours(line)]
-        *put_back, declared, _ = commands
+        *put_back, declared, moved, _ = section(BROKER, r"^(?!pg_)")
+        assert moved.endswith(" --complete")
         for command in put_back:
-            await asyncio.to_thread(recovery.shell, command)
+            await recovery.run(command)
 
-        # A broker on the copy alone takes what was revoked, as the page says.
+        # A broker knows the copy as one; what it would not know: test_restored.py.
         fleet.broker.start()
-        await fleet.broker.ready(f"{fleet.broker_url}/readyz")
-        assert await recovery.is_active(leaked)
-        fleet.broker.kill()
+        assert await fleet.broker.ended() == 2
+        assert "restored.undeclared" in fleet.broker.stderr_file.read_text()
 
-        said = await asyncio.to_thread(recovery.shell, declared)
+        said = await recovery.run(declared)
         assert said.splitlines()[0] == "signing keys: 1 ended"
         assert said.splitlines()[-1] == "ok: brokers may be started"
         fleet.broker.start()
@@ -202,9 +156,15 @@ async def test_from_the_copy_to_the_end(
         kids = [jwt.get_unverified_header(token)["kid"] for token in (held, newest)]
         assert len(set(kids)) == 2
         assert await recovery.is_active(newest)
+        await fleet.broker.stop()
+        said = await recovery.run(moved)
+        assert said.splitlines()[0] == "nothing was ended"
+        fleet.broker.start()
+        await fleet.broker.ready(f"{fleet.broker_url}/readyz")
+        assert await recovery.is_active(newest)
 
-        for command in section("Restore the collector"):
-            await asyncio.to_thread(recovery.shell, command)
+        for command in section(COLLECTOR):
+            await recovery.run(command)
         fleet.collector.start()
         await fleet.collector.ready(f"http://127.0.0.1:{fleet.collector_port}/readyz")
         assert len(fleet.events()) == before
@@ -221,10 +181,8 @@ async def test_from_the_copy_to_the_end(
         assert stated["first"] == before + 1
         assert stated["last"] < known, "what was still in the spool came again"
 
-        verified = await recovery.do("Verify")
-        assert list(verified) == section("Verify")
-        assert "lost" in verified["valetkey audit verify --db collector.db"]
-        assert "spiffe://acme/ns/a/sa/bot" not in verified["valetkey incidents list"]
-        await asyncio.to_thread(recovery.shell, again[0])
-        listed = await asyncio.to_thread(recovery.shell, "valetkey incidents list --json")
-        assert "spiffe://acme/ns/a/sa/bot" in json.dumps(listed)
+        record, incidents, _ = [await recovery.run(command) for command in section(VERIFY)]
+        assert "the record holds" in record
+        assert "spiffe://acme/ns/a/sa/bot" not in incidents
+        await recovery.run(again)
+        assert "spiffe://acme/ns/a/sa/bot" in await recovery.run("valetkey incidents list --json")

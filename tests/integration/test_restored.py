@@ -7,7 +7,6 @@ command ends what may have been ended.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +27,14 @@ from tests.integration.broker_support import (
     serving,
 )
 from tests.integration.feed_support import Receiver
+from tests.integration.recovery_support import (
+    BROKER,
+    COPIES,
+    NAMED,
+    needs_sqlite3,
+    section,
+    shell,
+)
 from tests.integration.test_broker_containment import active, code_of, issue
 from tests.integration.test_broker_grants_api import code, written
 from tests.integration.test_broker_scim import Provisioner, directory
@@ -38,6 +45,9 @@ from tests.support.postgres import Postgres
 from valetkey.broker.store.restored import KEPT
 from valetkey.cli.restored import KINDS
 from valetkey.contracts.dpop import ProofKey
+from valetkey.contracts.errors import ConfigError
+
+pytestmark = needs_sqlite3
 
 COUNTED = {
     "id": "bot-counted",
@@ -62,27 +72,26 @@ class Backups:
     async def put_back(self) -> None:
         await asyncio.to_thread(self._put_back)
 
-    @property
-    def _copy(self) -> Path:
-        return self.world.root / "backup"
-
     def _take(self) -> None:
-        self._copy.unlink(missing_ok=True)
-        if self.server is not None:
-            self.server.dump(self.world.overrides["database"], self._copy)
-            return
-        database = sqlite3.connect(self.world.root / "broker.db")
-        database.execute("VACUUM INTO ?", (str(self._copy),))
-        database.close()
+        """By the page's own command, in the broker's directory."""
+        (self.world.root / "backup").mkdir(exist_ok=True)
+        for copy in (self.world.root / "backup").iterdir():
+            copy.unlink()
+        which = "^pg_dump" if self.server is not None else "^sqlite3 broker"
+        [command] = section(COPIES, which)
+        shell(self._ours(command), self.world.root)
 
     def _put_back(self) -> None:
         if self.server is not None:
-            self.world.overrides["database"] = self.server.restore(self._copy)
+            self.world.overrides["database"] = self.server.database()
             self.world.write()
-            return
-        for name in ("broker.db", "broker.db-wal", "broker.db-shm"):
-            (self.world.root / name).unlink(missing_ok=True)
-        (self.world.root / "broker.db").write_bytes(self._copy.read_bytes())
+        which = "^pg_restore" if self.server is not None else "^(rm|cp)"
+        for command in section(BROKER, which):
+            shell(self._ours(command), self.world.root)
+
+    def _ours(self, command: str) -> str:
+        url: str = self.world.overrides.get("database", "")
+        return command.replace(NAMED, url.replace("+asyncpg", "", 1))
 
 
 Worlds = Callable[..., tuple[World, Backups]]
@@ -171,8 +180,12 @@ async def test_nothing_that_ended_after_the_backup_counts_again(
         key = {"key": kid, "reason": "the machine was entered"}
         assert (await broker.manage("POST", "/v1/incidents", key))[0] == 201
 
-    # As the page says: a broker on the backup knows nothing of all this.
+    # A broker does not start on the copy; if it did, it would know nothing of all this.
     await backups.put_back()
+    with pytest.raises(ConfigError, match=r"restored\.undeclared"):
+        async with desk_of(world):
+            pass
+    assert await done(world, "--complete") == ["nothing was ended", "ok: brokers may be started"]
     async with desk_of(world) as at:
         broker = at.served
         assert await active(broker, token)
@@ -273,12 +286,15 @@ async def test_what_is_known_not_to_have_ended_is_kept(made: Worlds, tmp_path: P
         assert await code(broker) == "issued"
         assert (await at.ask())[0] == 200
         assert await code_of(broker, world.user_form(world.workload(), world.user("alice"))) == "ok"
+    for _ in range(2):  # it may be run again, and be thought better of
+        said = await done(world, *keep, "--attest")
+        assert said[4] == "counted grants: 0 ended"
+        assert said[-2] == "everybody must attest itself anew"
 
 
-async def test_everybody_attests_anew_where_incidents_are_not_known(
-    made: Worlds, tmp_path: Path
-) -> None:
-    world, backups = made(World(tmp_path, free_url()))
+async def test_everybody_attests_anew_where_incidents_are_not_known(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url())
+    backups = Backups(world, None)
     async with serving(world) as broker:
         stolen, own = world.workload(), world.assertion()
         await issue(broker, world.form(stolen))
@@ -287,6 +303,7 @@ async def test_everybody_attests_anew_where_incidents_are_not_known(
         assert (await broker.manage("POST", "/v1/incidents", body))[0] == 201
         assert await code_of(broker, world.form(stolen)) == "subject.contained"
     await backups.put_back()
+    await done(world, "--complete")
     async with serving(world) as broker:
         assert await code_of(broker, world.form(stolen)) == "ok", "the incident is forgotten"
     assert "everybody must attest itself anew" in await done(world, "--attest")
@@ -305,6 +322,27 @@ async def test_everybody_attests_anew_where_incidents_are_not_known(
         body = {"subject": {"issuer": IDP, "subject": BOT}, "reason": "again"}
         assert (await broker.manage("POST", "/v1/incidents", body))[0] == 201
         assert await code_of(broker, world.form(world.workload())) == "subject.contained"
+
+
+async def test_a_database_that_was_moved_whole_goes_on(tmp_path: Path) -> None:
+    world = World(tmp_path, free_url())
+    backups = Backups(world, None)
+    async with serving(world) as broker:
+        token = (await issue(broker, world.form(world.workload())))["access_token"]
+    async with serving(world) as broker:  # where it was
+        assert await active(broker, token)
+    await backups.take()
+    await backups.put_back()
+    with pytest.raises(ConfigError, match=r"restored\.undeclared"):
+        async with serving(world):
+            pass
+    status, said = await restored(world, "--complete", "--attest")
+    assert (status, "--complete ends nothing" in said) == (2, True), said
+    await done(world, "--complete")
+    async with serving(world) as broker:
+        assert await active(broker, token)
+        _, actions, _ = await broker.manage("GET", "/v1/admin/actions")
+        assert actions["items"][0]["action"] == "database.moved"
 
 
 async def test_a_running_broker_refuses_it(made: Worlds, tmp_path: Path) -> None:

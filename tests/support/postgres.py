@@ -107,25 +107,6 @@ class Postgres:
         assert done.returncode == 0, done.stderr
         return f"postgresql+asyncpg://valetkey@127.0.0.1:{self.port}/{name}"
 
-    def run(self, *command: str) -> str:
-        """What a client program of this server's version prints; it must succeed."""
-        path = f"{self._programs}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["env", f"PATH={path}", *command], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def dump(self, url: str, file: Path) -> None:
-        """A backup of one of these databases."""
-        self.run("pg_dump", "--format=custom", f"--file={file}", f"--dbname={libpq(url)}")
-
-    def restore(self, file: Path) -> str:
-        """The URL of a new database that is what the backup was of."""
-        url = self.database()
-        self.run("pg_restore", "--exit-on-error", f"--dbname={libpq(url)}", str(file))
-        return url
-
     def _client(self, program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [self._programs / program, "-h", "127.0.0.1", "-p", str(self.port), *arguments],
@@ -137,11 +118,6 @@ class Postgres:
             [self._programs / program, *arguments],
             user=self._user, check=True, capture_output=True, cwd=self._directory,
         )  # fmt: skip
-
-
-def libpq(url: str) -> str:
-    """A URL of ours as PostgreSQL's own programs take it."""
-    return url.replace("+asyncpg", "", 1)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from valetkey.broker.parts.signals import SignalsPart
 from valetkey.broker.policy_file import PolicyFile
 from valetkey.broker.policy_settings import compiled_agents, compiled_claims
 from valetkey.broker.settings import BrokerSettings, longest_ttl
+from valetkey.broker.store import home
 from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.assertions import UsedAssertions
 from valetkey.broker.store.changes import Changes
@@ -147,6 +148,7 @@ class Broker:
             await served.load()
         database = await Database.open(config.database, config.postgres)
         try:
+            await home.settle(database, now=clock())
             base = _foundation(
                 config, database, sealer, policies, cedar, metrics, served, clock, timer
             )

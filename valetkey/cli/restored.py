@@ -42,7 +42,14 @@ KINDS: Final = ("grants", "windows", "approvals", "uses", "users")
     is_flag=True,
     help="Everybody must attest itself anew: where incidents since the backup are not known.",
 )
-def restored(config: Path, reason: str, keep: tuple[Kept, ...], attest: bool) -> None:
+@click.option(
+    "--complete",
+    is_flag=True,
+    help="It was moved, with all that was ever committed: end nothing.",
+)
+def restored(
+    config: Path, reason: str, keep: tuple[Kept, ...], attest: bool, complete: bool
+) -> None:
     """End what a restored database may have forgotten the end of.
 
     Brokers must be stopped, and none may have started on it. All of it is one transaction, and may
@@ -50,17 +57,20 @@ def restored(config: Path, reason: str, keep: tuple[Kept, ...], attest: bool) ->
     """
     from valetkey.broker.core.grants import GrantsFile
     from valetkey.broker.settings import BrokerSettings
+    from valetkey.broker.store.restored import Ending
     from valetkey.broker.store.restored import restored as end_forgotten
+
+    if complete and (keep or attest):
+        raise click.UsageError("--complete ends nothing: it goes without --keep and --attest")
 
     try:
         loaded = settings.load(BrokerSettings, config, program="broker", environ=os.environ)
         file = settings.load(GrantsFile, loaded.grants_file, program="broker", environ={})
+        counted = {grant.id: grant.max_uses for grant in file.grants if grant.max_uses is not None}
         found = asyncio.run(
             end_forgotten(
                 loaded.database,
-                {grant.id: grant.max_uses for grant in file.grants if grant.max_uses is not None},
-                keep=keep,
-                attest=attest,
+                None if complete else Ending(counted, keep, attest),
                 reason=reason,
                 clock=time.time,
                 limits=loaded.postgres,
@@ -73,5 +83,9 @@ def restored(config: Path, reason: str, keep: tuple[Kept, ...], attest: bool) ->
     for kind in KINDS:
         if kind in keep:
             click.echo(f"{kind}: kept as they were")
-    click.echo("everybody must attest itself anew" if attest else "nobody need attest itself anew")
+    if complete:
+        click.echo("nothing was ended")
+    else:
+        who = "everybody must" if attest else "nobody need"
+        click.echo(f"{who} attest itself anew")
     click.echo("ok: brokers may be started")

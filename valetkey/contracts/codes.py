@@ -876,6 +876,10 @@ RESTORED_IN_USE: Final = _command_code(
 RESTORED_DATABASE: Final = _command_code(
     "restored.database", "The database can't be used; the kind of its error is named."
 )
+RESTORED_UNDECLARED: Final = _command_code(
+    "restored.undeclared",
+    "The broker does not start: its database is a copy, or was moved. Run valetkey restored first.",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ Invariants:
 - No token that was issued before counts after it: no signing key of the backup is kept, so neither
   one that was revoked after the backup signs again.
 - Nothing that gives more than the grants file gives by itself outlives it, but what ``keep`` names.
-- It runs where no broker does (`store.alone`), and before one that would believe the backup.
+- It runs where no broker does (`store.alone`). One that knows the backup as a copy (`store.home`)
+  does not start before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from sqlalchemy import ColumnElement, Table, Update, delete, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,6 +26,7 @@ from valetkey.broker.store.admin_actions import AdminActions
 from valetkey.broker.store.alone import Reasons, alone, connected, refusing
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.epochs import EVERYBODY
+from valetkey.broker.store.home import move, place_of
 from valetkey.broker.store.schema import (
     APPROVALS,
     DEFERRALS,
@@ -32,6 +34,7 @@ from valetkey.broker.store.schema import (
     FEED_STREAMS,
     GRANT_USES,
     GRANTS,
+    HOME,
     NOTICES,
     SCIM_RESOURCES,
     SIGNING_KEYS,
@@ -58,21 +61,31 @@ class Ended(NamedTuple):
     number: int
 
 
+class Ending(NamedTuple):
+    """What is ended besides all tokens.
+
+    ``counted`` says how many uses the grants of the file give that count them, by id. ``keep``
+    names what surely nobody ended since the backup. With ``attest`` everybody must attest itself
+    anew, as after an incident about each subject.
+    """
+
+    counted: Mapping[str, int]
+    keep: Collection[Kept]
+    attest: bool
+
+
 async def restored(
     url: str,
-    counted: Mapping[str, int],
+    ending: Ending | None,
     *,
-    keep: Collection[Kept],
-    attest: bool,
     reason: str,
     clock: Callable[[], float],
     limits: PostgresSettings,
 ) -> list[Ended]:
     """End what the backup in the database ``url`` may have forgotten the end of.
 
-    ``counted`` says how many uses the grants of the file give that count them, by id. ``keep``
-    names what surely nobody ended since the backup. With ``attest`` everybody must attest itself
-    anew, as after an incident about each subject. ``clock`` gives seconds since the epoch.
+    From then on brokers start on it where it is. ``ending`` is ``None`` for a database that was
+    moved, with all that it ever had: nothing is ended. ``clock`` gives seconds since the epoch.
     Raises `ConfigError`, of these `alone.Refused` where the database is not as it must be.
     """
     async with connected(url, limits, REASONS, read=True) as connection:
@@ -80,54 +93,71 @@ async def restored(
         with refusing(REASONS, None):
             await connection.execute(select(true()))
     # An older backup is brought up to this version, as a broker that starts would do.
-    await (await Database.open(url, limits)).close()
+    opened = await Database.open(url, limits)
+    try:
+        place = await place_of(opened)
+    finally:
+        await opened.close()
     async with connected(url, limits, REASONS, read=False) as connection:
         await alone(connection, REASONS, _TABLES)
         database, now = Database(connection.engine, None), clock()
         await database.take_turn(connection)
-        found = [
-            await _delete(connection, "signing keys", SIGNING_KEYS),
-            # Who polls is told that there is no such stream, drops everything, and begins anew.
-            # Who is pushed to is told nothing of that, and keeps its stream.
-            await _delete(connection, "streams", FEED_STREAMS, FEED_STREAMS.c.push_url == ""),
-            # A list that nobody keeps is an answer that verifiers must refuse on.
-            await _delete(connection, "status entries", STATUS_ENTRIES),
-            await _delete(connection, "deferral codes", DEFERRALS),
-        ]
-        if "windows" not in keep:
-            found.append(await _count(connection, "windows", _close_windows(now, reason)))
-        if "grants" not in keep:
-            found.append(await _count(connection, "grants made by API", _end_grants(now, reason)))
-        if "approvals" not in keep:
-            waiting = await _count(connection, "approvals", _expire_requests(now))
-            given = await _count(connection, "approvals", _revoke_approvals(now))
-            found.append(Ended("approvals", waiting.number + given.number))
-            await connection.execute(delete(NOTICES))  # about what nobody can decide on any more
-        if "uses" not in keep:
-            found.append(await _spend(connection, database, counted, now))
-        if "users" not in keep:
-            found.append(await _count(connection, "provisioned users", _deactivate()))
-        if attest:
-            await _attest(connection, database, now, reason)
+        found: list[Ended] = []
+        details: dict[str, Any] = {}
+        if ending is not None:
+            found = await _end(connection, database, ending, now, reason)
+            details = {
+                "ended": {ended.kind: ended.number for ended in found},
+                "kept": sorted(ending.keep),
+                "attest": ending.attest,
+            }
+        await move(connection, database, place, now=now)
         await AdminActions(database, clock=lambda: now).record(
             connection,
             actor=_ACTOR,
-            action="database.restored",
+            action="database.moved" if ending is None else "database.restored",
             subject="database",
             reason=reason,
-            details={
-                "ended": {ended.kind: ended.number for ended in found},
-                "kept": sorted(keep),
-                "attest": attest,
-            },
+            details=details,
         )
         await connection.commit()
         return found
 
 
+async def _end(
+    connection: AsyncConnection, database: Database, ending: Ending, now: float, reason: str
+) -> list[Ended]:
+    keep = ending.keep
+    found = [
+        await _delete(connection, "signing keys", SIGNING_KEYS),
+        # Who polls is told that there is no such stream, drops everything, and begins anew.
+        # Who is pushed to is told nothing of that, and keeps its stream.
+        await _delete(connection, "streams", FEED_STREAMS, FEED_STREAMS.c.push_url == ""),
+        # A list that nobody keeps is an answer that verifiers must refuse on.
+        await _delete(connection, "status entries", STATUS_ENTRIES),
+        await _delete(connection, "deferral codes", DEFERRALS),
+    ]
+    if "windows" not in keep:
+        found.append(await _count(connection, "windows", _close_windows(now, reason)))
+    if "grants" not in keep:
+        found.append(await _count(connection, "grants made by API", _end_grants(now, reason)))
+    if "approvals" not in keep:
+        waiting = await _count(connection, "approvals", _expire_requests(now))
+        given = await _count(connection, "approvals", _revoke_approvals(now))
+        found.append(Ended("approvals", waiting.number + given.number))
+        await connection.execute(delete(NOTICES))  # about what nobody can decide on any more
+    if "uses" not in keep:
+        found.append(await _spend(connection, database, ending.counted, now))
+    if "users" not in keep:
+        found.append(await _count(connection, "provisioned users", _deactivate()))
+    if ending.attest:
+        await _attest(connection, database, now, reason)
+    return found
+
+
 _TABLES: Final = (
     SIGNING_KEYS, FEED_STREAMS, STATUS_ENTRIES, DEFERRALS, WINDOWS, GRANTS, APPROVALS, NOTICES,
-    GRANT_USES, SCIM_RESOURCES, EPOCHS,
+    GRANT_USES, SCIM_RESOURCES, EPOCHS, HOME,
 )  # fmt: skip
 
 

@@ -38,6 +38,15 @@ SIGNING_KEYS: Final = Table(
     Column("longest_ttl", Float, nullable=False),
 )
 
+# Where this database is (`store.home`): one row.
+HOME: Final = Table(
+    "home",
+    METADATA,
+    Column("only", Integer, primary_key=True, autoincrement=False),
+    Column("place", String(128), nullable=False),
+    Column("since", Float, nullable=False),
+)
+
 # What no longer counts, by kind (`store.revocations`). `issued_before` is set where only tokens
 # that were issued up to then are refused, and new ones may be had.
 REVOCATIONS: Final = Table(
