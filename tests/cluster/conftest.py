@@ -16,8 +16,12 @@ FIGURES: list[str] = []
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(Path(tmp_path_factory.mktemp("cluster")) / "control-plane").start()
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Its parameter, if there is one: more admission plugins."""
+    directory = Path(tmp_path_factory.mktemp("cluster")) / "control-plane"
+    cluster = Cluster(directory, plugins=getattr(request, "param", ())).start()
     yield cluster
     cluster.stop()
 

@@ -85,6 +85,12 @@ def kept(pod: Json) -> int:
     return len(noted.split(",")) if noted else 0
 
 
+def plain_spec(pod: Json) -> Json:
+    """The pod's spec without the lot in a name."""
+    spec: Json = _plain(pod)["spec"]
+    return spec
+
+
 def _annotations(pod: Json) -> Json:
     """A LimitRange says itself what it added."""
     noted = pod["metadata"].get("annotations") or {}

@@ -360,6 +360,33 @@ class Client:
         return token
 
 
+async def rules(client: Client, namespace: str) -> set[tuple[str, str, str]]:
+    """What whoever asks may: verb, resource and name (empty: any)."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "metadata": {},
+        "spec": {"namespace": namespace},
+    }
+    found = (await client.create(review)).ok()["status"]["resourceRules"]
+    return {
+        (verb, resource, name)
+        for rule in found
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames") or [""]
+    }
+
+
+async def rules_of(client: Client, namespace: str, account: str) -> set[tuple[str, str, str]]:
+    """What a service account may in its namespace, and no other one there may unasked."""
+    found = []
+    for each in (account, "default"):
+        async with Client(client.cluster, await client.token_of(namespace, each)) as asking:
+            found.append(await rules(asking, namespace))
+    return found[0] - found[1]
+
+
 def _object(kind: str, namespace: str, name: str) -> Json:
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}}
 
