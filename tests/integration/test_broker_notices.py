@@ -11,6 +11,7 @@ import base64
 import email
 import secrets
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import Message
@@ -27,12 +28,15 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from tests.integration.approvals_support import Desk, desk, world_of
 from tests.integration.broker_support import World, serving
 from tests.support.canaries import CANARIES
-from tests.support.ports import free_url
+from tests.support.ports import free_port, free_url
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
-from valetkey.broker.approval_settings import WebhookSettings
+from valetkey.broker.approval_settings import EmailSettings, WebhookSettings
+from valetkey.broker.notify.courier import Undelivered
+from valetkey.broker.notify.email import Email as SentEmail
 from valetkey.broker.notify.webhook import Webhook as SentWebhook
 from valetkey.broker.parts.approvals import ApprovalsPart
+from valetkey.broker.store.notices import Notice
 from valetkey.contracts.errors import ConfigError
 
 
@@ -360,6 +364,73 @@ async def test_over_starttls_with_a_password(tmp_path: Path) -> None:
         await until(lambda: failed(at, "mail"), "a failed mail is counted")
     assert len(mailbox.letters) == 1
     assert len(seen) == 1
+
+
+BODY: dict[str, Any] = {
+    "type": "approval.requested",
+    "timestamp": "2026-11-29T12:00:00Z",
+    "data": {
+        "id": "apr-1",
+        "state": "pending",
+        "requires": {"quorum": 1},
+        "request": {
+            "workload": {"subject": "bot"},
+            "subject": {"subject": "bot"},
+            "target": "tickets",
+            "audience": "https://tickets.example",
+            "scopes": ["tickets:close"],
+            "authorization_details": [],
+        },
+        "untrusted": {"purpose": ""},
+    },
+}
+
+
+async def test_another_ca_is_taken_up_while_it_runs(tmp_path: Path) -> None:
+    """Of the mail server, and of who gets webhooks: the next notice goes by it."""
+    old, new = trustme.CA(), trustme.CA()
+    ca_file = tmp_path / "ca.pem"
+    old.cert_pem.write_to_path(str(ca_file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    new.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    path, _ = secret_file(tmp_path)
+    taken: list[str] = []
+
+    async def take(request: web.Request) -> web.Response:
+        taken.append(await request.text())
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.router.add_post("/x", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+    url = f"https://localhost:{port}/x"
+    hook = await asyncio.to_thread(
+        SentWebhook, WebhookSettings(name="ops", url=url, secret_file=path, ca_file=ca_file)
+    )
+    mailbox = Mailbox()
+    try:
+        async with mailing(mailbox, tls_context=context, require_starttls=True) as mail_port:
+            mail = await asyncio.to_thread(
+                SentEmail,
+                EmailSettings(
+                    name="mail", host="localhost", port=mail_port, sender="v@test.example",
+                    recipients=("a@test.example",), ca_file=ca_file,
+                ),
+            )  # fmt: skip
+            notice = Notice("n-1", "ops", BODY, 1.0, 1)
+            for channel in (hook, mail):
+                with pytest.raises(Undelivered):
+                    await channel.deliver(notice, now=time.time())
+            new.cert_pem.write_to_path(str(ca_file))
+            for channel in (hook, mail):
+                await channel.deliver(notice, now=time.time())
+            await mailbox.wait(1)
+        assert len(taken) == 1
+    finally:
+        await runner.cleanup()
 
 
 async def failed(at: Desk, channel: str) -> bool:

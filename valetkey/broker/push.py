@@ -14,7 +14,6 @@ proxies of the environment, or cookies.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 from typing import Final
 
@@ -29,9 +28,9 @@ from valetkey.broker.metrics import Metrics
 from valetkey.broker.store.database import StoreError, to_the_end
 from valetkey.broker.store.sealing import SealBroken, Sealer
 from valetkey.broker.store.streams import FeedStreams
-from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.sets import MEDIA_TYPE
+from valetkey.contracts.trusted_roots import TrustedRoots
 
 LEASE: Final = 30.0
 _LOOK: Final = 5.0
@@ -71,7 +70,10 @@ class Pusher:
         self._sets = sets
         self._sealer = sealer
         self._receivers = {(one.issuer, one.subject): one for one in receivers if one.push}
-        self._contexts = {key: _context(one) for key, one in self._receivers.items()}
+        self._roots = {
+            key: TrustedRoots("feed.receivers: ca_file", one.ca_file)
+            for key, one in self._receivers.items()
+        }
         self._counts = metrics.pushes
         self._holder = holder
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -198,12 +200,13 @@ class Pusher:
                 return "failed"
             headers["Authorization"] = value.decode()
         compact = self._sets.issue(event, audience=receiver.audience, with_reason=True)
+        context = await self._roots[receiver.issuer, receiver.subject].current()
         try:
             async with session.post(
                 stream.push_url,
                 data=compact.encode(),
                 headers=headers,
-                ssl=self._contexts[receiver.issuer, receiver.subject],
+                ssl=context,
                 allow_redirects=False,
             ) as response:
                 if response.status in _DELIVERED:
@@ -238,11 +241,3 @@ class Pusher:
             error=err if refused or err in _DISBELIEVED else "unknown",
         )
         return "refused" if refused else "disbelieved"
-
-
-def _context(receiver: FeedReceiverSettings) -> ssl.SSLContext:
-    try:
-        ca_file = receiver.ca_file
-        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"feed.receivers: ca_file: {receiver.ca_file}: {error}") from error

@@ -27,6 +27,7 @@ from valetkey.contracts.errors import AuditError, ConfigError
 from valetkey.contracts.events import INSTANCE
 from valetkey.contracts.logs import Log
 from valetkey.contracts.memory import close_memory, keep_freed_memory
+from valetkey.contracts.trusted_roots import Stamp, stamp
 from valetkey.proxy import upkeep
 from valetkey.proxy.admin import Admin
 from valetkey.proxy.audit.recorder import Recorder
@@ -51,7 +52,6 @@ from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.pep import EnforcementPoint
 from valetkey.proxy.revocation import Revocation
 from valetkey.proxy.settings_file import SettingsFile
-from valetkey.proxy.trusted_roots import Stamp, stamp
 
 if TYPE_CHECKING:
     from valetkey.proxy.intercept.authority import InterceptionAuthority
@@ -346,11 +346,7 @@ class Sidecar:
     async def _refresh_roots(self) -> None:
         """Take up whom broker and collector are to be known by now."""
         for roots in self._roots:
-            if await asyncio.to_thread(roots.refresh):
-                if roots.problem:
-                    self._log.error("roots_unusable", reason=roots.problem)
-                else:
-                    self._log.info("roots_taken_up", file=roots.path)
+            await asyncio.to_thread(roots.refresh)
 
     async def _beat(self) -> None:
         while True:

@@ -23,8 +23,8 @@ from valetkey.contracts.jose import TokenInvalid
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.sets import SetKeys, SetRefused, read_keys
 from valetkey.contracts.signals import STANDBY_NONCE
+from valetkey.contracts.trusted_roots import TrustedRoots
 from valetkey.proxy.credentials.exchange import NONCE_RETRIES
-from valetkey.proxy.trusted_roots import TrustedRoots
 
 _STREAMS: Final = "/ssf/streams"
 _POLL: Final = "/ssf/poll/"

@@ -22,6 +22,7 @@ from valetkey.broker.store.notices import Notice
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.plain_text import plain
 from valetkey.contracts.secret import Secret
+from valetkey.contracts.trusted_roots import TrustedRoots
 
 
 class Email:
@@ -33,13 +34,9 @@ class Email:
         self._password = (
             None if settings.password_file is None else _password(settings.password_file)
         )
-        self._ssl: ssl.SSLContext | None = None
+        self._roots: TrustedRoots | None = None
         if settings.security != "none":
-            ca_file = None if settings.ca_file is None else str(settings.ca_file)
-            try:
-                self._ssl = ssl.create_default_context(cafile=ca_file)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"{settings.ca_file}: can't be used as CA: {error}") from error
+            self._roots = TrustedRoots(f"notices {settings.name}: ca_file", settings.ca_file)
 
     async def deliver(self, notice: Notice, *, now: float) -> None:
         """One attempt. Raises `Undelivered`."""
@@ -66,16 +63,20 @@ class Email:
     def _send(self, message: EmailMessage) -> None:
         settings = self._settings
         timeout = float(settings.timeout)
+        context = None
+        if self._roots is not None:
+            self._roots.refresh()
+            context = self._roots.context
         server: smtplib.SMTP
         if settings.security == "tls":
             server = smtplib.SMTP_SSL(
-                settings.host, settings.port, timeout=timeout, context=self._ssl
+                settings.host, settings.port, timeout=timeout, context=context
             )
         else:
             server = smtplib.SMTP(settings.host, settings.port, timeout=timeout)
         with server:
             if settings.security == "starttls":
-                server.starttls(context=self._ssl)
+                server.starttls(context=context)
             if settings.username is not None and self._password is not None:
                 server.login(settings.username, self._password.reveal())
             server.send_message(message)

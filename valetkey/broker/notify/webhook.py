@@ -12,7 +12,6 @@ import binascii
 import hashlib
 import hmac
 import os
-import ssl
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from valetkey.broker.notify.courier import Undelivered
 from valetkey.broker.store.notices import Notice
 from valetkey.contracts.closed_files import is_open_to_others
 from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.trusted_roots import TrustedRoots
 
 _PREFIX: Final = b"whsec_"
 _MAX_SECRET_FILE: Final = 4096
@@ -37,14 +37,7 @@ class Webhook:
         self._url = settings.url
         self._key = _read_secret(settings.secret_file)
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
-        try:
-            self._ssl: ssl.SSLContext | bool = (
-                ssl.create_default_context(cafile=str(settings.ca_file))
-                if settings.ca_file is not None
-                else True
-            )
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{settings.ca_file}: can't be used as CA: {error}") from error
+        self._roots = TrustedRoots(f"notices {settings.name}: ca_file", settings.ca_file)
 
     async def deliver(self, notice: Notice, *, now: float) -> None:
         """One attempt. Raises `Undelivered`."""
@@ -56,11 +49,12 @@ class Webhook:
             "webhook-timestamp": timestamp,
             "webhook-signature": sign(self._key, notice.id, timestamp, body),
         }
+        context = await self._roots.current()
         try:
             async with (
                 aiohttp.ClientSession(timeout=self._timeout, trust_env=False) as session,
                 session.post(
-                    self._url, data=body, headers=headers, ssl=self._ssl, allow_redirects=False
+                    self._url, data=body, headers=headers, ssl=context, allow_redirects=False
                 ) as response,
             ):
                 status = response.status

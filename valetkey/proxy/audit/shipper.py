@@ -24,6 +24,7 @@ import msgspec
 from valetkey.contracts import events
 from valetkey.contracts.errors import AuditError, ValetkeyError
 from valetkey.contracts.logs import Log
+from valetkey.contracts.trusted_roots import TrustedRoots
 from valetkey.proxy.audit.reader import SegmentTail, segments
 from valetkey.proxy.audit.recorder import Recorder
 from valetkey.proxy.audit.segment import TORN, SpoolRecord
@@ -31,7 +32,6 @@ from valetkey.proxy.audit.spool import Spool
 from valetkey.proxy.identity.source import Identity
 from valetkey.proxy.metrics import Metrics
 from valetkey.proxy.settings import CollectorSettings
-from valetkey.proxy.trusted_roots import TrustedRoots
 
 _INTERVAL: Final = 0.1
 _BACKOFF: Final = (0.2, 5.0)

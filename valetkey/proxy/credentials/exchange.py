@@ -28,12 +28,12 @@ from valetkey.contracts.errors import (
 from valetkey.contracts.jose import TokenInvalid, is_time, parse
 from valetkey.contracts.secret import Secret
 from valetkey.contracts.signals import SIGNAL_HEADER
+from valetkey.contracts.trusted_roots import TrustedRoots
 from valetkey.proxy.core.cache_policy import CacheKey, lifetime
 from valetkey.proxy.core.credential import Credential
 from valetkey.proxy.credentials.held import Deferred
 from valetkey.proxy.credentials.injector import Injector
 from valetkey.proxy.identity.source import Identity
-from valetkey.proxy.trusted_roots import TrustedRoots
 
 _MAX_ANSWER: Final = 64 << 10
 # How often a request is repeated for the nonce: once is enough, but where a window ends just then,

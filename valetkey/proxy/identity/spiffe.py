@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError, ConfigError
 from valetkey.contracts.oauth import ASSERTION_JWT_SPIFFE
+from valetkey.contracts.trusted_roots import Stamp, stamp
 from valetkey.proxy.identity.source import Identity
 from valetkey.proxy.identity.workload_api import (
     JwtSvid,
@@ -26,7 +27,6 @@ from valetkey.proxy.identity.workload_api import (
     WorkloadApiFailed,
     X509Svid,
 )
-from valetkey.proxy.trusted_roots import Stamp, stamp
 
 _TICK: Final = 0.5
 _FIRST_RETRY: Final = 1.0

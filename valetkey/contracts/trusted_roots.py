@@ -1,15 +1,17 @@
-"""Whom the sidecar's own clients trust: the roots in a file, taken up anew when it changes.
+"""Whom a program's own clients trust: the roots in a file, taken up anew when it changes.
 
 Connections that are open stay; each new one is judged by the newest roots. A file that can't be
-used changes nothing: the last good roots go on, and `problem` says why.
+used changes nothing: the last good roots go on, and log and `problem` say why.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 
 from valetkey.contracts.errors import ConfigError
+from valetkey.contracts.logs import Log
 
 Stamp = tuple[int, int, int]
 
@@ -24,22 +26,30 @@ class TrustedRoots:
         self._where = where
         self.path = ca_file
         self._stamp = stamp(ca_file)
+        self._log = Log("roots")
         self.context = self._read()
         self.problem = ""
 
-    def refresh(self) -> bool:
-        """Look at the file. True if there is something new: other roots, or a problem. Blocking."""
+    async def current(self) -> ssl.SSLContext:
+        """The newest, for who connects now and then and has nobody that refreshes."""
+        if self.path is not None:
+            await asyncio.to_thread(self.refresh)
+        return self.context
+
+    def refresh(self) -> None:
+        """Look at the file. Blocking."""
         now = stamp(self.path)
         if now == self._stamp:
-            return False
+            return
         self._stamp = now  # before reading: a change meanwhile is then seen as one
         try:
             self.context = self._read()
         except ConfigError as error:
             self.problem = str(error)
+            self._log.error("roots_unusable", reason=self.problem)
         else:
             self.problem = ""
-        return True
+            self._log.info("roots_taken_up", key=self._where, file=self.path)
 
     def _read(self) -> ssl.SSLContext:
         try:
