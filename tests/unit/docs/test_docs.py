@@ -130,6 +130,15 @@ def test_each_page_of_the_docs_can_be_found_from_the_readme() -> None:
     assert set(PAGES) - found == set()
 
 
+def test_the_table_of_the_readme_has_each_page() -> None:
+    """Decisions, and pages of alerts, have lists of their own."""
+    section = (ROOT / "README.md").read_text().partition("## Documentation\n")[2]
+    listed = {target for _, target in LINK.findall(section.partition("\n## ")[0])}
+    pages = {str(page.relative_to(ROOT)) for page in PAGES}
+    own = {page for page in pages if re.match(r"docs/(adr|runbooks)/", page)}
+    assert pages - own - {"README.md"} <= listed, "add it to the table"
+
+
 def test_the_threat_model_names_tests_that_there_are() -> None:
     """Each row of a boundary says what shows it, and a test that is named is in that file."""
     page = ROOT / "docs/explanation/threat-model.md"
