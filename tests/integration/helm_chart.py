@@ -30,6 +30,8 @@ from valetkey.cli import chart
 from valetkey.collector.settings import CollectorSettings
 from valetkey.contracts import settings
 from valetkey.injector.settings import InjectorSettings
+from valetkey.proxy.core.operator_file import compile_operator_file
+from valetkey.proxy.settings import OperatorFileSettings
 
 pytestmark = pytest.mark.skipif(bool(helm.missing()), reason=helm.missing())
 
@@ -133,6 +135,14 @@ def files_of(node: Any) -> Any:
             yield from files_of(held)
     elif isinstance(node, str) and node.startswith(("/etc/", "/var/")):
         yield node
+
+
+def test_the_operator_s_file_is_one() -> None:
+    objects = helm.objects(helm.render("fleet"))
+    sidecar = loaded(objects, "injector").sidecar
+    text = objects["ConfigMap", sidecar.operator.config_map]["data"][sidecar.operator.key]
+    read = settings.parse(OperatorFileSettings, text, name="operator", program="proxy")
+    assert [route.id for route in compile_operator_file(read).routes] == ["tickets-read"]
 
 
 def test_the_database_of_a_fleet_comes_from_its_secret() -> None:

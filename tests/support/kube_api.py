@@ -24,6 +24,11 @@ SERVICE: Final = "valetkey-injector"
 _HOOKS: Final = "/apis/admissionregistration.k8s.io/v1"
 _SECRETS: Final = f"/api/v1/namespaces/{NAMESPACE}/secrets"
 _TOKEN: Final = "injector-s-own-token"
+_CONFIG_MAPS: Final = "/api/v1/namespaces/{}/configmaps"
+# Who the injector is, and what lists of metadata are asked for by.
+USER: Final = f"system:serviceaccount:{NAMESPACE}:{SERVICE}"
+_AS_METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_SELF: Final = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 
 Json = dict[str, Any]
 
@@ -59,6 +64,7 @@ class KubeApi:
         self.writes: list[tuple[str, str]] = []
         self.refused: list[int] = []
         self.down = False
+        self.add_namespace(NAMESPACE)
         for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
             self.put(f"{_HOOKS}/{kind.lower()}s/{SERVICE}", configuration(kind))
         (directory / "token").write_text(f"{_TOKEN}\n")
@@ -96,6 +102,40 @@ class KubeApi:
         stored["metadata"]["resourceVersion"] = str(next(self._versions))
         self._objects[path] = stored
 
+    def add_namespace(self, name: str, **labels: str) -> None:
+        metadata = {"name": name, "labels": labels}
+        self.put(f"/api/v1/namespaces/{name}", {"kind": "Namespace", "metadata": metadata})
+
+    def config_map(self, namespace: str, name: str) -> dict[str, str] | None:
+        """Its data."""
+        found = self._objects.get(f"{_CONFIG_MAPS.format(namespace)}/{name}")
+        return None if found is None else dict(found["data"])
+
+    def put_config_map(self, namespace: str, name: str, data: dict[str, str] | None) -> None:
+        """``None`` deletes it."""
+        path = f"{_CONFIG_MAPS.format(namespace)}/{name}"
+        if data is None:
+            del self._objects[path]
+            return
+        metadata = {"name": name, "namespace": namespace}
+        self.put(path, {"kind": "ConfigMap", "metadata": metadata, "data": data})
+
+    def _listed(self, request: web.Request) -> web.Response:
+        """Metadata alone, of what a selector as the injector writes it chooses."""
+        if request.headers["Accept"] != _AS_METADATA:
+            return self._status(406)
+        key, _, value = "".join(request.query.values()).partition("=")
+        found = []
+        for path, document in self._objects.items():
+            metadata = document["metadata"]
+            if request.path == "/api/v1/namespaces":
+                chosen = path.count("/") == 4 and metadata.get("labels", {}).get(key) == value
+            else:
+                chosen = "/configmaps/" in path and metadata["name"] == value
+            if chosen:
+                found.append({"metadata": metadata})
+        return web.json_response({"kind": "PartialObjectMetadataList", "items": found})
+
     def secret(self, name: str) -> Json | None:
         return copy.deepcopy(self._objects.get(f"{_SECRETS}/{name}"))
 
@@ -121,13 +161,20 @@ class KubeApi:
         path = request.path
         if path == "/version" and request.method == "GET":
             return web.json_response(self.version)
+        if request.method == "GET" and path in {"/api/v1/namespaces", "/api/v1/configmaps"}:
+            return self._listed(request)
         if request.method == "GET":
             found = self._objects.get(path)
             return web.json_response(found) if found else self._status(404)
         if request.content_type != "application/json":
             return self._status(415)
         document = await request.json()
-        if request.method == "POST" and path == _SECRETS:
+        if request.method == "POST" and path == _SELF:
+            user = {"status": {"userInfo": {"username": USER}}}
+            return web.json_response(document | user, status=201)
+        namespace = path.removesuffix("/configmaps")
+        of_a_namespace = namespace != path and namespace in self._objects
+        if request.method == "POST" and (path == _SECRETS or of_a_namespace):
             path = f"{path}/{document['metadata']['name']}"
             if path in self._objects:
                 return self._status(409)
@@ -144,7 +191,7 @@ class KubeApi:
         else:
             return self._status(405)
         encoded = [
-            *document.get("data", {}).values(),
+            *(document.get("data", {}).values() if "/secrets/" in path else ()),
             *(each["clientConfig"].get("caBundle", "") for each in document.get("webhooks", ())),
         ]
         try:

@@ -91,6 +91,7 @@ _TOLERATION: Final[Json] = _closed({
     "effect": {"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
     "tolerationSeconds": {"type": "integer"},
 })  # fmt: skip
+_OPERATOR: Final = "#/$defs/operator.OperatorFileSettings"
 _PORT: Final[Json] = {"type": "integer", "minimum": 1, "maximum": 65535}
 
 KINDS: Final[dict[str, Json]] = {
@@ -115,6 +116,9 @@ KINDS: Final[dict[str, Json]] = {
     "broker settings": {"$ref": "#/$defs/broker.BrokerSettings"},
     "collector settings": {"$ref": "#/$defs/collector.CollectorSettings"},
     "injector settings": {"$ref": "#/$defs/injector.InjectorSettings"},
+    "operator file": {
+        "anyOf": [_closed({}), {"$ref": _OPERATOR}],
+    },
     "grants": {"$ref": "#/$defs/grants.GrantsFile/properties/grants"},
     # Other charts' business: Helm hands it to every chart beneath.
     "global": {"type": "object"},

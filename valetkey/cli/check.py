@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from valetkey.contracts import settings
 from valetkey.contracts.errors import ConfigError
-
-if TYPE_CHECKING:
-    from valetkey.proxy.settings import ProxySettings
 
 PROGRAMS: Final = ("proxy", "broker", "collector", "injector", "operator")
 
@@ -44,14 +41,16 @@ def check_file(
 def _check_proxy(program: str, file: Path, environ: Mapping[str, str], owner: Path | None) -> None:
     from valetkey.proxy.core.compilation import compile_snapshot
     from valetkey.proxy.core.narrowing import narrow
-    from valetkey.proxy.settings import OwnerFileSettings, ProxySettings
+    from valetkey.proxy.core.operator_file import compile_operator_file
+    from valetkey.proxy.settings import OperatorFileSettings, OwnerFileSettings, ProxySettings
 
+    # What takes more than one key to judge is judged there; no proof key is needed for that.
     if program == "proxy":
         loaded = settings.load(ProxySettings, file, program=program, environ=environ)
+        snapshot = compile_snapshot(loaded, thumbprint="")
     else:
-        loaded = _whole(file)
-    # What takes more than one key to judge is judged there; no proof key is needed for that.
-    snapshot = compile_snapshot(loaded, thumbprint="")
+        of_cluster = settings.load(OperatorFileSettings, file, program="proxy", environ={})
+        snapshot = compile_operator_file(of_cluster)
     if owner is None:
         return
     narrowed = settings.load(OwnerFileSettings, owner, program="proxy", environ={})
@@ -60,28 +59,3 @@ def _check_proxy(program: str, file: Path, environ: Mapping[str, str], owner: Pa
         raise ConfigError(
             f"{owner}: " + "; ".join(f"{each.code.name}: {each}" for each in withheld)
         )
-
-
-def _whole(file: Path) -> ProxySettings:
-    """The operator's file with the sections beside it, as far as they make a difference here."""
-    from valetkey.proxy.settings import (
-        BrokerSettings,
-        IdentitySettings,
-        ListenerSettings,
-        OperatorFileSettings,
-        ProxySettings,
-        SpoolSettings,
-        WorkloadSettings,
-    )
-
-    loaded = settings.load(OperatorFileSettings, file, program="proxy", environ={})
-    return ProxySettings(
-        workload=WorkloadSettings(identity=IdentitySettings(file=Path("/token"))),
-        broker=BrokerSettings(url="https://broker.example"),
-        spool=SpoolSettings(dir=Path("/spool")),
-        # Calls name their target by its url, as in most pods: no two may have the same.
-        listeners=(ListenerSettings(bind="127.0.0.1:7072", mode="forward"),),
-        targets=loaded.targets,
-        routes=loaded.routes,
-        passthrough=loaded.passthrough,
-    )

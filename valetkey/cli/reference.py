@@ -192,7 +192,7 @@ def _schema(name: str, kind: type[Any]) -> str:
 def _chart_files(root: Path, generated: dict[Path, str]) -> dict[Path, str]:
     known = chart.values((root / chart.CHART / "values.yaml").read_text(encoding="utf-8"))
     kinds = {name: json.loads(_schema(name, kind)) for name, _, kind in (*PROGRAMS, *FILES)}
-    programs = {name: kinds[name] for name in (*chart.WRITTEN, "grants")}
+    programs = {name: kinds[name] for name in (*chart.WRITTEN, "grants", "operator")}
     schema = chart.schema(known, programs)
     files = {
         chart.CHART / "values.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",

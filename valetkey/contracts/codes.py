@@ -753,6 +753,17 @@ INJECT_RESOURCES_INVALID: Final = _code(
 INJECT_TARGET_UNKNOWN: Final = _code(
     "inject.target_unknown", 403, "The injector's settings have no target of this name."
 )
+INJECT_OPERATOR_MISSING: Final = _code(
+    "inject.operator_missing",
+    503,
+    "The operator's file is not in this namespace yet; the injector is putting it there.",
+    retry_after=5,
+)
+INJECT_OPERATOR_PROTECTED: Final = _code(
+    "inject.operator_protected",
+    403,
+    "The operator's file is written by the injector alone; narrow it by one of your own.",
+)
 INJECT_OPT_OUT: Final = _code(
     "inject.opt_out", 403, "Pods of this cluster may not go without a sidecar."
 )

@@ -39,8 +39,12 @@ async def exchange(
     ca_file: Path | None,
     headers: Mapping[str, str] | None = None,
     body: Any = None,
+    most: int = MAX_DOCUMENT,
 ) -> tuple[int, bytes]:
-    """Status and body of the answer, whatever the status. Raises `FetchFailed`."""
+    """Status and body of the answer, whatever the status. Raises `FetchFailed`.
+
+    ``most`` is how many bytes of it are taken.
+    """
     try:
         tls = True if ca_file is None else await asyncio.to_thread(_context, ca_file)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
@@ -55,7 +59,7 @@ async def exchange(
             read = bytearray()
             async for chunk in response.content.iter_any():
                 read += chunk
-                if len(read) > MAX_DOCUMENT:
+                if len(read) > most:
                     raise FetchFailed("the document is too large")
             return response.status, bytes(read)
     except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:

@@ -27,6 +27,7 @@ from valetkey.injector import review
 from valetkey.injector.certificates import OwnCertificates
 from valetkey.injector.kube import Kube, KubeError, namespace_of
 from valetkey.injector.metrics import Metrics, make_metrics
+from valetkey.injector.operator_file import OperatorFile
 from valetkey.injector.review import Request
 from valetkey.injector.settings import InjectorSettings, WebhookSettings, version_of
 
@@ -51,10 +52,16 @@ class Injector:
         stated = loaded.pods.kubernetes
         self._version = version_of(stated) if stated is not None else None
         own = self._webhook.own
-        needs_api = own is not None or self._version is None
+        operator = loaded.sidecar.operator
+        needs_api = own is not None or self._version is None or operator is not None
         self._kube = Kube(self._webhook.api) if needs_api else None
         self._certificates = self._source()
         self._loaded = _without_own_namespace(loaded, self._kube, self._webhook)
+        self._operator: OperatorFile | None = None
+        if operator is not None:
+            assert self._kube is not None, "the file is kept there"
+            excluded = self._loaded.pods.excluded
+            self._operator = OperatorFile(operator, self._kube, self.metrics, excluded)
         self._draining = False
         self._stop = asyncio.Event()
         self.metrics.ready.set_function(lambda: float(not self._unready()))
@@ -77,6 +84,8 @@ class Injector:
             admin = await self._serve(stack, "admin", self._webhook.admin, self._admin(), tls=False)
             port = await self._serve(stack, "bind", self._webhook.bind, self._app(), tls=True)
             tasks = [asyncio.create_task(self._certificates.run())]
+            if self._operator is not None:
+                tasks.append(asyncio.create_task(self._operator.run()))
             if self._version is None:
                 tasks.append(asyncio.create_task(self._discover()))
             for task in tasks:
@@ -137,6 +146,7 @@ class Injector:
         )
         app.router.add_post("/mutate", self._endpoint("mutate", review.mutation))
         app.router.add_post("/validate", self._endpoint("validate", review.validation))
+        app.router.add_post("/protect", self._endpoint("protect", self._protection))
         return app
 
     def _endpoint(self, name: str, answer: Answer) -> Handler:
@@ -155,10 +165,12 @@ class Injector:
                 self.metrics.reviews.labels(name, "bad", "").inc()
                 raise
             answered, result, code = answer(asked, self._version, self._loaded)
+            if result == "injected" and not self._has_settings(asked):
+                answered, result, code = review.not_there_yet(asked)
             self.metrics.reviews.labels(name, result, code).inc()
             if code:
                 self._log.info(
-                    "pod_refused",
+                    "write_refused" if name == "protect" else "pod_refused",
                     action=name,
                     code=code,
                     reason=answered["response"]["status"]["message"],
@@ -176,12 +188,23 @@ class Injector:
             return f"certificate: {self._certificates.problem or 'it has expired'}"
         return "" if self._version else "the cluster's version is not known"
 
+    def _has_settings(self, asked: Request) -> bool:
+        """Whether the operator's file is where the pod is to run."""
+        return self._operator is None or self._operator.covers(asked.namespace)
+
+    def _protection(
+        self, asked: Request, _version: tuple[int, int], loaded: InjectorSettings
+    ) -> tuple[dict[str, Any], str, str]:
+        own = "" if self._operator is None else self._operator.user
+        return review.protection(asked, own, loaded)
+
     def _admin(self) -> web.Application:
         async def ready() -> str:
             return self._unready()
 
         def details() -> dict[str, str]:
-            return {"certificates": self._certificates.problem or "good"}
+            more = {} if self._operator is None else self._operator.details()
+            return {"certificates": self._certificates.problem or "good", **more}
 
         app = web.Application(middlewares=[service.problems])
         service.add_probes(app, self.metrics.registry, ready, details=details)

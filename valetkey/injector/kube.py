@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -18,7 +19,15 @@ from valetkey.contracts.fetch import FetchFailed, exchange
 from valetkey.injector.settings import ApiServerSettings, version_of
 
 SECRETS: Final = "/api/v1/namespaces/{namespace}/secrets"
+CONFIG_MAPS: Final = "/api/v1/namespaces/{namespace}/configmaps"
+_ALL_CONFIG_MAPS: Final = "/api/v1/configmaps"
+_NAMESPACES: Final = "/api/v1/namespaces"
+_REVIEWS: Final = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 WEBHOOKS: Final = "/apis/admissionregistration.k8s.io/v1/{kind}"
+
+# A ConfigMap is 1 MiB at most, and a list of metadata a kilobyte for each namespace.
+_MOST: Final = 16 << 20
+_METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 Json = dict[str, Any]
 
@@ -57,20 +66,54 @@ class Kube:
             raise LookupError(path)
         return _object(path, status, body)
 
-    async def create(self, path: str, document: Json) -> None:
-        """Raises `KubeError`, `Conflict` where there is one by now."""
+    async def create(self, path: str, document: Json) -> Json:
+        """What was made. Raises `KubeError`, `Conflict` where there is one by now."""
         status, body = await self._call("POST", path, document)
-        _object(path, status, body)
+        return _object(path, status, body)
 
-    async def replace(self, path: str, document: Json) -> None:
-        """Raises `KubeError`, `Conflict` where it is another by now than the one that was read."""
+    async def whoami(self) -> str:
+        """The user that the API server takes this pod for (SelfSubjectReview)."""
+        kind = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        made = await self.create(_REVIEWS, kind)
+        try:
+            return str(made["status"]["userInfo"]["username"])
+        except (KeyError, TypeError) as error:
+            raise KubeError(f"{_REVIEWS}: the answer names nobody") from error
+
+    async def namespaces(self, selector: str) -> set[str]:
+        """Those with these labels that are not being deleted. Raises `KubeError`."""
+        found = await self._list(_NAMESPACES, "labelSelector", selector)
+        return {each["name"] for each in found if not each.get("deletionTimestamp")}
+
+    async def config_maps(self, name: str) -> dict[str, str]:
+        """By namespace, the version of the ConfigMap of this name. Raises `KubeError`."""
+        found = await self._list(_ALL_CONFIG_MAPS, "fieldSelector", f"metadata.name={name}")
+        return {each["namespace"]: each["resourceVersion"] for each in found}
+
+    async def _list(self, path: str, key: str, selector: str) -> list[Json]:
+        """The metadata of what a selector chooses."""
+        status, body = await self._call(
+            "GET", f"{path}?{urlencode({key: selector})}", read=_METADATA
+        )
+        found = _object(path, status, body)
+        try:
+            return [each["metadata"] for each in found["items"] or ()]
+        except (KeyError, TypeError) as error:
+            raise KubeError(f"{path}: the answer is no list") from error
+
+    async def replace(self, path: str, document: Json) -> Json:
+        """What it is now. Raises `KubeError`, `Conflict` where it is another than was read."""
         if not document.get("metadata", {}).get("resourceVersion"):
             raise KubeError(f"{path}: no version was read to be replaced")
         status, body = await self._call("PUT", path, document)
-        _object(path, status, body)
+        return _object(path, status, body)
 
     async def _call(
-        self, method: str, path: str, document: Json | None = None
+        self,
+        method: str,
+        path: str,
+        document: Json | None = None,
+        read: str = "application/json",
     ) -> tuple[int, bytes]:
         try:
             # The kubelet renews it.
@@ -81,10 +124,11 @@ class Kube:
                 ca_file=self._settings.ca_file,
                 headers={
                     "Authorization": f"Bearer {token.strip()}",
-                    "Accept": "application/json",
+                    "Accept": read,
                     **({"Content-Type": "application/json"} if document is not None else {}),
                 },
                 body=None if document is None else msgspec.json.encode(document),
+                most=_MOST,
             )
         except (OSError, UnicodeDecodeError, FetchFailed) as error:
             raise KubeError(f"{method} {path}: {error}") from error

@@ -20,6 +20,8 @@ class Metrics:
     seconds: Histogram
     certificates: CertificateMetrics
     ready: Gauge
+    operator_rejected: Gauge
+    operator_copies: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -35,8 +37,8 @@ def make_metrics() -> Metrics:
         registry,
         Counter(
             "valetkey_injector_reviews",
-            "Reviews by webhook (mutate, validate), result (injected, untouched, allowed, refused, "
-            "bad) and code.",
+            "Reviews by webhook (mutate, validate, protect), result (injected, untouched, allowed, "
+            "refused, bad) and code.",
             ["webhook", "result", "code"],
             registry=registry,
         ),
@@ -51,6 +53,17 @@ def make_metrics() -> Metrics:
         Gauge(
             "valetkey_injector_ready",
             "1 while API servers can use this replica: as /readyz says.",
+            registry=registry,
+        ),
+        Gauge(
+            "valetkey_injector_operator_rejected",
+            "Whether the operator's file is bad as it is now, so that the one before is kept.",
+            registry=registry,
+        ),
+        Gauge(
+            "valetkey_injector_operator_copies",
+            "Namespaces of sidecars: the operator's file is there (current) or not yet (due).",
+            ["state"],
             registry=registry,
         ),
     )

@@ -22,7 +22,10 @@ from valetkey.injector.settings import InjectorSettings
 
 _API: Final = "admission.k8s.io/v1"
 # metav1.StatusReason
-_REASONS: Final = {400: "BadRequest", 403: "Forbidden", 409: "Conflict", 422: "Invalid"}
+_REASONS: Final = {
+    400: "BadRequest", 403: "Forbidden", 409: "Conflict", 422: "Invalid",
+    503: "ServiceUnavailable",
+}  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -35,14 +38,22 @@ class GroupVersionKind(msgspec.Struct, frozen=True):
     kind: str
 
 
+class User(msgspec.Struct, frozen=True):
+    """``request.userInfo``."""
+
+    username: str = ""
+
+
 class Request(msgspec.Struct, frozen=True, rename="camel"):
     """``request``, as far as it is read."""
 
     uid: str
     kind: GroupVersionKind
     operation: str
+    name: str = ""
     namespace: str = ""
     sub_resource: str = ""
+    user_info: User = User()
     object: Any = None
     old_object: Any = None
 
@@ -97,6 +108,35 @@ def validation(
     elif refusal is None and request.operation == "UPDATE":
         refusal = unchanged(request.old_object, request.object, loaded)
     return _refused(request, refusal) if refusal else (_allowed(request), "allowed", "")
+
+
+def protection(request: Request, own: str, loaded: InjectorSettings) -> tuple[Json, str, str]:
+    """As `mutation`, of a ConfigMap that is written: the operator's file is the injector's alone.
+
+    ``own`` is the user that the injector is. To delete it is no way to write it: the kubelet keeps
+    what it has, new pods wait, and the injector makes it again.
+    """
+    operator = loaded.sidecar.operator
+    kind = request.kind
+    if (kind.group, kind.version, kind.kind) != ("", "v1", "ConfigMap"):
+        refusal = Refusal(codes.INJECT_NOT_A_POD, f"{kind.kind} of {kind.group}/{kind.version}")
+        return _refused(request, refusal)
+    # A name that is to be made up by the API server is none of ours.
+    if (
+        operator is None
+        or request.name != operator.config_map
+        or request.operation not in {"CREATE", "UPDATE"}
+        or (own and request.user_info.username == own)
+    ):
+        return _allowed(request), "allowed", ""
+    where = f"ConfigMap {request.namespace}/{request.name}: {request.user_info.username}"
+    return _refused(request, Refusal(codes.INJECT_OPERATOR_PROTECTED, where))
+
+
+def not_there_yet(request: Request) -> tuple[Json, str, str]:
+    """As `mutation`, of a pod whose settings are not in its namespace."""
+    where = f"namespace {request.namespace}"
+    return _refused(request, Refusal(codes.INJECT_OPERATOR_MISSING, where))
 
 
 def _is_about_pods(request: Request) -> Refusal | None:

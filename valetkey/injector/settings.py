@@ -72,12 +72,49 @@ class FileInConfigMapSettings(Settings, frozen=True, kw_only=True):
     key: FileKey
 
 
+class OperatorLayerSettings(Settings, frozen=True, kw_only=True):
+    """Targets and routes of the operator for every sidecar, changed while pods run.
+
+    ``config_map`` is in the injector's namespace and has the operator's file under ``key``. The
+    injector keeps a copy of that name in each namespace with the labels ``namespaces``; nobody
+    else may write it (the validating webhook), and pods there wait for it. ``check_every`` is how
+    often it looks. What was good last stays in the ConfigMap ``NAME-in-force`` beside it.
+
+    ``owner`` is the ConfigMap of the pod's namespace with the file that narrows it, under
+    ``owner_key``, where the pod names none (``valetkey/routes``). Left out: a pod that names none
+    may do all that the operator's file allows.
+    """
+
+    config_map: Annotated[str, pattern(_SUBDOMAIN), Meta(max_length=240)] = "valetkey-operator"
+    key: FileKey = "operator.yaml"
+    namespaces: Annotated[str, pattern(r"[A-Za-z0-9._/-]{1,253}=[A-Za-z0-9._-]{1,63}")] = (
+        "valetkey/inject=enabled"
+    )
+    owner: ObjectName | None = None
+    owner_key: FileKey = "routes.yaml"
+    check_every: Duration = duration(10)
+
+    def __post_init__(self) -> None:
+        if self.owner == self.config_map:
+            raise ValueError("owner: a namespace's owner can't write the operator's file")
+        if not 0.05 <= self.check_every <= 600:
+            raise ValueError("check_every is between 50ms and 10m")
+
+    @property
+    def in_force(self) -> str:
+        """The ConfigMap with what was good last."""
+        return f"{self.config_map}-in-force"
+
+
 class InjectedSidecarSettings(Settings, frozen=True, kw_only=True):
     """What the sidecar in each pod is, and what its settings say.
 
     ``image`` should be named by digest. ``python`` is the interpreter in it, ``uid`` the user that
     it runs as. ``mode`` is how calls get in where the pod does not say. ``startup`` is how long the
     pod waits for it.
+
+    ``operator`` has targets and routes for every pod, which owners of namespaces can narrow.
+    Without it, operators list targets here, and each namespace writes routes for them:
 
     ``routes`` is the file with ``routes`` (and ``targets`` and ``passthrough``, as far as they are
     left to it), where the pod names no other ConfigMap. ``targets`` are those that pods may choose
@@ -104,6 +141,7 @@ class InjectedSidecarSettings(Settings, frozen=True, kw_only=True):
             config_map="valetkey-routes", key="proxy.yaml"
         )
     )
+    operator: OperatorLayerSettings | None = None
     trust: FileInConfigMapSettings | None = None
     audience: Annotated[str, Meta(min_length=1)] | None = None
     collector: CollectorSettings | None = None
@@ -122,6 +160,8 @@ class InjectedSidecarSettings(Settings, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
+        if self.operator is not None and (self.targets is not None or self.passthrough):
+            raise ValueError("operator: targets and passthrough are in its file then")
         if self.broker.ca_file is not None or (self.collector and self.collector.ca_file):
             raise ValueError("ca_file: pods have no such file; name a ConfigMap in trust")
         if self.collector is not None and self.collector.identity is not None:

@@ -104,6 +104,12 @@ start; the old pods then stay.
 {{- if not (dig "sidecar" "broker" "url" "" $injector.settings) -}}
 {{- $wrong = append $wrong "injector.settings.sidecar.broker.url is required: sidecars must find the broker" -}}
 {{- end -}}
+{{- if and $injector.operator (or (dig "sidecar" "targets" "" $injector.settings) (dig "sidecar" "passthrough" "" $injector.settings)) -}}
+{{- $wrong = append $wrong "injector.operator has targets and passthrough: injector.settings.sidecar must not" -}}
+{{- end -}}
+{{- if ne (dig "sidecar" "operator" "namespaces" "valetkey/inject=enabled" $injector.settings) "valetkey/inject=enabled" -}}
+{{- $wrong = append $wrong "injector.settings.sidecar.operator.namespaces: the chart's webhooks are for valetkey/inject=enabled" -}}
+{{- end -}}
 {{- if and $injector.tls.certificate (not $injector.tls.existingSecret) -}}
 {{- $wrong = append $wrong "injector.tls.certificate needs injector.tls.existingSecret: certificates that the injector makes are not cert-manager's" -}}
 {{- end -}}

@@ -137,6 +137,8 @@ def whole(program: str, shown: dict[str, Any]) -> dict[str, Any]:
     base = yaml.safe_load((ROOT / f"config/{program}.yaml").read_text())
     key = next(iter(shown))
     made: dict[str, Any] = merged(base, NESTED[key][1](shown[key]) if key in NESTED else shown)
+    if program == "injector" and "operator" in shown.get("sidecar", ()):
+        del made["sidecar"]["targets"]
     if program == "injector" and "tls" in shown.get("webhook", ()):
         del made["webhook"]["own"]
     if program == "proxy":

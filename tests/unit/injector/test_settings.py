@@ -44,6 +44,12 @@ REFUSED = {
     ),
     "no port": ({"webhook": {"bind": "0.0.0.0"}}, "bind: '0.0.0.0' is not host:port"),
     "one family twice": ({"pods": {"ip_families": ["IPv4", "IPv4"]}}, "there twice"),
+    "targets in two places": ({"sidecar": {"operator": {}}}, "targets and passthrough are in its file"),
+    "an owner's file that is the operator's": (
+        {"sidecar": {"targets": None, "operator": {"owner": "valetkey-operator"}}},
+        "can't write the operator's file",
+    ),
+    "a look a year": ({"sidecar": {"targets": None, "operator": {"check_every": "365d"}}}, "check_every is between"),
     "an old name": ({"pods": {"namespaces": []}}, "unknown key"),
 }  # fmt: skip
 

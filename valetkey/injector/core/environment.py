@@ -1,8 +1,8 @@
 """Variables: the sidecar's settings, and how the workload's runtimes find sidecar and CA.
 
 The sidecar reads one file, of which variables stand for sections (`valetkey.contracts.settings`).
-The file is the namespace's; every section but those that it may have is given by a variable, so
-nothing else that is written into it counts.
+The file is the operator's, or the namespace's; every section but those that it may have is given by
+a variable, so nothing else that is written into it counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from valetkey.proxy.settings import (
     IdentitySettings,
     InterceptionSettings,
     ListenerSettings,
+    OwnerSettings,
     ProxySettings,
     SpoolSettings,
     WorkloadSettings,
@@ -80,17 +81,21 @@ def of_sidecar(
     mode: Mode,
     families: tuple[str, ...],
     targets: tuple[str, ...] | None,
+    *,
+    narrowed: bool,
 ) -> list[dict[str, str]]:
     """The sidecar's own: all sections but those that are left to the file, as JSON.
 
-    ``targets`` are the names of those that the pod chose.
+    ``targets`` are the names of those that the pod chose, ``narrowed`` says that the namespace's
+    owner has a file beside the operator's.
     """
-    whole = settings.plain(_settings(sidecar, mode, families, targets))
+    whole = settings.plain(_settings(sidecar, mode, families, targets, narrowed=narrowed))
     given = set(ProxySettings.__struct_fields__) - _OF_THE_FILE
-    if sidecar.targets is not None:
-        given.add("targets")
-    if sidecar.passthrough is not None:
-        given.add("passthrough")
+    if sidecar.operator is None:
+        if sidecar.targets is not None:
+            given.add("targets")
+        if sidecar.passthrough is not None:
+            given.add("passthrough")
     return [
         {"name": f"VALETKEY_PROXY__{key.upper()}", "value": _compact(whole[key])}
         for key in sorted(given)
@@ -107,6 +112,8 @@ def _settings(
     mode: Mode,
     families: tuple[str, ...],
     targets: tuple[str, ...] | None,
+    *,
+    narrowed: bool,
 ) -> ProxySettings:
     ca_file = Path(f"{names.ANCHORS_DIR}/{sidecar.trust.key}") if sidecar.trust else None
     broker = _with(sidecar.broker, ca_file=ca_file)
@@ -115,7 +122,13 @@ def _settings(
         token = IdentitySettings(file=Path(f"{names.TOKEN_DIR}/collector-token"))
         collector = _with(sidecar.collector, ca_file=ca_file, identity=token)
     catalogue = sidecar.targets or {}
-    chosen = catalogue if targets is None else {name: catalogue[name] for name in targets}
+    chosen = catalogue
+    owner = None
+    if sidecar.operator is None:
+        chosen = catalogue if targets is None else {name: catalogue[name] for name in targets}
+    elif narrowed or targets is not None:
+        file = Path(f"{names.ROUTES_DIR}/{sidecar.operator.owner_key}") if narrowed else None
+        owner = OwnerSettings(file=file, targets=targets)
     return ProxySettings(
         workload=WorkloadSettings(identity=IdentitySettings(file=Path(f"{names.TOKEN_DIR}/token"))),
         broker=broker,
@@ -130,6 +143,7 @@ def _settings(
         targets=chosen,
         routes=(),
         passthrough=sidecar.passthrough or (),
+        owner=owner,
         network=sidecar.network,
         limits=sidecar.limits,
         timeouts=sidecar.timeouts,

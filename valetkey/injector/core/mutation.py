@@ -100,7 +100,9 @@ def what_it_must_have(view: Pod, wanted: Wanted, place: Place, loaded: InjectorS
     mode = wanted.mode or sidecar.mode
     if mode == "transparent" and loaded.redirect is None:
         raise CallerError(codes.INJECT_REDIRECT_OFF, f"{names.MODE}: {mode}")
-    if wanted.targets is not None:
+    operator = sidecar.operator
+    # The operator's file changes while pods run: a target that it has no more is nobody's then.
+    if wanted.targets is not None and operator is None:
         unknown = set(wanted.targets) - set(sidecar.targets or ())
         if unknown:
             raise CallerError(codes.INJECT_TARGET_UNKNOWN, ", ".join(sorted(unknown)))
@@ -108,7 +110,7 @@ def what_it_must_have(view: Pod, wanted: Wanted, place: Place, loaded: InjectorS
         Choice(
             mode,
             place.native,
-            wanted.routes or sidecar.routes.config_map,
+            wanted.routes or (sidecar.routes.config_map if operator is None else operator.owner),
             wanted.targets,
             wanted.resources or sidecar.resources,
             checks.users(view, sidecar.uid) if mode == "transparent" else (),

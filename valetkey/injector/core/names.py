@@ -15,14 +15,16 @@ TOKEN: Final = "valetkey-token"  # noqa: S105 - a volume's name
 PRIVATE: Final = "valetkey-private"
 SPOOL: Final = "valetkey-spool"
 ROUTES: Final = "valetkey-routes"
+OPERATOR: Final = "valetkey-operator"
 ANCHORS: Final = "valetkey-anchors"
 TRUST: Final = "valetkey-trust"
-VOLUMES: Final = frozenset({TOKEN, PRIVATE, SPOOL, ROUTES, ANCHORS, TRUST})
+VOLUMES: Final = frozenset({TOKEN, PRIVATE, SPOOL, ROUTES, OPERATOR, ANCHORS, TRUST})
 
 TOKEN_DIR: Final = "/var/run/secrets/valetkey"  # noqa: S105 - a directory
 PRIVATE_DIR: Final = "/run/valetkey-private"
 SPOOL_DIR: Final = "/var/lib/valetkey"
 ROUTES_DIR: Final = "/etc/valetkey/routes"
+OPERATOR_DIR: Final = "/etc/valetkey/operator"
 ANCHORS_DIR: Final = "/etc/valetkey/anchors"
 TRUST_DIR: Final = "/run/valetkey"
 

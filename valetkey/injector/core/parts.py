@@ -13,10 +13,16 @@ from typing import Any, Final
 from valetkey.contracts import settings
 from valetkey.injector.core import environment, names
 from valetkey.injector.core.environment import loopback
-from valetkey.injector.settings import InjectorSettings, Mode, ResourceSettings
+from valetkey.injector.settings import (
+    InjectedSidecarSettings,
+    InjectorSettings,
+    Mode,
+    ResourceSettings,
+)
 
 TOKEN_SECONDS: Final = 3600
 _DEFAULT_MODE: Final = 0o644
+_DIRS: Final = {names.OPERATOR: names.OPERATOR_DIR, names.ROUTES: names.ROUTES_DIR}
 # A CA, a bundle with the system's roots and a trust store are half a megabyte.
 _TRUST_SIZE: Final = "8Mi"
 _PRIVATE_SIZE: Final = "1Mi"
@@ -30,11 +36,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one pod gets. ``uids``: the workload's users, where they are to be redirected."""
+    """What one pod gets. ``uids``: the workload's users, where they are to be redirected.
+
+    ``routes`` is the ConfigMap of the namespace's owner; ``None``: there is none.
+    """
 
     mode: Mode
     native: bool
-    routes: str
+    routes: str | None
     targets: tuple[str, ...] | None
     resources: ResourceSettings
     uids: tuple[int, ...] = ()
@@ -89,7 +98,7 @@ def _volumes(choice: Choice, loaded: InjectorSettings, *, intercepts: bool) -> l
                 ],
             },
         },
-        _config_map(names.ROUTES, choice.routes),
+        *_files(choice, sidecar),
         {"name": names.SPOOL, "emptyDir": {"sizeLimit": _bytes(2 * sidecar.spool)}},
     ]
     if sidecar.trust is not None:
@@ -102,11 +111,21 @@ def _volumes(choice: Choice, loaded: InjectorSettings, *, intercepts: bool) -> l
     return found
 
 
+def _files(choice: Choice, sidecar: InjectedSidecarSettings) -> list[Json]:
+    """Volumes with settings. None is optional: without its file, a sidecar lets nothing out."""
+    found = []
+    if sidecar.operator is not None:
+        found.append(_config_map(names.OPERATOR, sidecar.operator.config_map))
+    if choice.routes is not None:
+        found.append(_config_map(names.ROUTES, choice.routes))
+    return found
+
+
 def _sidecar(choice: Choice, loaded: InjectorSettings, *, intercepts: bool) -> Json:
     sidecar = loaded.sidecar
     mounts = [
         _mount(names.TOKEN, names.TOKEN_DIR),
-        _mount(names.ROUTES, names.ROUTES_DIR),
+        *(_mount(each["name"], _DIRS[each["name"]]) for each in _files(choice, sidecar)),
         {"name": names.SPOOL, "mountPath": names.SPOOL_DIR},
     ]
     if sidecar.trust is not None:
@@ -117,12 +136,18 @@ def _sidecar(choice: Choice, loaded: InjectorSettings, *, intercepts: bool) -> J
             {"name": names.TRUST, "mountPath": names.TRUST_DIR},
         ]
     config = f"{names.ROUTES_DIR}/{sidecar.routes.key}"
+    if sidecar.operator is not None:
+        config = f"{names.OPERATOR_DIR}/{sidecar.operator.key}"
     container: Json = {
         "name": names.CONTAINER,
         **_image(sidecar.image, sidecar.pull_policy),
         "command": [sidecar.python, "-m", "valetkey.proxy", "--config", config],
         "env": environment.of_sidecar(
-            sidecar, choice.mode, loaded.pods.ip_families, choice.targets
+            sidecar,
+            choice.mode,
+            loaded.pods.ip_families,
+            choice.targets,
+            narrowed=choice.routes is not None,
         ),
         "ports": [{"name": "valetkey-admin", "containerPort": names.ADMIN_PORT, "protocol": "TCP"}],
         "resources": _resources(choice.resources),

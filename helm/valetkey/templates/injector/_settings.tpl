@@ -13,5 +13,16 @@
 {{- if not (dig "sidecar" "image" "" $settings) -}}
 {{- $_ := set $settings "sidecar" (merge (dict "image" (include "valetkey.image" .)) ($settings.sidecar | default dict)) -}}
 {{- end -}}
+{{- if and $injector.operator (not (dig "sidecar" "operator" "" $settings)) -}}
+{{- $_ := set $settings "sidecar" (merge (dict "operator" (dict "config_map" "valetkey-operator")) $settings.sidecar) -}}
+{{- end -}}
 {{- toYaml $settings -}}
+{{- end -}}
+
+{{/* The ConfigMap with the operator's file, and its key, as JSON. Empty: there is none. */}}
+{{- define "valetkey.injector.operator" -}}
+{{- $said := dig "sidecar" "operator" dict .Values.injector.settings | default dict -}}
+{{- if or .Values.injector.operator $said -}}
+{{- toJson (dict "name" (dig "config_map" "valetkey-operator" $said) "key" (dig "key" "operator.yaml" $said)) -}}
+{{- end -}}
 {{- end -}}

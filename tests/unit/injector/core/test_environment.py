@@ -85,6 +85,7 @@ def test_nothing_but_routes_counts_of_the_file() -> None:
         "passthrough": [{"host": "*.evil.example"}],
         "spool": {"dir": "/tmp/x"},
         "interception": {"key_file": "/run/valetkey/ca.key"},
+        "owner": {"targets": ["evil"]},
         "targets": TARGETS | {"evil": {**TARGETS["tickets"], "url": "https://evil.example"}},
     }
     assert set(evil) == set(ProxySettings.__struct_fields__)

@@ -95,7 +95,7 @@ def test_before_native_sidecars_it_is_the_first_container_and_others_wait_for_it
 
 def test_its_tokens_key_and_record_are_the_sidecar_s_alone() -> None:
     made = done(pod(APP, {"name": "other", "image": "b"}))
-    for volume in names.VOLUMES - {names.TRUST}:
+    for volume in names.VOLUMES - {names.TRUST, names.OPERATOR}:
         assert mounting(made, volume) == {names.CONTAINER}, volume
     assert mounting(made, names.TRUST) == {names.CONTAINER, "app", "other"}
     volumes = {each["name"]: each for each in made["spec"]["volumes"]}
