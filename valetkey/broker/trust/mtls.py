@@ -39,8 +39,8 @@ _REMEMBERED: Final = 60.0
 _REMEMBERED_MOST: Final = 10_000
 # More certificates than any trust domain has between leaf and root.
 _MAX_CHAIN: Final = 8
-# How often new roots are taken up for handshakes.
-_REFRESH: Final = 30.0
+# How often new roots are taken up for handshakes, and files of roots are looked at.
+_REFRESH: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)

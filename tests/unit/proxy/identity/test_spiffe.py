@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.support.trust_domain import TrustDomain
+from tests.support.waiting import until
 from valetkey.contracts import codes
 from valetkey.contracts.errors import BrokerError, ConfigError
 from valetkey.contracts.oauth import ASSERTION_JWT_SPIFFE
@@ -21,6 +23,7 @@ from valetkey.proxy.identity.spiffe import SpiffeIdentity
 from valetkey.proxy.identity.workload_api import JwtSvid, WorkloadApiFailed, X509Svid
 
 BROKER = "https://broker.example"
+OLD, NEW = trustme.CA(), trustme.CA()
 
 
 class Api:
@@ -180,6 +183,31 @@ def test_a_rotation_that_finds_no_roots_leaves_the_last_ones(tmp_path: Path) -> 
     assert setup.identity.problem == ""
     assert setup.identity.token()[0] is not token
     assert setup.identity.client_context() is not context
+
+
+async def test_other_roots_are_taken_up_at_once(tmp_path: Path) -> None:
+    roots = tmp_path / "ca.pem"
+    roots.write_bytes(OLD.cert_pem.bytes())
+    setup = Setup(certificates=True, ca_file=roots)
+    await asyncio.to_thread(setup.identity.refresh)
+    first = setup.identity.client_context()
+    assert first is not None
+    watching = asyncio.create_task(setup.identity.watch())
+    try:
+        fresh = tmp_path / "new.pem"
+        fresh.write_bytes(NEW.cert_pem.bytes())
+        fresh.replace(roots)
+        await until(lambda: setup.identity.client_context() is not first, "the new roots")
+        asked = setup.api.asked
+        context = setup.identity.client_context()
+        assert context is not None
+        assert context.get_ca_certs() != first.get_ca_certs()
+        assert setup.identity.problem == ""
+        await asyncio.sleep(1.2)
+        assert setup.api.asked == asked, "it is not asked again and again"
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def test_a_certificate_that_is_none_leaves_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
