@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.canaries import CANARIES, Canaries, Leak
 
-pytest_plugins = ["tests.support.postgres"]
+pytest_plugins = ["tests.support.nats", "tests.support.postgres"]
 
 # --- where files go ------------------------------------------------------------------------------
 

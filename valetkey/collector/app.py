@@ -17,9 +17,13 @@ from valetkey.collector.api.authenticate import Authenticator
 from valetkey.collector.api.ingest import Ingest
 from valetkey.collector.api.read import Read
 from valetkey.collector.metrics import Metrics, make_metrics
+from valetkey.collector.nats_settings import NatsSettings
 from valetkey.collector.settings import CollectorSettings, database_url
+from valetkey.collector.sinks.handoff import Handoff
+from valetkey.collector.sinks.sink import Sink
 from valetkey.collector.store import queries
 from valetkey.collector.store.database import FAILED, Database, answers
+from valetkey.collector.store.handoffs import Handoffs
 from valetkey.collector.store.open import open_database
 from valetkey.collector.store.writer import Writer
 from valetkey.contracts import logs, service, settings
@@ -42,7 +46,8 @@ def build_app(
     """The service over an open database. ``certificate`` is its own, where it speaks TLS itself."""
     metrics = metrics or make_metrics()
     authenticator = Authenticator(loaded)
-    ingest = Ingest(authenticator, Writer(database), metrics)
+    handoff = _handoff(loaded.nats, database, metrics) if loaded.nats is not None else None
+    ingest = Ingest(authenticator, Writer(database), metrics, handoff)
     read = Read(authenticator, database)
     app = web.Application(middlewares=[service.problems], client_max_size=loaded.max_batch_bytes)
     app.router.add_post("/v1/events", ingest.post)
@@ -54,14 +59,18 @@ def build_app(
         return "" if await answers(database) else "the database does not answer"
 
     def details() -> dict[str, str]:
-        return {"certificate": certificate.state} if certificate is not None else {}
+        told = {"certificate": certificate.state} if certificate is not None else {}
+        return told | ({"handoff": handoff.state} if handoff is not None else {})
 
     service.add_probes(app, metrics.registry, ready, details=details)
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         await _count(database, metrics)
         counting = asyncio.create_task(_count_on(database, metrics), name="count")
-        async with certificate.kept_up() if certificate is not None else contextlib.nullcontext():
+        async with (
+            certificate.kept_up() if certificate is not None else contextlib.nullcontext(),
+            handoff.running() if handoff is not None else contextlib.nullcontext(),
+        ):
             yield
         counting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -70,6 +79,15 @@ def build_app(
 
     app.cleanup_ctx.append(lifetime)
     return app
+
+
+def _handoff(to: NatsSettings, database: Database, metrics: Metrics) -> Handoff:
+    from valetkey.collector.sinks.jetstream import JetStream  # for whom settings have it alone
+
+    async def connect() -> Sink:
+        return await JetStream.open(to, name="valetkey collector")
+
+    return Handoff(to, Handoffs(database, to.stream), metrics.handoff, connect)
 
 
 async def _count(database: Database, metrics: Metrics) -> None:

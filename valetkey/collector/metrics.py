@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from valetkey import __version__
+from valetkey.collector.sinks.metrics import HandoffMetrics
 from valetkey.contracts.certificate_files import CertificateMetrics
 
 
@@ -23,6 +24,7 @@ class Metrics:
     breaks: Gauge
     conflicts: Counter
     certificate: CertificateMetrics
+    handoff: HandoffMetrics
 
 
 def make_metrics() -> Metrics:
@@ -68,4 +70,5 @@ def make_metrics() -> Metrics:
             registry=registry,
         ),
         CertificateMetrics(registry, "valetkey_collector"),
+        HandoffMetrics(registry),
     )

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from valetkey.collector.nats_settings import NatsSettings
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.fetch import is_loopback
 from valetkey.contracts.issuer import IssuerSettings
@@ -43,7 +44,8 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
 
     ``database`` is an SQLite file (``sqlite+aiosqlite:///FILE``), for one collector, or PostgreSQL
     (``postgresql+asyncpg://USER:PASSWORD@HOST/NAME``), which any number of collectors share. It is
-    a database of the collector's own, not the broker's.
+    a database of the collector's own, not the broker's. With ``nats`` the record is handed on to
+    a JetStream stream as well.
     """
 
     issuers: tuple[IssuerSettings, ...]
@@ -51,6 +53,7 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
     tls: TlsSettings | Literal["terminated"] | None = None
     database: str = "sqlite+aiosqlite:////var/lib/valetkey/collector.db"
     postgres: PostgresSettings = msgspec.field(default_factory=PostgresSettings)
+    nats: NatsSettings | None = None
     readers: tuple[ReaderSettings, ...] = ()
     max_batch_bytes: Size = size(8 << 20)
     verified_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
@@ -83,6 +86,8 @@ class CollectorSettings(Settings, frozen=True, kw_only=True):
         if self.max_batch_bytes < 1:
             raise ValueError("max_batch_bytes must be positive")
         database_url(self.database)
+        if self.nats is not None and self.nats.answer >= self.postgres.idle_in_transaction:
+            raise ValueError("nats.answer must be shorter than postgres.idle_in_transaction")
 
 
 def database_url(url: str) -> URL:

@@ -725,6 +725,14 @@ AUDIT_CONFLICT: Final = _code(
     "An event of this id is on record with other bytes: nothing of the batch was stored.",
 )
 
+AUDIT_HANDOFF_UNAVAILABLE: Final = _code(
+    "audit.handoff_unavailable",
+    503,
+    "The batch is stored, but could not be handed on, and settings acknowledge none like that: "
+    "send it again.",
+    retry_after=5,
+)
+
 # --- inject: what the injector says of a pod ----------------------------------------------------
 INJECT_NOT_A_POD: Final = _code("inject.not_a_pod", 400, "This is not a well-formed pod.")
 INJECT_ANNOTATION_UNKNOWN: Final = _code(

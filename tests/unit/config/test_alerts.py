@@ -247,6 +247,11 @@ CASES: Final = (
          | one("valetkey_roots_failing", "0x10", BOT.replace("bot-0", "bot-1")), (OF_BOT,)),
     Case("ValetkeyRootsRejected", "put right at once", "10m",
          one("valetkey_roots_failing", "1x2 0x10")),
+    Case("ValetkeyHandoffBehind", "at both collectors", "20m",
+         one("valetkey_collector_handoff_age_seconds", "301+60x20", 'instance="c"')
+         | one("valetkey_collector_handoff_age_seconds", "301+60x20", 'instance="d"'), ({},)),
+    Case("ValetkeyHandoffBehind", "a server that was restarted", "13m",
+         one("valetkey_collector_handoff_age_seconds", "0x5 60+60x8 0x10", 'instance="c"')),
     Case("ValetkeySidecarWithoutFeed", "one of two", "5m",
          one("valetkey_feed_lost", "1x5")
          | one("valetkey_feed_lost", "0x5", 'namespace="agents",workload="bot",pod="bot-1"'), (OF_BOT,)),

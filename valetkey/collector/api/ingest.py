@@ -2,6 +2,7 @@
 
 The answer is ``{"boot": "…", "acked": N}``: every event of the boot up to ``N`` is stored, or
 was declared lost. A sidecar that gets no answer sends again; equal copies are dropped.
+Where settings say so, what is acknowledged is in the stream that the record is handed on to, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aiohttp import web
 from valetkey.collector.api.authenticate import Authenticator
 from valetkey.collector.core.batch import Contradiction, read_batch
 from valetkey.collector.metrics import Metrics
+from valetkey.collector.sinks.handoff import Handoff
 from valetkey.collector.store.writer import Identity, Stored, Writer
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError, ValetkeyError
@@ -29,10 +31,17 @@ _BODY_TIMEOUT: Final = 60.0
 class Ingest:
     """Takes batches to the writer."""
 
-    def __init__(self, authenticator: Authenticator, writer: Writer, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        writer: Writer,
+        metrics: Metrics,
+        handoff: Handoff | None = None,
+    ) -> None:
         self._authenticator = authenticator
         self._writer = writer
         self._metrics = metrics
+        self._handoff = handoff
         self._results = {
             result: metrics.events.labels(result)
             for result in ("stored", "duplicate", "refused", "conflict")
@@ -76,6 +85,8 @@ class Ingest:
             self._refused(error, size)
             raise
         self._stored(stored)
+        if self._handoff is not None:
+            await self._handoff.stored(batch)
         return stored
 
     def _refused(self, error: ValetkeyError, size: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -51,6 +52,12 @@ class Database(Protocol):
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Do ``work`` in one transaction. Raises what it does, and `FAILED`."""
+
+    def held(self, lock: int) -> AbstractAsyncContextManager[bool]:
+        """Hold a lock that all collectors know; ``False`` where another does. Raises `FAILED`.
+
+        A server may end it unasked: nothing may hang on it alone.
+        """
 
     async def close(self) -> None:
         """Let go of all connections."""

@@ -178,3 +178,13 @@ CONFLICTS: Final = Table(
     Column("times", BigInteger, nullable=False),
     UniqueConstraint("source", "boot", "seq", "refused_hash"),
 )
+
+# All events up to `cursor` are in the stream, the last of them as its message `sequence`.
+HANDOFFS: Final = Table(
+    "handoffs",
+    METADATA,
+    Column("stream", Text, primary_key=True),
+    Column("cursor", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)

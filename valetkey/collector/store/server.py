@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from alembic.util import CommandError
@@ -35,6 +36,12 @@ class ServerDatabase:
     async def write(self, work: Callable[[Connection], T]) -> T:
         async with self.writer.begin() as connection:
             return await connection.run_sync(work)
+
+    @asynccontextmanager
+    async def held(self, lock: int) -> AsyncIterator[bool]:
+        async with self.writer.begin() as connection:
+            taken = text("SELECT pg_try_advisory_xact_lock(:lock)")
+            yield bool(await connection.scalar(taken, {"lock": lock}))
 
     async def close(self) -> None:
         await self.reader.dispose()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -44,6 +45,10 @@ class FileDatabase:
     async def write(self, work: Callable[[Connection], T]) -> T:
         async with self._turn:
             return await asyncio.to_thread(self._write_now, work)
+
+    @asynccontextmanager
+    async def held(self, lock: int) -> AsyncIterator[bool]:  # noqa: ARG002 - nobody else is there
+        yield True
 
     def _write_now(self, work: Callable[[Connection], T]) -> T:
         with self.writer.begin() as connection:

@@ -129,7 +129,7 @@ def test_a_migration_that_is_cut_has_changed_nothing(writer):
         migrate(connection, "base")
         transaction.rollback()
         assert connection.scalar(text("SELECT count(*) FROM events")) == 0
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0002"
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0003"
 
 
 def test_what_is_on_record_is_filled_in_when_the_schema_grows(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Where the record goes beside the database."""
