@@ -52,7 +52,8 @@ chart: helm ## Test the chart with Helm 3 and 4, helm-unittest and kubeconform
 
 cluster: helm ## Test chart and injector on a real API server, built into .kubernetes/ (Go; minutes the first time)
 	@$(BIN)/python -m tests.support.kubernetes
-	@$(BIN)/python -m pytest $(addprefix tests/cluster/,installing.py injecting.py operator_file.py otherwise.py upgrading.py)
+	@$(BIN)/python -m pytest $(addprefix tests/cluster/,installing.py injecting.py operator_file.py otherwise.py \
+		trusting.py upgrading.py)
 
 # The image's base by digest, its name, and what else the build is told (secrets, for one):
 # docs/how-to/build-the-image.md.

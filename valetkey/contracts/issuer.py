@@ -38,7 +38,8 @@ class ReviewSettings(Settings, frozen=True, kw_only=True):
 
     ``token_file`` authenticates the broker there (it needs ``create`` on ``tokenreviews``) and is
     read anew for each question. ``remember`` is how long an answer is used again: for so long a
-    token goes on counting after its pod was deleted.
+    token goes on counting after its pod was deleted, and for the ten seconds that the API server
+    remembers its own.
     """
 
     url: str

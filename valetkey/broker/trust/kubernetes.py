@@ -92,9 +92,12 @@ class KubernetesIssuer(TrustedIssuer):
 
 
 class ReviewedUser(msgspec.Struct, frozen=True):
-    """``status.user``. ``extra`` is bound to pod and node where the token is."""
+    """``status.user``: of a token that is not authenticated it is there, and empty.
 
-    username: str
+    ``extra`` is bound to pod and node where the token is.
+    """
+
+    username: str = ""
     uid: str = ""
     extra: dict[str, list[str]] = {}
 
@@ -178,12 +181,13 @@ class Reviewer:
         if (review.api_version, review.kind) != (_API, "TokenReview"):
             raise self._unavailable("the answer is no TokenReview")
         status = review.status
-        if status.authenticated is not True or status.error or status.user is None:
+        user = status.user
+        if status.authenticated is not True or status.error or user is None or not user.username:
             raise TokenInvalid("the API server does not authenticate the token")
         # An authenticator that knows no audiences leaves them out: then it is not for us.
         if self._audience not in status.audiences:
             raise TokenInvalid("the API server says that the token is for another audience")
-        return status.user
+        return user
 
     def _unavailable(self, reason: str) -> CallerError:
         self._log.warning("review_unavailable", issuer=self._issuer, reason=reason)

@@ -224,6 +224,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     "no audience": {"audiences": []},
     "audiences left out": {"audiences": None},
     "no user": {"user": None},
+    "a user without a name": {"user": {}},
+    # As kube-apiserver 1.37 says it of a token whose pod was deleted.
+    "all that is said of a token that ended": {
+        "authenticated": None,
+        "audiences": None,
+        "user": {},
+        "error": "[invalid bearer token, service account token has been invalidated]",
+    },
     "another user": {"user": {"username": "system:serviceaccount:agents:other"}},
 }
 
@@ -252,7 +260,7 @@ async def test_what_can_be_judged_here_is_judged_here(
 
 
 async def test_a_refusal_is_remembered(cluster: Idp, api: ApiServer) -> None:
-    api.status = {"authenticated": False}
+    api.status = {"user": {}, "error": "invalid bearer token"}
     issuer, token = api.issuer(), projected(cluster)
     for _ in range(3):
         with pytest.raises(TokenInvalid, match="does not authenticate"):
