@@ -28,7 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support.canaries import CANARIES
 from tests.support.namespaces import Namespace, lacking
-from tests.support.procs import Program
+from tests.support.procs import START_TIMEOUT, Program
+from tests.support.waiting import SECONDS
 from valetkey.broker.core.grants import GrantsFile
 from valetkey.cli.check import check_file
 from valetkey.contracts import settings
@@ -231,7 +232,7 @@ class Cluster:
         self.programs.append(program.start())
 
     def ready(self, url: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_TIMEOUT
         while self.network.run("curl", "-skf", url, check=False).returncode:
             assert time.monotonic() < deadline, f"{url}: not ready"
             assert all(program.running for program in self.programs)
@@ -286,7 +287,9 @@ def test_from_nothing_to_the_first_audited_call(cluster: Cluster) -> None:
         assert words[0] == "python3"
         set_ = [f"{name}={value}" for name, value in environment.items()]
         argv = cluster.network.argv("env", *set_, sys.executable, *words[1:])
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            argv, check=True, capture_output=True, text=True, timeout=START_TIMEOUT
+        )
         return done.stdout.strip()
 
     for method in ("GET", "DELETE"):
@@ -299,7 +302,7 @@ def test_from_nothing_to_the_first_audited_call(cluster: Cluster) -> None:
 
     wide = {"COLUMNS": "160"}
     command, answer = executed(r"python3 -m valetkey\.cli audit tail")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while (said := run(command, collector, wide)).count("\n") < answer.count("\n"):
         assert time.monotonic() < deadline, said
         time.sleep(0.2)
