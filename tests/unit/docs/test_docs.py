@@ -433,7 +433,7 @@ def test_the_settings_of_the_how_to_load() -> None:
 # What opens connections, by the file that does, and the row of the page on air gaps that says where to.
 CONNECTS = re.compile(
     r"ClientSession\(|create_connection\(|open_connection\(|smtplib\.SMTP|HTTPConnection\(|"
-    r"ldap\.initialize|create_async_engine\(url|\.WorkloadApiClient\(|urlopen|nats\.connect"
+    r"ldap\.initialize|create_async_engine\(url|\.WorkloadApiClient\(|urlopen|_client\.connect\("
 )
 CONNECTIONS = {
     "broker/directory/ldap.py": "directory.ldap.url",
@@ -442,6 +442,7 @@ CONNECTIONS = {
     "broker/notify/webhook.py": "approvals.notices.webhooks.url",
     "broker/push.py": "feed.receivers.push",
     "broker/store/database.py": "database",
+    "collector/sinks/jetstream.py": "nats.servers",
     "contracts/fetch.py": "issuers.jwks_url",
     "injector/wait.py": "",  # the sidecar beside it, on loopback
     "proxy/audit/shipper.py": "collector.url",
