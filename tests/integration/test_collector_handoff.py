@@ -17,11 +17,13 @@ import aiohttp
 import nkeys
 import pytest
 import trustme
+from click.testing import CliRunner
 
 from tests.support.chain import Chain, batch
 from tests.support.collector import CollectorBench
 from tests.support.nats import STREAM, SUBJECT, NatsServer, fitting
 from tests.support.waiting import until
+from valetkey.cli.main import main
 from valetkey.contracts import events
 
 BOOT = "00000000000000a1"
@@ -70,15 +72,21 @@ class Collector:
 
         await until(holds, f"the hand-off is {state}")
 
-    async def nothing_waits(self):
+    async def handed_on(self, count):
+        """Wait until so many events were acknowledged by the stream, and nothing is left."""
+        results = ("published", "duplicate")
+        names = [f'valetkey_collector_handoff_events_total{{result="{each}"}}' for each in results]
+
         async def holds():
+            done = sum([await self.metric(name) for name in names])
             return (
-                await self.state() == "ok"
+                done >= count
+                and await self.state() == "ok"
                 and await self.metric("valetkey_collector_handoff_waiting") == 0
                 and await self.metric("valetkey_collector_handoff_failing") == 0
             )
 
-        await until(holds, "all is handed on")
+        await until(holds, f"{count} events are handed on")
 
 
 @contextlib.asynccontextmanager
@@ -135,7 +143,7 @@ async def test_events_come_as_they_are_in_their_order_with_what_the_binding_asks
     async with collecting(bench, nats=nats(nats_server)) as collector:
         assert (await collector.post(made.events))[0] == 200
         await all_there(nats_server, made.events)
-        await collector.nothing_waits()
+        await collector.handed_on(0)
         assert (
             await collector.metric('valetkey_collector_handoff_events_total{result="published"}')
             == 6
@@ -182,7 +190,7 @@ async def test_a_collector_that_is_killed_at_any_moment(bench, nats_server, data
         while acked < len(made.events):
             acked = (await collector.post(made.events[acked : acked + 40]))[1]["acked"]
         await all_there(nats_server, made.events)
-        await collector.nothing_waits()
+        await collector.handed_on(0)
 
 
 async def test_what_was_published_and_not_noted_is_found_in_the_stream(bench, nats_server):
@@ -193,7 +201,7 @@ async def test_what_was_published_and_not_noted_is_found_in_the_stream(bench, na
     async with collecting(bench, **changes) as collector:
         assert (await collector.post(made.events))[0] == 200
         await all_there(nats_server, made.events)
-        await collector.nothing_waits()
+        await collector.handed_on(0)
     with contextlib.closing(sqlite3.connect(bench.database)) as connection, connection:
         connection.execute("UPDATE handoffs SET cursor = 4, sequence = 4")
     more = made.calls(1)
@@ -219,7 +227,7 @@ async def test_a_server_that_is_killed_and_comes_again(bench, nats_server):
                 nats_server.start()
             assert (await collector.post(made.events[first : first + 20]))[0] == 200
         await all_there(nats_server, made.events)
-        await collector.nothing_waits()
+        await collector.handed_on(0)
         assert (
             await collector.metric(
                 'valetkey_collector_handoff_failures_total{reason="unreachable"}'
@@ -326,7 +334,7 @@ async def test_a_stream_that_can_not_have_the_record(bench, nats_server, changes
         else:
             await nats_server.make_stream()
         await all_there(nats_server, made.events)
-        await collector.nothing_waits()
+        await collector.handed_on(0)
 
 
 async def test_a_stream_that_was_made_anew_gets_the_record_again(bench, nats_server):
@@ -355,7 +363,7 @@ async def test_somebody_else_who_writes_to_the_stream_is_noticed(bench, nats_ser
         assert (await collector.post(made.events[4:]))[0] == 200
         await all_there(nats_server, [*made.events[:4], b"{}", *made.events[4:]])
         await collector.program.event("stream_ahead")
-        await collector.nothing_waits()
+        await collector.handed_on(0)
         reason = 'valetkey_collector_handoff_failures_total{reason="out_of_turn"}'
         assert await collector.metric(reason) == 1
 
@@ -368,7 +376,7 @@ async def test_a_record_that_was_restored_is_behind_its_stream(bench, nats_serve
     async with collecting(bench, **changes) as collector:
         assert (await collector.post(made.events[:10]))[0] == 200
         await all_there(nats_server, made.events[:10])
-        await collector.nothing_waits()
+        await collector.handed_on(10)
     shutil.copy(bench.database, bench.directory / "backup")
     async with collecting(bench, **changes) as collector:
         assert (await collector.post(made.events[10:16]))[0] == 200
@@ -379,7 +387,7 @@ async def test_a_record_that_was_restored_is_behind_its_stream(bench, nats_serve
         await all_there(nats_server, made.events)
         await collector.program.event("stream_ahead")
         assert (await collector.post(made.events[10:16]))[1]["acked"] == 20
-        await collector.nothing_waits()
+        await collector.handed_on(10)
         duplicate = 'valetkey_collector_handoff_events_total{result="duplicate"}'
         assert await collector.metric(duplicate) == 6
     assert await payloads(nats_server) == made.events
@@ -434,7 +442,7 @@ async def test_over_tls_by_a_key_that_may_publish_and_nothing_else(bench, tmp_pa
         )
         async with collecting(bench, nats=settings) as collector:
             assert (await collector.post(made.events))[0] == 200
-            await collector.nothing_waits()
+            await collector.handed_on(6)
         async with server.jetstream(**as_admin) as stream:
             assert (await stream.stream_info(STREAM)).state.messages == 6
         made.calls(1)
@@ -470,3 +478,64 @@ def test_nats_is_imported_only_where_settings_have_it(bench):
     )
     code = f"import sys, {programs}; sys.exit('nats' in sys.modules or 'nkeys' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_the_record_proves_itself_in_the_stream(bench, nats_server, tmp_path):
+    """As its consumers have it: whole, with an event twice; then cut, forged, and with a beginning gone."""
+    await nats_server.make_stream(deny_delete=False, deny_purge=False)
+    first = Chain(boot=BOOT)
+    first.boot_event()
+    first.calls(120)
+    second = Chain(boot="00000000000000b2")
+    second.boot_event(first)
+    second.calls(3)
+    async with collecting(bench, nats=nats(nats_server)) as collector:
+        for raws in (first.events[100:], first.events[:100], second.events):
+            assert (await collector.post(raws))[0] == 200
+        await collector.handed_on(248)
+    file = tmp_path / "stream.yaml"
+    file.write_text(json.dumps(nats(nats_server)))
+
+    async def verified():
+        arguments = ["audit", "verify", "--stream", str(file), "--json"]
+        result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+        assert result.stdout, repr(result.exception)
+        return result.exit_code, json.loads(result.stdout)
+
+    status, told = await verified()
+    assert (status, told["damage"], told["notes"]) == (0, [], [])
+    assert sorted((boot["boot"], boot["events"]) for boot in told["boots"]) == [
+        (BOOT, 241),
+        ("00000000000000b2", 7),
+    ]
+    async with nats_server.jetstream() as stream:
+        await stream.publish(f"{SUBJECT}.boot.none.agent-1", first.events[0])
+        assert (await verified())[1]["notes"] == ["1 events are in the stream more than once"]
+        forged = first.events[0].replace(b"2026", b"2025", 1)
+        await stream.publish(f"{SUBJECT}.boot.none.agent-1", forged)
+        status, told = await verified()
+        assert (status, len(told["damage"])) == (1, 1)
+        assert f"message 250 has other bytes for {BOOT}-1" in told["damage"][0]
+        await stream.delete_msg(STREAM, 250)
+        await stream.delete_msg(STREAM, 200)
+        status, told = await verified()
+        deleted = [f"message {number} was deleted from the stream" for number in (200, 250)]
+        assert (status, told["damage"]) == (1, deleted)
+        await stream.purge_stream(STREAM, seq=243)
+        status, told = await verified()
+        assert (
+            told["notes"][0] == "the stream begins with message 243: what came before is not in it"
+        )
+        assert all(boot["holds"] for boot in told["boots"])
+
+
+async def test_a_stream_that_can_not_be_read(tmp_path, nats_server):
+    file = tmp_path / "stream.yaml"
+    file.write_text(json.dumps(nats(nats_server)))
+    arguments = ["audit", "verify", "--stream", str(file)]
+    result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    assert (result.exit_code, "no_stream" in result.stderr) == (2, True)
+    result = await asyncio.to_thread(
+        CliRunner().invoke, main, [*arguments, "--spool", str(tmp_path)]
+    )
+    assert "--stream stands alone" in result.stderr

@@ -125,6 +125,7 @@ def tail(
 
 @audit.command()
 @_where
+@click.option("--stream", type=_FILE, help="A NATS stream: a file with what `nats` is made of.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     db: Path | None,
@@ -132,15 +133,23 @@ def verify(
     token_file: Path | None,
     ca_file: Path | None,
     spool: Path | None,
+    stream: Path | None,
     as_json: bool,
 ) -> None:
     """Verify the record from its exact bytes; exit 0 only if everything holds."""
     from valetkey.cli.audit import verify as view
     from valetkey.cli.audit.tail import make_console
 
-    _check_where(db, collector, token_file, ca_file, spool)
+    if stream is None:
+        _check_where(db, collector, token_file, ca_file, spool)
+    elif any((db, collector, token_file, ca_file, spool)):
+        raise click.UsageError("--stream stands alone")
     with _told():
-        if spool is not None:
+        if stream is not None:
+            from valetkey.cli.audit.stream import verify_stream
+
+            verdict = verify_stream(stream)
+        elif spool is not None:
             from valetkey.cli.audit.spool import verify_spool
 
             verdict = verify_spool(spool)
