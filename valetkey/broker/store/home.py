@@ -30,6 +30,9 @@ from valetkey.contracts import codes
 from valetkey.contracts.errors import ConfigError
 
 _ONLY: Final = 1
+# Stands for what could not be asked. Another kernel, or another right, may tell it one day: that is
+# no other place.
+_UNKNOWN: Final = "-"
 # statx(2), linux/stat.h: the whole structure, and where in it these are.
 _AT_FDCWD: Final = -100
 _BASIC_AND_BIRTH: Final = 0x7FF | 0x800
@@ -51,9 +54,17 @@ async def settle(database: Database, *, now: float) -> None:
         row = {"only": _ONLY, "place": place, "since": now}
         await connection.execute(database.insert(HOME).values(row).on_conflict_do_nothing())
         noted = (await connection.execute(select(HOME.c.place))).scalar_one()
-    if noted != place:
+    if not is_same(noted, place):
         code = codes.RESTORED_UNDECLARED
         raise ConfigError(f"{code.name}: {code.help}")
+
+
+def is_same(noted: str, here: str) -> bool:
+    """Whether two places are one, as far as both are known."""
+    pairs = list(zip(noted.split(" "), here.split(" "), strict=False))
+    return noted.count(" ") == here.count(" ") and all(
+        one == other or _UNKNOWN in (one, other) for one, other in pairs
+    )
 
 
 async def move(connection: AsyncConnection, database: Database, place: str, *, now: float) -> None:
@@ -76,7 +87,7 @@ async def place_of(database: Database) -> str:
         async with database.engine.connect() as connection:
             cluster = (await connection.execute(text(_CLUSTER))).scalar_one()
     except DBAPIError:  # a service that lets nobody ask: what is left tells most copies apart
-        cluster = ""
+        cluster = _UNKNOWN
     return f"cluster {cluster} database {number}"
 
 
@@ -85,19 +96,19 @@ def _file(path: Path) -> str:
 
 
 def _born(path: Path) -> str:
-    """When the inode was made, as its file system has it; empty where nobody says."""
+    """When the inode was made, as its file system has it; `_UNKNOWN` where nobody says."""
     stated = path.stat()
     if (birth := getattr(stated, "st_birthtime", None)) is not None:  # macOS, BSD
         return str(birth)
     try:
         statx = ctypes.CDLL(None, use_errno=True).statx
     except AttributeError:  # a C library without it
-        return ""
+        return _UNKNOWN
     found = ctypes.create_string_buffer(_STATX_SIZE)
     if statx(_AT_FDCWD, os.fsencode(path), 0, _BASIC_AND_BIRTH, found) != 0:
-        return ""
+        return _UNKNOWN
     (mask,) = struct.unpack_from("=I", found, _MASK_AT)
     if not mask & _BIRTH:
-        return ""
+        return _UNKNOWN
     seconds, nanoseconds = struct.unpack_from("=qI", found, _BIRTH_AT)
     return f"{seconds}.{nanoseconds:09}"

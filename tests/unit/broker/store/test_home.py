@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.postgres import Postgres
 from valetkey.broker.store.database import Database
-from valetkey.broker.store.home import _born, move, place_of, settle
+from valetkey.broker.store.home import _born, is_same, move, place_of, settle
 from valetkey.contracts.errors import ConfigError
 
 
@@ -82,4 +82,12 @@ def test_where_no_birth_is_told_the_number_is_left(
     # A file system's clock may be a tick behind.
     assert before - 1 < float(_born(file)) <= file.stat().st_ctime
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
-    assert _born(file) == ""
+    assert _born(file) == "-"
+
+
+def test_what_was_not_known_is_no_other_place() -> None:
+    assert is_same("file 7 1.5", "file 7 1.5")
+    assert is_same("file 7 -", "file 7 1.5")
+    assert is_same("cluster 9 database 5", "cluster - database 5")
+    for other in ("file 8 1.5", "file 7 1.6", "file 7", "cluster 7 database 1.5", "file 8 -"):
+        assert not is_same("file 7 1.5", other), other
