@@ -15,10 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.support.config_map import ConfigMapVolume
 from tests.support.pods import loaded, pod
 from tests.support.ports import free_port
 from tests.support.procs import Program
 from tests.support.sidecar import World, target, whole
+from tests.support.waiting import until
 from valetkey.injector import wait
 from valetkey.injector.core import names
 from valetkey.injector.core.mutation import Injected, Place, mutate
@@ -26,14 +28,23 @@ from valetkey.injector.core.mutation import Injected, Place, mutate
 ROOT = Path(__file__).parents[2]
 DIRECTORIES = (
     names.PRIVATE_DIR, names.TRUST_DIR, names.TOKEN_DIR, names.SPOOL_DIR, names.ROUTES_DIR,
-    names.ANCHORS_DIR,
+    names.OPERATOR_DIR, names.ANCHORS_DIR,
 )  # fmt: skip
 
 
 class Node:
-    """What a kubelet does with the pod's sidecar: its volumes, its file, its process."""
+    """What a kubelet does with the pod's sidecar: its volumes, its files, its process.
 
-    def __init__(self, directory: Path, document: dict[str, Any], token: Path, file: Any) -> None:
+    ``files`` are what is mounted at a directory of settings, by key.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        document: dict[str, Any],
+        token: Path,
+        files: dict[str, dict[str, Any]],
+    ) -> None:
         self.ports = {port: free_port() for port in names.PORTS}
         self._directory = directory
         [self.container] = [
@@ -42,12 +53,8 @@ class Node:
         for mount in self.container["volumeMounts"]:
             self.path(mount["mountPath"]).mkdir(parents=True)
         self.path(f"{names.TOKEN_DIR}/token").symlink_to(token)
-        # As the kubelet mounts a ConfigMap: a link to a directory, which is exchanged as a whole.
-        routes = self.path(names.ROUTES_DIR)
-        (routes / "..1").mkdir()
-        (routes / "..1/proxy.yaml").write_text(json.dumps(file))
-        (routes / "..data").symlink_to("..1")
-        (routes / "proxy.yaml").symlink_to("..data/proxy.yaml")
+        for place, keys in files.items():
+            self.exchange(place, keys)
         python, *argv = [self.here(each) for each in self.container["command"]]
         assert python == "python3"
         self.program = Program(
@@ -69,12 +76,10 @@ class Node:
             text = text.replace(f":{port}", f":{free}")
         return text
 
-    def exchange(self, file: Any) -> None:
-        routes = self.path(names.ROUTES_DIR)
-        (routes / "..2").mkdir()
-        (routes / "..2/proxy.yaml").write_text(json.dumps(file))
-        (routes / "..data_tmp").symlink_to("..2")
-        (routes / "..data_tmp").replace(routes / "..data")
+    def exchange(self, place: str, keys: dict[str, Any]) -> None:
+        """Another version of a ConfigMap."""
+        written = {key.replace(".", "__"): json.dumps(file) for key, file in keys.items()}
+        ConfigMapVolume(self.path(place)).write(**written)
 
     @property
     def readyz(self) -> str:
@@ -105,7 +110,8 @@ async def test_it_starts_serves_its_ca_and_takes_up_a_changed_config_map(
     made = mutate(pod(), Place("agents"), injector)
     assert isinstance(made, Injected)
     evil = {"broker": {"url": "https://evil.example"}, "admin": {"bind": "127.0.0.1:1"}}
-    node = Node(tmp_path / "node", made.pod, world.token_file, {"routes": [whole("plain")], **evil})
+    files = {names.ROUTES_DIR: {"proxy.yaml": {"routes": [whole("plain")], **evil}}}
+    node = Node(tmp_path / "node", made.pod, world.token_file, files)
     node.program.start()
     try:
         # What the startup probe, or the hook of a plain sidecar, waits for.
@@ -125,8 +131,68 @@ async def test_it_starts_serves_its_ca_and_takes_up_a_changed_config_map(
             # Decided on: a host that is no target is refused by the forward listener.
             async with session.get("http://unknown.example/", proxy=proxy) as response:
                 assert (await response.json())["code"] == "target.no_match"
-            node.exchange({"routes": [whole("plain"), whole("bound")]})
+            both = {"routes": [whole("plain"), whole("bound")]}
+            node.exchange(names.ROUTES_DIR, {"proxy.yaml": both})
             assert (await node.program.event("reload_applied"))["count"] == 2
+    finally:
+        await node.program.stop()
+
+
+async def test_the_namespace_s_owner_narrows_the_operator_s_file_and_no_more(
+    tmp_path: Path, world: World
+) -> None:
+    injector = loaded(
+        sidecar__broker={"url": world.url},
+        sidecar__collector=None,
+        sidecar__trust=None,
+        sidecar__targets=None,
+        sidecar__operator={},
+        sidecar__python="python3",
+    )
+    made = mutate(pod(annotations={names.ROUTES_FROM: "ours"}), Place("agents"), injector)
+    assert isinstance(made, Injected)
+    operator = {"targets": {"plain": target("http://127.0.0.1:9")}, "routes": [whole("plain")]}
+    narrow = {"within": "plain", "match": {"methods": ["GET"], "path": "/kept/{id}"}}
+    files = {
+        names.OPERATOR_DIR: {"operator.yaml": operator},
+        names.ROUTES_DIR: {"routes.yaml": {"routes": [narrow]}},
+    }
+    node = Node(tmp_path / "node", made.pod, world.token_file, files)
+    node.program.start()
+    try:
+        await node.program.ready(node.readyz)
+        variables = {
+            each["name"]: each["value"] for each in made.pod["spec"]["containers"][0]["env"]
+        }
+        proxy = node.here(variables["HTTP_PROXY"])
+        async with aiohttp.ClientSession() as session:
+
+            async def code(path: str) -> str:
+                url = f"http://127.0.0.1:9{path}"
+                async with session.get(url, proxy=proxy) as response:
+                    return str((await response.json())["code"])
+
+            async def gets(path: str, matched: bool) -> None:
+                async def so() -> bool:
+                    return (await code(path) != "route.no_match") is matched
+
+                await until(so, f"{path}: {matched}")
+
+            # The target is not there, and the broker has no grant: what matters is which route.
+            assert await code("/kept/1") != "route.no_match"
+            assert await code("/other") == "route.no_match"
+            wider = {"routes": [narrow, {"within": "plain", "scopes": ["s:admin"]}]}
+            node.exchange(names.ROUTES_DIR, {"routes.yaml": wider})
+            line = await node.program.event("reload_rejected")
+            assert (line["layer"], line["code"]) == ("owner", "settings.widens")
+            assert await code("/other") == "route.no_match"
+            node.exchange(names.ROUTES_DIR, {"routes.yaml": {"routes": [{"within": "plain"}]}})
+            await gets("/other", matched=True)
+            # What the operator takes away is gone, whatever the owner's file says.
+            less = {**whole("plain"), "match": {"methods": ["GET"], "path": "/kept/{id}"}}
+            node.exchange(names.OPERATOR_DIR, {"operator.yaml": {**operator, "routes": [less]}})
+            await gets("/other", matched=False)
+            assert await code("/kept/1") != "route.no_match"
     finally:
         await node.program.stop()
 
