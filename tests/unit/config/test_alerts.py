@@ -74,6 +74,7 @@ def one(metric: str, values: str, labels: str = BOT) -> dict[str, str]:
 
 
 BROKER: Final = 'job="valetkey-broker",instance="a"'
+_INJECTOR: Final = 'job="valetkey-injector",instance="a"'
 
 
 def certificate(program: str, ends: str, lifetime: int) -> dict[str, str]:
@@ -235,6 +236,14 @@ CASES: Final = (
          | injectors("valetkey_injector_ready", "0x2 1x8", "0x3 1x8")),
     Case("ValetkeyInjectorNotReady", "none is: that is another alert", "10m",
          injectors("up", "1x10", "1x10") | injectors("valetkey_injector_ready", "0x10", "0x10")),
+    Case("ValetkeyOperatorFileStuck", "it is bad, as one of two replicas sees it", "15m",
+         one("valetkey_injector_operator_rejected", "0x2 1x15", _INJECTOR),
+         ({"job": "valetkey-injector"},)),
+    Case("ValetkeyOperatorFileStuck", "a namespace does not have it", "15m",
+         one("valetkey_injector_operator_copies", "0x2 3x15", f'{_INJECTOR},state="due"'),
+         ({"job": "valetkey-injector"},)),
+    Case("ValetkeyOperatorFileStuck", "a namespace had to wait for a moment", "15m",
+         one("valetkey_injector_operator_copies", "0x2 1x2 0x11", f'{_INJECTOR},state="due"')),
     Case("ValetkeyInjectorSlow", "half takes longer than a second", "15m",
          reviews("0+2x15", "0+4x15"), ({"webhook": "mutate"},)),
     Case("ValetkeyInjectorSlow", "all are quick", "15m", reviews("0+4x15", "0+4x15")),
@@ -306,6 +315,7 @@ BEGUN: Final = {
     "ValetkeyCertificateRejected": "2m",
     "ValetkeyInjectorUnavailable": "0m",
     "ValetkeyInjectorNotReady": "2m",
+    "ValetkeyOperatorFileStuck": "4m",
     "ValetkeyInjectorSlow": "3m",
     "ValetkeyPodsRefused": "12m",
     "ValetkeyRootsRejected": "2m",
