@@ -50,7 +50,7 @@ helm: $(VENV)/.dev ## Build what the chart is tested with, into .helm/ (Go; minu
 chart: helm ## Test the chart with Helm 3 and 4, helm-unittest and kubeconform
 	@$(BIN)/python -m pytest tests/integration/helm_chart.py
 
-cluster: helm ## Test chart and injector on a real API server, built into .kubernetes/ (Go; minutes the first time)
+cluster: helm ## Test chart, injector and broker on a real API server, built into .kubernetes/ (Go; minutes the first time)
 	@$(BIN)/python -m tests.support.kubernetes
 	@$(BIN)/python -m pytest $(addprefix tests/cluster/,installing.py injecting.py operator_file.py otherwise.py \
 		trusting.py upgrading.py)
