@@ -32,6 +32,7 @@ from valetkey.broker.issuers.jwt import JwtIssuer
 from valetkey.broker.issuers.keyring import KeyRing
 from valetkey.broker.metrics import Metrics
 from valetkey.broker.mtls_settings import LOOPBACK
+from valetkey.broker.overload import Lateness, turning_away
 from valetkey.broker.part import Foundation, Part
 from valetkey.broker.parts.administration import AdministrationPart
 from valetkey.broker.parts.approvals import ApprovalsPart
@@ -69,6 +70,7 @@ from valetkey.broker.trust.standing import Standings
 from valetkey.broker.trust.tokens import TokenVerifier
 from valetkey.contracts import logs, service, settings
 from valetkey.contracts.certificate_files import CertificateFiles
+from valetkey.contracts.descriptors import raise_limit
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.issuer import TrustedIssuers
 from valetkey.contracts.logs import Log
@@ -105,8 +107,11 @@ class Broker:
         self.parts = _parts(base)
         self._tasks: list[asyncio.Task[None]] = []
         self._log = Log("broker")
+        self._lateness = Lateness()
+        base.metrics.watch_lateness(lambda: self._lateness.seconds)
+        away = turning_away(self._lateness, base.metrics.turned_away)
         self.app = web.Application(
-            client_max_size=MAX_BODY, middlewares=[service.problems, told_why]
+            client_max_size=MAX_BODY, middlewares=[service.problems, away, told_why]
         )
         for part in self.parts:
             part.add_routes(self.app.router)
@@ -175,7 +180,11 @@ class Broker:
             part.stop()
 
     def _start(self) -> None:
-        work = [("housekeeping", self._keep_house()), ("changes", self.base.changes.run())]
+        work = [
+            ("housekeeping", self._keep_house()),
+            ("changes", self.base.changes.run()),
+            ("lateness", self._lateness.run()),
+        ]
         work += [(part.name, part.run()) for part in self.parts if part.runs]
         self._tasks = [asyncio.create_task(task, name=name) for name, task in work]
 
@@ -408,6 +417,7 @@ def run(config: Path) -> None:
     close_memory()
     loaded = settings.load(BrokerSettings, config, program="broker", environ=os.environ)
     logs.configure(loaded.log_level)
+    raise_limit()
     os.umask(0o077)  # the database holds sealed keys: nobody else reads even those
     uvloop.run(_serve(loaded))
 

@@ -197,6 +197,16 @@ class Metrics:
             registry=self.registry,
             buckets=_CONTAINED,
         )
+        self.turned_away = Counter(
+            "valetkey_broker_turned_away",
+            "Requests of sidecars answered with 503 because the replica was late.",
+            registry=self.registry,
+        )
+        self._late = Gauge(
+            "valetkey_broker_late_seconds",
+            "By how much the replica is late with what has come.",
+            registry=self.registry,
+        )
         Info("valetkey_broker_build", "Version of the broker.", registry=self.registry).info(
             {
                 "version": __version__,
@@ -232,6 +242,10 @@ class Metrics:
     def watch_feed(self, *, waiting: Callable[[], float]) -> None:
         """Read this when scraped."""
         self._feed_waiting.set_function(waiting)
+
+    def watch_lateness(self, late: Callable[[], float]) -> None:
+        """Read this when scraped."""
+        self._late.set_function(late)
 
     def issued(self, seconds: float) -> None:
         self._issued.inc()

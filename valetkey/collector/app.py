@@ -28,6 +28,7 @@ from valetkey.collector.store.open import open_database
 from valetkey.collector.store.writer import Writer
 from valetkey.contracts import logs, service, settings
 from valetkey.contracts.certificate_files import CertificateFiles
+from valetkey.contracts.descriptors import raise_limit
 from valetkey.contracts.errors import ConfigError
 from valetkey.contracts.logs import Log
 from valetkey.contracts.served_certificate import ServedCertificate
@@ -109,6 +110,7 @@ def run(config: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` before the first request is taken."""
     loaded = settings.load(CollectorSettings, config, program="collector", environ=os.environ)
     logs.configure(loaded.log_level)
+    raise_limit()
     # It narrates every start; what goes wrong in it is a ConfigError.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     database = open_database(database_url(loaded.database), loaded.postgres)

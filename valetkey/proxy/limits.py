@@ -11,12 +11,12 @@ How many are open need not be counted: the kernel gives the lowest free number (
 from __future__ import annotations
 
 import errno
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from valetkey.contracts.descriptors import raise_limit
 from valetkey.contracts.logs import Log
 
 # For spool, token files, lookups (three each, while they last), admin port, broker, collector.
@@ -77,7 +77,7 @@ class Capacity:
     @classmethod
     def of_process(cls, hits: LimitHits) -> Capacity:
         """For this process, with as many descriptors as it may have."""
-        return cls(hits, descriptors=_raise_limit(), in_use=_in_use())
+        return cls(hits, descriptors=raise_limit(), in_use=_in_use())
 
     def use(self, connections: int) -> None:
         """Apply ``limits.connections``; what is open stays."""
@@ -111,19 +111,6 @@ class Capacity:
         if descriptor >= self.ceiling or self.open >= self._fit:
             return DESCRIPTORS
         return ""
-
-
-def _raise_limit() -> int:
-    """Allow as many descriptors as the process may allow itself (getrlimit(2))."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError) as error:  # some systems have a hard limit beyond their own
-            Log("limits").warning("descriptors_unchanged", count=soft, reason=error)
-    # "Unlimited" is bounded by the kernel nevertheless (fs.nr_open, 2^20 unless set).
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 def _in_use() -> int:

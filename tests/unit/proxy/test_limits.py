@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-from typing import Any
 
 import pytest
 
@@ -66,29 +64,6 @@ def test_room_is_made_by_who_can() -> None:
     assert not capacity.make_room()
     capacity.give_up_with(lambda: True)
     assert capacity.make_room()
-
-
-def test_the_soft_limit_is_raised_to_the_hard_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_to: list[Any] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (1024, 4096))
-    monkeypatch.setattr(resource, "setrlimit", lambda _kind, pair: set_to.append(pair))
-    assert limits._raise_limit() == 4096
-    assert set_to == [(4096, 4096)]
-
-
-def test_a_limit_that_can_not_be_raised_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_kind: int, _pair: Any) -> None:
-        raise ValueError("not allowed to raise maximum limit")
-
-    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (1024, resource.RLIM_INFINITY))
-    monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert limits._raise_limit() == 1024
-
-
-def test_unlimited_is_a_number_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    monkeypatch.setattr(resource, "getrlimit", lambda _kind: both)
-    assert limits._raise_limit() == 1 << 20
 
 
 def test_the_kernel_gives_the_lowest_free_number() -> None:

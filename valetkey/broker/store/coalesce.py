@@ -1,7 +1,8 @@
-"""Many questions for one row each, asked as one.
+"""Many questions for one row each, asked as one; many rows to store, stored as one.
 
 When a replica ends, all its sidecars come to another one at the same moment, each with a stream
-that this one has to look up. One query for all of them costs about as much as one for one.
+that this one has to look up, and a key to note. One query for all of them costs about as much as
+one for one, and one commit as much as another.
 """
 
 from __future__ import annotations

@@ -14,15 +14,16 @@ shown.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from cachetools import LRUCache, TTLCache
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.rate_limit import RateLimit
-from valetkey.broker.store.database import Database
+from valetkey.broker.store.coalesce import Coalesced
+from valetkey.broker.store.database import Database, in_parts
 from valetkey.broker.store.schema import SEEN_KEYS
 from valetkey.contracts import codes
 from valetkey.contracts.errors import CallerError
@@ -31,6 +32,8 @@ from valetkey.contracts.errors import CallerError
 KEPT: Final = 90 * 86_400.0
 _REFRESH: Final = 86_400.0
 _CAPACITY: Final = 50_000
+# Digest, issuer, subject, and whether it counts against the subject if it is new.
+_Key = tuple[bytes, str, str, bool]
 
 
 class SeenKeys:
@@ -53,6 +56,9 @@ class SeenKeys:
         self._noted: TTLCache[bytes, float] = TTLCache(_CAPACITY, ttl=_REFRESH, timer=timer)
         # Shown, and not noted from here: when it was first seen.
         self._shown: LRUCache[bytes, float] = LRUCache(_CAPACITY)
+        # A fleet that starts, or that comes from a replica that ended, shows thousands at once.
+        self._found = Coalesced(self._find_all)
+        self._kept = Coalesced(self._keep_all)
 
     async def since(self, issuer: str, subject: str, key: str) -> float:
         """When this subject first showed this key (now, if it never did). Notes nothing.
@@ -64,10 +70,8 @@ class SeenKeys:
             known = memory.get(digest)
             if known is not None:
                 return float(known)
-        query = select(SEEN_KEYS.c.first_seen).where(SEEN_KEYS.c.id == digest)
-        async with self._database.read() as connection:
-            first = (await connection.execute(query)).scalar()
-        return self._shown.setdefault(digest, self._clock() if first is None else float(first))
+        first = await self._found.find(digest)
+        return self._shown.setdefault(digest, self._clock() if first is None else first)
 
     async def note(self, issuer: str, subject: str, key: str, *, limited: bool) -> float:
         """The same, and note it. ``limited``: one more new key counts against the subject.
@@ -78,12 +82,9 @@ class SeenKeys:
         known = self._noted.get(digest)
         if known is not None:
             return float(known)
-        async with self._database.write() as connection:
-            first = await self._refresh(connection, digest)
-            if first is None:
-                if limited and self._new.take((issuer, subject)):
-                    raise CallerError(codes.ACTOR_TOO_MANY_KEYS, f"workload {subject} of {issuer}")
-                first = await self._insert(connection, digest)
+        first = await self._kept.find((digest, issuer, subject, limited))
+        if first is None:
+            raise CallerError(codes.ACTOR_TOO_MANY_KEYS, f"workload {subject} of {issuer}")
         # Another replica may have noted it as younger, which had not seen it when this one had.
         first = self._noted[digest] = min(first, self._shown.pop(digest, first))
         return first
@@ -94,20 +95,59 @@ class SeenKeys:
         async with self._database.write() as connection:
             await connection.execute(old)
 
-    async def _refresh(self, connection: AsyncConnection, digest: bytes) -> float | None:
-        used = update(SEEN_KEYS).where(SEEN_KEYS.c.id == digest).values(last_seen=self._clock())
-        first = (await connection.execute(used.returning(SEEN_KEYS.c.first_seen))).scalar()
-        return None if first is None else float(first)
+    async def _find_all(self, digests: list[bytes]) -> dict[bytes, float]:
+        found: dict[bytes, float] = {}
+        async with self._database.read() as connection:
+            for some in in_parts(digests):
+                query = select(SEEN_KEYS.c.id, SEEN_KEYS.c.first_seen)
+                found |= _firsts(await connection.execute(query.where(SEEN_KEYS.c.id.in_(some))))
+        return found
 
-    async def _insert(self, connection: AsyncConnection, digest: bytes) -> float:
-        now = self._clock()
-        first = self._shown.get(digest, now)
-        seen = self._database.insert(SEEN_KEYS).values(id=digest, first_seen=first, last_seen=now)
-        # Another replica may have noted it meanwhile.
-        seen = seen.on_conflict_do_update(
-            index_elements=[SEEN_KEYS.c.id], set_={"last_seen": now}
-        ).returning(SEEN_KEYS.c.first_seen)
-        return float((await connection.execute(seen)).scalar_one())
+    async def _keep_all(self, shown: list[_Key]) -> dict[_Key, float]:
+        """Refresh those that are there, store those that may be new; the others are left out."""
+        kept: dict[bytes, float] = {}
+        async with self._database.write() as connection:
+            for some in in_parts(sorted(shown)):  # in one order, so that replicas never deadlock
+                digests = [key[0] for key in some]
+                known = await self._refresh(connection, digests)
+                new = {
+                    digest
+                    for digest, issuer, subject, limited in some
+                    if digest not in known and not (limited and self._new.take((issuer, subject)))
+                }
+                kept |= known
+                if new:
+                    kept |= await self._insert(connection, sorted(new))
+        return {key: kept[key[0]] for key in shown if key[0] in kept}
+
+    async def _refresh(
+        self, connection: AsyncConnection, digests: list[bytes]
+    ) -> dict[bytes, float]:
+        columns = SEEN_KEYS.c
+        # SQLite, which knows no FOR UPDATE, has one writer at a time anyway.
+        query = select(columns.id, columns.first_seen).where(columns.id.in_(digests))
+        found = _firsts(await connection.execute(query.order_by(columns.id).with_for_update()))
+        if found:
+            used = update(SEEN_KEYS).where(columns.id.in_(sorted(found)))
+            await connection.execute(used.values(last_seen=self._clock()))
+        return found
+
+    async def _insert(
+        self, connection: AsyncConnection, digests: list[bytes]
+    ) -> dict[bytes, float]:
+        now, columns = self._clock(), SEEN_KEYS.c
+        rows = [
+            {"id": digest, "first_seen": self._shown.get(digest, now), "last_seen": now}
+            for digest in digests
+        ]
+        # Another replica may have noted one meanwhile.
+        seen = self._database.insert(SEEN_KEYS).values(rows)
+        seen = seen.on_conflict_do_update(index_elements=[columns.id], set_={"last_seen": now})
+        return _firsts(await connection.execute(seen.returning(columns.id, columns.first_seen)))
+
+
+def _firsts(rows: Iterable[Any]) -> dict[bytes, float]:
+    return {bytes(digest): float(first) for digest, first in rows}
 
 
 def _digest(issuer: str, subject: str, key: str) -> bytes:

@@ -11,13 +11,14 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import case, delete, func, insert, or_, select, update
+from sqlalchemy import case, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from valetkey.broker.core.feed import Stream
@@ -25,6 +26,8 @@ from valetkey.broker.store.changes import Changes, Handler
 from valetkey.broker.store.coalesce import Coalesced
 from valetkey.broker.store.database import Database
 from valetkey.broker.store.schema import FEED_STREAMS, SIGNALS
+
+T = TypeVar("T")
 
 # How long a stream outlives its receiver: no shorter than any token that it could still hold.
 IDLE: Final = 7200.0
@@ -46,6 +49,7 @@ class FeedStreams:
         self._changes = changes
         self._clock = clock
         self._found = Coalesced(self._find_all)
+        self._created = Coalesced(self._create_all)
 
     def on_change(self, handler: Handler) -> None:
         """Have ``handler`` called with the id of a stream that was changed or deleted."""
@@ -61,23 +65,35 @@ class FeedStreams:
     async def create(self, stream: Stream, *, most: int) -> Stream | None:
         """Store a stream that begins behind the newest signal; ``None`` if the owner has ``most``.
 
-        The head is read in the same transaction: what is published later is behind it.
+        Stored together with others that come at the same time: a fleet that starts brings
+        thousands. Raises `StoreError`.
         """
-        columns = FEED_STREAMS.c
-        owned = select(func.count()).where(
-            columns.owner_issuer == stream.owner_issuer,
-            columns.owner_subject == stream.owner_subject,
-        )
-        async with self._database.write() as connection:
-            if (await connection.execute(owned)).scalar_one() >= most:
-                return None
-            head = (await connection.execute(select(func.max(SIGNALS.c.seq)))).scalar() or 0
-            now = self._clock()
-            row = _row(stream) | {
-                "start": head, "position": head, "created_at": now, "contacted_at": now,
-            }  # fmt: skip
-            await connection.execute(insert(FEED_STREAMS).values(**row, lease="", lease_until=0.0))
-        return stream_of(row)
+        return await self._created.find((stream, most))
+
+    async def _create_all(
+        self, asked: list[tuple[Stream, int]]
+    ) -> dict[tuple[Stream, int], Stream]:
+        made: dict[tuple[Stream, int], Stream] = {}
+        for some in _pieces(asked):
+            async with self._database.write() as connection:
+                owned = await _owned(connection, [stream for stream, _ in some])
+                # In the same transaction: what is published later is behind it.
+                head = (await connection.execute(select(func.max(SIGNALS.c.seq)))).scalar() or 0
+                now = self._clock()
+                rows = []
+                for stream, most in some:
+                    owner = stream.owner_issuer, stream.owner_subject
+                    if owned[owner] >= most:
+                        continue
+                    owned[owner] += 1
+                    row = _row(stream) | {
+                        "start": head, "position": head, "created_at": now, "contacted_at": now,
+                    }  # fmt: skip
+                    rows.append({**row, "lease": "", "lease_until": 0.0})
+                    made[stream, most] = stream_of(row)
+                if rows:
+                    await connection.execute(insert(FEED_STREAMS), rows)
+        return made
 
     async def find(self, stream_id: str) -> Stream | None:
         """As it is now, read together with others that are looked for. Raises `StoreError`."""
@@ -178,8 +194,18 @@ class FeedStreams:
         return len(ids)
 
 
-def _pieces(ids: list[str], size: int = 5000) -> Iterable[list[str]]:
-    return (ids[begin : begin + size] for begin in range(0, len(ids), size))
+async def _owned(connection: AsyncConnection, streams: list[Stream]) -> Counter[tuple[str, str]]:
+    """How many streams each of their owners has."""
+    columns = FEED_STREAMS.c
+    owner = columns.owner_issuer, columns.owner_subject
+    owners = sorted({(stream.owner_issuer, stream.owner_subject) for stream in streams})
+    query = select(*owner, func.count()).where(tuple_(*owner).in_(owners)).group_by(*owner)
+    rows = await connection.execute(query)
+    return Counter({(issuer, subject): count for issuer, subject, count in rows})
+
+
+def _pieces(listed: list[T], size: int = 5000) -> Iterable[list[T]]:
+    return (listed[begin : begin + size] for begin in range(0, len(listed), size))
 
 
 def _row(stream: Stream) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy import text
 
@@ -123,3 +125,30 @@ async def test_one_that_is_known_is_not_new_after_a_restart(database: Database) 
     clock = Clock(1000)
     for _ in range(3):
         assert await seen(database, clock, most=1).note(*WHO, "k", limited=True) == 1000
+
+
+async def test_many_at_once_are_noted_together(database: Database) -> None:
+    clock = Clock(1000)
+    keys = seen(database, clock, most=150)
+    commits = 0
+    write = database.write
+
+    def counted():
+        nonlocal commits
+        commits += 1
+        return write()
+
+    database.write = counted  # type: ignore[method-assign]
+    asked = [keys.note(*WHO, f"k{n}", limited=True) for n in range(200)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    database.write = write  # type: ignore[method-assign]
+    assert commits <= 2
+    assert answers.count(1000.0) == 150, "as many new keys as the subject may have"
+    assert sum(isinstance(answer, CallerError) for answer in answers) == 50
+    assert await count(database) == 150
+    clock.advance(5)
+    other = seen(database, clock)
+    known = [n for n, answer in enumerate(answers) if answer == 1000.0]
+    since = await asyncio.gather(*(other.since(*WHO, f"k{n}") for n in known))
+    noted = await asyncio.gather(*(other.note(*WHO, f"k{n}", limited=True) for n in known))
+    assert since == noted == [1000.0] * 150

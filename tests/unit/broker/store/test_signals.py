@@ -235,6 +235,31 @@ async def test_it_is_contained_once_everybody_concerned_has_it(
     assert at == max(time or 0.0 for time in (await acknowledged(signals, "inc-1")).values())
 
 
+async def test_many_streams_at_once_and_no_more_than_each_may_have(
+    database: Database, streams: FeedStreams, signals: Signals
+) -> None:
+    await publish(database, signals, signal("a"))
+    head = await signals.head()
+    commits = 0
+    write = database.write
+
+    def counted():
+        nonlocal commits
+        commits += 1
+        return write()
+
+    database.write = counted  # type: ignore[method-assign]
+    wanted = [Stream(f"s-{n}", IDP, f"bot-{n % 20}", "", 0, 0) for n in range(200)]
+    made = await asyncio.gather(*(streams.create(one, most=3) for one in wanted))
+    database.write = write  # type: ignore[method-assign]
+    assert commits <= 2, "the first by itself, perhaps, and all others together"
+    there = [one for one in made if one is not None]
+    assert [one.id for one in there] == [f"s-{n}" for n in range(60)]
+    assert {one.position for one in there} == {head}
+    assert await asyncio.gather(*(streams.find(one.id) for one in there)) == there
+    assert await streams.create(wanted[199], most=3) is None
+
+
 async def test_old_signals_go_and_take_along_who_is_behind_them(
     database: Database, signals: Signals, streams: FeedStreams, clock: Clock
 ) -> None:
