@@ -13,6 +13,7 @@ Administrators, probes and metrics are never turned away: whoever opens an incid
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from aiohttp import web
@@ -28,24 +29,33 @@ from valetkey.contracts.service import Handler, problem_response
 # A request waits for the turn of the loop before its own and for its own: together well below 5 s.
 LATE: Final = 1.0
 _TICK: Final = 0.05
+_BUSY: Final = 0.5
 _OAUTH: Final = frozenset({token.PATH, introspect.PATH})
 
 
 class Lateness:
-    """By how much the loop is late: what comes now has waited for as long, or will."""
+    """By how much the loop is late: what comes now has waited for as long, or will.
+
+    Only what it was busy with counts. A process that was stopped, or had no processor, is late too,
+    and has nothing to turn away.
+    """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + _TICK
+        self._look()
+
+    def _look(self) -> None:
+        self._due = time.monotonic() + _TICK  # not the loop's time, which stands while it works
+        self._busy = time.thread_time()
 
     @property
     def seconds(self) -> float:
-        return max(0.0, self._loop.time() - self._due)
+        late = time.monotonic() - self._due
+        return late if late > 0 and time.thread_time() - self._busy >= _BUSY else 0.0
 
     async def run(self) -> None:
         """Look at the clock until cancelled."""
         while True:
-            self._due = self._loop.time() + _TICK
+            self._look()
             await asyncio.sleep(_TICK)
 
 
