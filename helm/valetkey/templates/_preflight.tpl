@@ -80,6 +80,15 @@ start; the old pods then stay.
 {{- if not (has "workload" $uses) -}}
 {{- $wrong = append $wrong "collector.settings.issuers has none with use: workload: no sidecar could deliver (collector.enabled: false for no collector)" -}}
 {{- end -}}
+{{- $nats := $collector.settings.nats | default dict -}}
+{{- if and $collector.nats.existingSecret (not $nats) -}}
+{{- $wrong = append $wrong "collector.nats.existingSecret is given, but collector.settings.nats is not" -}}
+{{- end -}}
+{{- range list $nats.credentials_file $nats.nkey_file (ternary (dict) $nats.tls (kindIs "string" $nats.tls) | default dict).ca_file -}}
+{{- if and (hasPrefix "/etc/valetkey/nats/" (. | default "")) (not $collector.nats.existingSecret) -}}
+{{- $wrong = append $wrong (printf "collector.nats.existingSecret is required: collector.settings.nats names %s" .) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- range $name, $program := $programs -}}
 {{- if and $program.tls.terminated $program.tls.existingSecret -}}
