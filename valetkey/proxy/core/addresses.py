@@ -26,6 +26,12 @@ _METADATA: Final = frozenset(
 # What IANA has given out for use on the Internet (RFC 4291 §2.4). The interpreter's `is_global`
 # counts everything outside a list of exceptions as global, site-local addresses for one.
 _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+# Not globally reachable by IANA's registries (RFC 6890), and global to some releases of Python, to
+# others not. 6to4 has no meaning of its own there; RFC 7526 has ended it.
+_SPECIAL: Final[tuple[Network, ...]] = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "2001::/23", "2002::/16", "3fff::/20", "5f00::/16")
+)
 # RFC 4291 §2.5.5.1 and RFC 2765 §2.1: deprecated forms that some stacks still take.
 _COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 _TRANSLATED: Final = ipaddress.IPv6Network("::ffff:0:0:0/96")
@@ -99,7 +105,7 @@ def needs_translation(text: str, allowed: tuple[Network, ...]) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return address in _UNICAST and not _is_allowed(address, allowed)
+    return address in _UNICAST and not _is_within(address, allowed)
 
 
 def refusal(
@@ -116,7 +122,7 @@ def refusal(
             return "a metadata service"
         if form.is_link_local or form.is_multicast or form.is_unspecified:
             return "link-local, multicast or unspecified"
-        if not _is_public(form) and not _is_allowed(form, allowed):
+        if not _is_public(form) and not _is_within(form, allowed):
             return "not public and not in allow_networks"
     return "a metadata service" if _may_lead_to_metadata(address) else ""
 
@@ -124,10 +130,10 @@ def refusal(
 def _is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
         return False
-    return address.is_global
+    return address.is_global and not _is_within(address, _SPECIAL)
 
 
-def _is_allowed(address: Address, allowed: tuple[Network, ...]) -> bool:
+def _is_within(address: Address, allowed: tuple[Network, ...]) -> bool:
     return any(address in network for network in allowed if network.version == address.version)
 
 
