@@ -80,6 +80,12 @@ start; the old pods then stay.
 {{- if not (has "workload" $uses) -}}
 {{- $wrong = append $wrong "collector.settings.issuers has none with use: workload: no sidecar could deliver (collector.enabled: false for no collector)" -}}
 {{- end -}}
+{{- if and (gt (int $collector.replicas) 1) (not $collector.postgresql.existingSecret) -}}
+{{- $wrong = append $wrong "collector.replicas is more than one: collectors have PostgreSQL in common (collector.postgresql.existingSecret)" -}}
+{{- end -}}
+{{- if and $collector.volume.existingClaim $collector.postgresql.existingSecret -}}
+{{- $wrong = append $wrong "collector.volume.existingClaim is given, but the record is in PostgreSQL (collector.postgresql.existingSecret)" -}}
+{{- end -}}
 {{- $nats := $collector.settings.nats | default dict -}}
 {{- if and $collector.nats.existingSecret (not $nats) -}}
 {{- $wrong = append $wrong "collector.nats.existingSecret is given, but collector.settings.nats is not" -}}

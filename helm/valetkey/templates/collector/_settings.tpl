@@ -8,6 +8,8 @@
 {{- else -}}
 {{- $_ := set $settings "tls" (dict "cert_file" "/etc/valetkey/tls/tls.crt" "key_file" "/etc/valetkey/tls/tls.key") -}}
 {{- end -}}
+{{- if not $collector.postgresql.existingSecret -}}
 {{- $_ := set $settings "database" "sqlite+aiosqlite:////var/lib/valetkey/collector.db" -}}
+{{- end -}}
 {{- toYaml $settings -}}
 {{- end -}}
