@@ -103,6 +103,9 @@ decisions: $(VENV)/.dev ## What grants of other workloads cost a decision; bench
 bench-revocation: .venv-bench/.done ## From an incident to the last accepted call, with 1,000 simulated sidecars; needs PostgreSQL
 	@.venv-bench/bin/python -m bench.revocation
 
+fleet: .venv-bench/.done ## 10,000 simulated sidecars at two brokers and a collector; bench/results/fleet.md; needs PostgreSQL
+	@.venv-bench/bin/python -m bench.fleet
+
 soak: .venv-bench/.done ## A steady load beside 5,000 idle and 200 slow connections; bench/results/soak.md
 	@.venv-bench/bin/python -m bench.soak
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
@@ -90,3 +91,9 @@ class Measurements(msgspec.Struct):
 def median_of(values: Iterable[float]) -> float | None:
     listed = list(values)
     return median(listed) if listed else None
+
+
+def quantile(values: list[float], share: float) -> float:
+    """By nearest rank: the least value that at least ``share`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]

@@ -17,13 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
-import random
-import secrets
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,24 +29,24 @@ from typing import Any
 import aiohttp
 import msgspec
 import uvloop
-import yaml
-from aiohttp.abc import AbstractResolver
 
 from bench import machine
+from bench.light import Light, Line
+from bench.measurements import quantile
+from bench.replicas import Balancer, Replicas, free_port
 from bench.servers import HERE
 from tests.integration.broker_support import IDP, TICKETS, World
 from tests.support.postgres import Postgres, _programs
 from valetkey.contracts import logs
 from valetkey.contracts.dpop import ProofKey
 from valetkey.contracts.errors import ValetkeyError
-from valetkey.contracts.signals import STANDBY_NONCE
 from valetkey.proxy import feed as feed_module
 from valetkey.proxy.core.cache_policy import CacheKey
 from valetkey.proxy.core.decision import Principal
 from valetkey.proxy.credentials.bearer import BearerInjector
 from valetkey.proxy.credentials.cache import CredentialCache
 from valetkey.proxy.credentials.exchange import ExchangeClient
-from valetkey.proxy.feed import _FIRST_PAUSE, FeedReceiver
+from valetkey.proxy.feed import FeedReceiver
 from valetkey.proxy.feed_client import FeedClient
 from valetkey.proxy.identity.file import FileIdentity
 from valetkey.proxy.metrics import Metrics
@@ -63,82 +57,6 @@ SETTLED = 2.0
 """Seconds that everything gets to come to rest before the target's notes are read."""
 EVERY = 0.25
 CALL_EVERY = 0.002
-WAIT = 20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Replicas:
-    """Two brokers over one database; one of them can be killed."""
-
-    def __init__(self, world: World, root: Path, database: str) -> None:
-        self.ports = [int(world.url.rpartition(":")[2]), free_port()]
-        world.overrides["database"] = database
-        world.write()
-        self._processes: list[subprocess.Popen[bytes] | None] = [None, None]
-        self._configs = []
-        self._root = root
-        for number, port in enumerate(self.ports):
-            document = {**world.document(), "bind": f"127.0.0.1:{port}", "log_level": "info"}
-            document["feed"] = {"connection_age": "1s"}  # the replicas live for seconds
-            path = root / f"broker-{number}.yaml"
-            path.write_text(yaml.safe_dump(document))
-            self._configs.append(path)
-
-    def alive(self, number: int) -> bool:
-        return self._processes[number] is not None
-
-    async def start(self, number: int) -> None:
-        log = self._root / f"broker-{number}.log"
-        with log.open("wb") as stream:
-            command = [sys.executable, "-m", "valetkey.broker", "--config", self._configs[number]]
-            process = subprocess.Popen(command, stderr=stream)
-        for _ in range(6000):
-            if b'"listening"' in log.read_bytes():
-                self._processes[number] = process
-                return
-            if process.poll() is not None:
-                break
-            await asyncio.sleep(0.01)
-        raise SystemExit(f"a broker did not start:\n{log.read_text()[-2000:]}")
-
-    def kill(self, number: int) -> None:
-        process, self._processes[number] = self._processes[number], None
-        assert process is not None
-        process.kill()
-        process.wait(10)
-
-    def stop(self) -> None:
-        for number in (0, 1):
-            if self.alive(number):
-                self.kill(number)
-
-    def port_for(self, preferred: int) -> int:
-        """What a load balancer does: the sidecar's own replica, or the one that is there."""
-        return self.ports[preferred if self.alive(preferred) else 1 - preferred]
-
-
-class Balancer(AbstractResolver):
-    """Leads connections to the broker's name to a replica that runs."""
-
-    def __init__(self, replicas: Replicas, preferred: int) -> None:
-        self._replicas, self._preferred = replicas, preferred
-
-    async def resolve(self, host: str, *_where: Any, **_how: Any) -> list[Any]:
-        return [
-            {
-                "hostname": host, "host": "127.0.0.1",
-                "port": self._replicas.port_for(self._preferred),
-                "family": socket.AF_INET, "proto": 0, "flags": 0,
-            }
-        ]  # fmt: skip
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass
@@ -152,72 +70,6 @@ class Target:
         now = time.perf_counter()
         self.seen[jti] = self.seen[subject] = now
         self.calls += 1
-
-
-class Light:
-    """A sidecar's polls and nothing else."""
-
-    def __init__(self, url: str, token: str, replicas: Replicas, preferred: int) -> None:
-        self._url, self._token, self._replicas = url, token, replicas
-        self._preferred = preferred
-        self._key = ProofKey()
-        self._nonce = self._standby = ""
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.stream = ""
-        self.got: set[str] = set()
-
-    async def _send(self, path: str, body: bytes) -> tuple[int, bytes]:
-        for _ in range(3):
-            status, answer, nonce, standby = await self._once(path, body)
-            self._nonce, self._standby = nonce or self._nonce, standby or self._standby
-            if status != 401:
-                break
-        return status, answer
-
-    async def _once(self, path: str, body: bytes) -> tuple[int, bytes, str, str]:
-        if self._streams is None:
-            port = self._replicas.port_for(self._preferred)
-            self._streams = await asyncio.open_connection("127.0.0.1", port)
-        reader, writer = self._streams
-        proof = self._key.proof(
-            method="POST", url=self._url + path, jti=secrets.token_urlsafe(12),
-            now=int(time.time()), nonce=self._nonce,
-        )  # fmt: skip
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self._token}\r\n"
-            f"DPoP: {proof}\r\nContent-Type: application/json\r\nPrefer: wait={WAIT}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        fields = {
-            k.lower(): v.strip() for k, _, v in (f.partition(":") for f in head.split("\r\n"))
-        }
-        answer = await reader.readexactly(int(fields.get("content-length", "0")))
-        if fields.get("connection") == "close":
-            writer.close()
-            self._streams = None
-        status = int(head.split(" ", 2)[1])
-        return status, answer, fields.get("dpop-nonce", ""), fields.get(STANDBY_NONCE.lower(), "")
-
-    async def begin(self) -> None:
-        status, answer = await self._send("/ssf/streams", b"{}")
-        assert status == 201, answer
-        self.stream = json.loads(answer)["stream_id"]
-
-    async def run(self) -> None:
-        ack: list[str] = []
-        while True:
-            try:
-                status, answer = await self._send(
-                    f"/ssf/poll/{self.stream}", msgspec.json.encode({"ack": ack})
-                )
-                assert status == 200, answer
-                ack = list(msgspec.json.decode(answer)["sets"])
-                self.got.update(ack)
-            except (OSError, EOFError):
-                self._streams, self._nonce = None, self._standby
-                await asyncio.sleep(random.uniform(0, _FIRST_PAUSE))
 
 
 class Whole:
@@ -337,6 +189,10 @@ async def open_incident(
     return Incident(document["id"], next(iter(about)), watched, asked, told, killed)
 
 
+def _line(replicas: Replicas, preferred: int) -> Line:
+    return Line(lambda: [replicas.port_for(preferred)])
+
+
 async def measure(options: argparse.Namespace, root: Path, database: str) -> list[Incident]:
     port = free_port()
     world = World(root / "world", f"http://localhost:{port}", clock=time.time)  # type: ignore[arg-type]
@@ -346,7 +202,8 @@ async def measure(options: argparse.Namespace, root: Path, database: str) -> lis
         "target": "tickets", "scopes": ["tickets:read"],
     }  # fmt: skip
     world.write_grants([grant])
-    replicas = Replicas(world, root, database)
+    # The replicas live for seconds.
+    replicas = Replicas(world, root, database, feed={"connection_age": "1s"})
     target = Target()
     tasks: list[asyncio.Task[None]] = []
     sessions = [
@@ -362,7 +219,7 @@ async def measure(options: argparse.Namespace, root: Path, database: str) -> lis
             await replicas.start(number)
         token = world.workload("spiffe://demo.example/ns/crowd/sa/bot")
         crowd = [
-            Light(world.url, token, replicas, number % 2)
+            Light(world.url, token, _line(replicas, number % 2))
             for number in range(options.sidecars - options.incidents)
         ]
         for begin in range(0, len(crowd), 50):
@@ -425,12 +282,6 @@ async def ask(
         sidecars = (await response.json())["containment"]["sidecars"]
     incident.concerned = len(sidecars)
     incident.acknowledged = sum(one.get("acknowledged_at") is not None for one in sidecars)
-
-
-def quantile(values: list[float], share: float) -> float:
-    """By nearest rank: the least value that at least ``share`` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
 def report(incidents: list[Incident], sidecars: int, where: str) -> str:

@@ -19,6 +19,7 @@ from valetkey.cli.settings_table import defaults, sections
 from valetkey.contracts import codes, settings
 
 ROOT = Path(__file__).parents[3]
+SCALING = Path("docs/explanation/scaling.md")
 
 
 def test_nothing_generated_is_out_of_date() -> None:
@@ -35,6 +36,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / CHART).mkdir(parents=True)
     shutil.copy(ROOT / CHART / "values.yaml", tmp_path / CHART)
+    (tmp_path / SCALING).parent.mkdir(parents=True)
+    shutil.copy(ROOT / SCALING, tmp_path / SCALING)
     assert reference.main(["--root", str(tmp_path)]) == 0
     return tmp_path
 
@@ -56,13 +59,16 @@ def test_check_names_what_differs(
     assert (checkout / path).read_text() == changed
 
 
-def test_a_benchmark_goes_into_the_readme(checkout: Path) -> None:
-    assert "Not measured yet" in (checkout / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "results"), [("README.md", "latest.md"), (str(SCALING), "fleet.md")]
+)
+def test_a_benchmark_goes_into_its_page(checkout: Path, page: str, results: str) -> None:
+    assert "Not measured yet" in (checkout / page).read_text()
     (checkout / "bench/results").mkdir(parents=True)
-    (checkout / "bench/results/latest.md").write_text("### Throughput\n\n| a |\n|---|\n| 1 |\n")
+    (checkout / "bench/results" / results).write_text("### Throughput\n\n| a |\n|---|\n| 1 |\n")
     assert reference.main(["--root", str(checkout)]) == 0
-    assert "| 1 |" in (checkout / "README.md").read_text()
-    assert "Not measured yet" not in (checkout / "README.md").read_text()
+    assert "| 1 |" in (checkout / page).read_text()
+    assert "Not measured yet" not in (checkout / page).read_text()
 
 
 @pytest.mark.parametrize("readme", [None, "# Valetkey\n"], ids=["no README", "no markers"])
