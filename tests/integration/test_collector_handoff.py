@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -539,3 +541,65 @@ async def test_a_stream_that_can_not_be_read(tmp_path, nats_server):
         CliRunner().invoke, main, [*arguments, "--spool", str(tmp_path)]
     )
     assert "--stream stands alone" in result.stderr
+
+
+def signed(claims, by, subject, name):
+    """A JWT of NATS's own: signed by an nkey, its id the digest of what it says."""
+    body = {"iat": 1_790_000_000, "iss": by.public_key.decode(), "name": name, "sub": subject}
+    body |= {"nats": {"version": 2, **claims}}
+    body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode()[:52]
+    parts = [{"typ": "JWT", "alg": "ed25519-nkey"}, body]
+    text = b".".join(
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts
+    )
+    return (text + b"." + base64.urlsafe_b64encode(by.sign(text)).rstrip(b"=")).decode()
+
+
+async def test_by_a_credentials_file(bench, tmp_path):
+    """A server of an operator, whose users come with a JWT of their account and their key."""
+
+    def key(prefix):
+        seed = nkeys.encode_seed(os.urandom(32), prefix=prefix)
+        return seed, nkeys.from_seed(bytearray(seed))
+
+    (_, operator), (_, account), (_, system) = (
+        key(nkeys.PREFIX_BYTE_OPERATOR),
+        key(nkeys.PREFIX_BYTE_ACCOUNT),
+        key(nkeys.PREFIX_BYTE_ACCOUNT),
+    )
+    seed, user = key(nkeys.PREFIX_BYTE_USER)
+    unlimited = dict.fromkeys(
+        ("subs", "data", "payload", "imports", "exports", "conn", "leaf", "mem_storage",
+         "disk_storage", "streams", "consumer"), -1
+    )  # fmt: skip
+    limits = {"type": "account", "limits": unlimited | {"wildcards": True}}
+    plain = {"type": "account", "limits": {"subs": -1, "conn": -1, "data": -1, "payload": -1}}
+    public = {each: each.public_key.decode() for each in (operator, account, system, user)}
+    operators = signed({"type": "operator"}, operator, public[operator], "operator")
+    accounts = {
+        public[account]: signed(limits, operator, public[account], "record"),
+        public[system]: signed(plain, operator, public[system], "system"),
+    }
+    allowed = {"type": "user", "subs": -1, "data": -1, "payload": -1}
+    users = signed(allowed, account, public[user], "collector")
+    file = tmp_path / "collector.creds"
+    file.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{users}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    server = NatsServer(tmp_path / "nats")
+    preload = ", ".join(f"{name}: {jwt}" for name, jwt in accounts.items())
+    server.configure(
+        f"operator: {operators}\nsystem_account: {public[system]}\n"
+        f"resolver: MEMORY\nresolver_preload: {{ {preload} }}\n"
+    )
+    server.start()
+    try:
+        async with server.jetstream(user_credentials=str(file)) as stream:
+            await stream.add_stream(fitting())
+        made = Chain(boot=BOOT).calls(3)
+        async with collecting(bench, nats=nats(server, credentials_file=str(file))) as collector:
+            assert (await collector.post(made.events))[0] == 200
+            await collector.handed_on(6)
+    finally:
+        server.stop()
