@@ -29,6 +29,7 @@ class Replicas:
         world.overrides["database"] = database
         world.write()
         self._processes: list[subprocess.Popen[bytes] | None] = [None, None]
+        self._killed: dict[int, subprocess.Popen[bytes]] = {}
         self._configs: list[Path] = []
         self._root = root
         for number, port in enumerate(self.ports):
@@ -50,19 +51,23 @@ class Replicas:
         return self._root / f"broker-{number}.log"
 
     async def start(self, number: int) -> None:
+        if (killed := self._killed.pop(number, None)) is not None:
+            await asyncio.to_thread(killed.wait, 10)
         command = ["-m", "valetkey.broker", "--config", str(self._configs[number])]
         self._processes[number] = await started(command, self.log(number))
 
     def kill(self, number: int) -> None:
-        process = self.process(number)
+        """Without waiting for the end: the sidecars in this process are to notice meanwhile."""
+        process = self._killed[number] = self.process(number)
         self._processes[number] = None
         process.kill()
-        process.wait(10)
 
     def stop(self) -> None:
         for number in (0, 1):
             if self.alive(number):
                 self.kill(number)
+        for process in self._killed.values():
+            process.wait(10)
 
     def port_for(self, preferred: int) -> int:
         """What a load balancer does: the sidecar's own replica, or the one that is there."""
