@@ -336,8 +336,11 @@ def test_no_secret_is_made() -> None:
         assert not [key for key in helm.objects(helm.render(example)) if key[0] == "Secret"]
 
 
+@pytest.mark.parametrize("blocks", [(0, 1, 3), (0, 2, 3)], ids=["targets", "operator's routes"])
 @pytest.mark.parametrize("program", ["helm3", "helm4"])
-def test_the_page_s_values_and_command_install(program: str, tmp_path: Path) -> None:
+def test_the_page_s_values_and_command_install(
+    program: str, blocks: tuple[int, ...], tmp_path: Path
+) -> None:
     """docs/how-to/install.md: its values one over the other, with the options of its command."""
     page = (ROOT / "docs/how-to/install.md").read_text()
     files = []
@@ -347,11 +350,11 @@ def test_the_page_s_values_and_command_install(program: str, tmp_path: Path) -> 
         files.append(tmp_path / f"{number}.yaml")
         files[-1].write_text(textwrap.dedent(block))
     command = re.search(r"helm install valetkey helm/valetkey (.*\n.*)\n", page)
-    assert len(files) == 3
+    assert len(files) == 4
     assert command is not None
     options = shlex.split(command[1].replace("\\\n", " "))
     at = options.index("values.yaml")
-    options[at : at + 1] = [str(files[0]), "-f", str(files[1]), "-f", str(files[2])]
+    options[at : at + 1] = " -f ".join(str(files[block]) for block in blocks).split()
     (tmp_path / "cluster-jwks.json").write_text('{"keys": []}')
     arguments = ["--kube-version", helm.KUBERNETES, *options]
     done = helm.run(program, "template", "valetkey", helm.CHART, *arguments, cwd=tmp_path)
