@@ -319,6 +319,7 @@ BEGUN: Final = {
     "ValetkeyInjectorSlow": "3m",
     "ValetkeyPodsRefused": "12m",
     "ValetkeyRootsRejected": "2m",
+    "ValetkeyHandoffBehind": "5m",
     "ValetkeySidecarWithoutFeed": "0m",
     "ValetkeyRevocationSlow": "1m",
     "ValetkeySpoolOld": "3m",
